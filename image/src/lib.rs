@@ -1,0 +1,7 @@
+//! Every format that builder and rack must agree on, written and read.
+//!
+//! No network, no processes, no clock, no randomness: the same input gives the same bytes.
+
+pub mod digest;
+pub mod lock;
+pub mod manifest;

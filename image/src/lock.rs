@@ -1,0 +1,66 @@
+//! The lock: every package that goes into a rack, by name, version, hash, size and pool path. One per rack recipe,
+//! `<rack recipe>.lock`, TOML, in git. It holds no host names, so any mirror serves it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Sha256;
+
+/// The only format this version reads.
+pub const FORMAT: u32 = 1;
+
+/// A rack's lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lock {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Version of the builder that wrote it.
+    pub builder: String,
+    /// `SOURCE_DATE_EPOCH` of every build from this lock, seconds since 1970: the newest date of the archives' indexes.
+    pub epoch: i64,
+    /// The base as the recipe names it, `debian:trixie`.
+    pub base: String,
+    /// What each set was resolved from: set name (`host`, `kernel`, `base`, `image:<name>`) to the packages asked for, sorted.
+    /// If the recipe asks for others, the lock no longer fits it.
+    pub roots: BTreeMap<String, Vec<String>>,
+    /// What each set consists of, by package name, sorted; an image's set does not repeat the base's.
+    pub sets: BTreeMap<String, Vec<String>>,
+    /// The archive's indexes that the packages came from.
+    pub indexes: Vec<Index>,
+    /// All packages, by name.
+    pub packages: BTreeMap<String, Package>,
+}
+
+/// One signed index of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Index {
+    /// The archive: `debian` or `debian-security`.
+    pub archive: String,
+    /// The suite: `trixie`, `trixie-updates`, `trixie-security`.
+    pub suite: String,
+    /// Date of the InRelease file, as it stands there.
+    pub date: String,
+    /// SHA-256 of the InRelease file.
+    pub sha256: Sha256,
+}
+
+/// One package.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Package {
+    /// Version.
+    pub version: String,
+    /// Architecture: `amd64` or `all`.
+    pub architecture: String,
+    /// The archive that holds it.
+    pub archive: String,
+    /// Path below the archive's root, `pool/main/...`.
+    pub path: String,
+    /// Size of the .deb in bytes.
+    pub size: u64,
+    /// SHA-256 of the .deb.
+    pub sha256: Sha256,
+}

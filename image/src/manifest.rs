@@ -1,0 +1,177 @@
+//! The manifest: what one generation consists of. Written by the builder, embedded in the UKI's initrd at
+//! [`PATH`] and kept on the data partition; read by the host. Every file it names is named by its fs-verity digest.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::VerityDigest;
+
+/// Where the host's initrd holds the manifest.
+pub const PATH: &str = "/rackstick/manifest.json";
+/// The only format this version reads.
+pub const FORMAT: u32 = 1;
+
+/// One generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The rack's name.
+    pub rack: String,
+    /// The generation's version.
+    pub version: String,
+    /// The rack's domain.
+    pub domain: String,
+    /// Unique GUID of the data partition, lower case with dashes.
+    pub data_partition: String,
+    /// Networks by name.
+    pub networks: BTreeMap<String, Network>,
+    /// Images by name.
+    pub images: BTreeMap<String, Image>,
+    /// Guests, in the order in which they start.
+    pub guests: Vec<Guest>,
+}
+
+/// One network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "kind")]
+pub enum Network {
+    /// Bridged to the rack's own NIC.
+    Uplink {
+        /// The NIC's name, or none: the first with a carrier.
+        interface: Option<String>,
+        /// How the rack gets its own address.
+        address: UplinkAddress,
+    },
+    /// A private bridge.
+    Private {
+        /// The rack's own address on it, the guests' gateway.
+        gateway: Ipv4Addr,
+        /// Prefix length, 1 to 30.
+        prefix: u8,
+        /// The uplink network through which guests reach the world, if any.
+        nat: Option<String>,
+    },
+}
+
+/// How the rack gets its own address on an uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub enum UplinkAddress {
+    /// By DHCP.
+    Dhcp,
+    /// Always this one.
+    Static {
+        /// The rack's address.
+        address: Ipv4Addr,
+        /// Prefix length, 1 to 30.
+        prefix: u8,
+        /// Default gateway, if any.
+        gateway: Option<Ipv4Addr>,
+    },
+}
+
+/// What a guest boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// Layers, lowest first.
+    pub layers: Vec<Blob>,
+    /// The unpacked `vmlinux`.
+    pub kernel: Blob,
+    /// The initrd.
+    pub initrd: Blob,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// The program that becomes PID 1 of the image, with its arguments.
+    pub init: Vec<String>,
+}
+
+/// One file under `layers/` of the data partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Blob {
+    /// Its fs-verity digest, which is also its file name.
+    pub digest: VerityDigest,
+    /// Size in bytes.
+    pub size: u64,
+    /// What it is, for people: `base`, `dns`, `kernel 6.12.57+deb13-cloud-amd64`.
+    pub label: String,
+}
+
+/// One guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guest {
+    /// Its name, also its host name.
+    pub name: String,
+    /// The image it boots.
+    pub image: String,
+    /// vCPUs, at least 1.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Interfaces, in order of PCI address.
+    pub interfaces: Vec<Interface>,
+    /// Ports of the rack that lead to this guest.
+    pub forwards: Vec<Forward>,
+    /// Its health check.
+    pub health: Option<Health>,
+    /// Guests that must be healthy before this one starts.
+    pub after: Vec<String>,
+}
+
+/// A guest's interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interface {
+    /// The network it belongs to.
+    pub network: String,
+    /// MAC address, derived from rack, guest and network.
+    pub mac: String,
+    /// Address on a private network.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// A port of the rack that leads to a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forward {
+    /// The uplink network on which the rack listens.
+    pub network: String,
+    /// Port on the rack.
+    pub port: u16,
+    /// Port on the guest.
+    pub guest_port: u16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// A health check, run by the agent inside the guest against the guest's own address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+pub enum Health {
+    /// This name must be answered on port 53.
+    Dns(String),
+    /// A GET must succeed.
+    Http {
+        /// TCP port.
+        port: u16,
+        /// Path, with its leading slash.
+        path: String,
+    },
+    /// A connection must be accepted on this port.
+    Tcp(u16),
+}

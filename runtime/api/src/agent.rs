@@ -1,0 +1,36 @@
+//! What the daemon asks of the agent inside a guest, over vsock: it connects to [`PORT`], writes one
+//! [`Request`] a line and reads one [`Response`] a line. The guest is hostile: the daemon reads nothing else of it.
+
+use serde::{Deserialize, Serialize};
+
+/// The vsock port on which the agent listens.
+pub const PORT: u32 = 1024;
+
+/// A request to the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Request {
+    /// Run the health check now and say how the guest is.
+    Status,
+    /// Shut the guest down cleanly.
+    Shutdown,
+}
+
+/// The agent's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Response {
+    /// How the guest is.
+    Status {
+        /// Whether the health check passed; true where there is none.
+        healthy: bool,
+        /// Why not, in one line; empty if healthy.
+        detail: String,
+        /// MemAvailable of the guest in KiB.
+        memory_available_kib: u64,
+    },
+    /// The shutdown has begun.
+    ShuttingDown,
+    /// The request could not be carried out.
+    Error(String),
+}

@@ -1,0 +1,73 @@
+//! What a guest is told about itself at boot: the file [`PATH`] in a small cpio behind its initrd.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the guest's init finds its configuration.
+pub const PATH: &str = "/rackstick/guest.json";
+
+/// One guest's own configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestConfig {
+    /// Host name, without the domain.
+    pub hostname: String,
+    /// The rack's domain, as `lab.internal`.
+    pub domain: String,
+    /// How many layers make the root; layer 0 is the lowest. They are the virtio-pmem devices in order of PCI address.
+    pub layers: u32,
+    /// The guest's network interfaces.
+    pub interfaces: Vec<Interface>,
+    /// Resolvers for `/etc/resolv.conf`.
+    pub nameservers: Vec<Ipv4Addr>,
+    /// The program that becomes PID 1 of the image once its root is mounted, with its arguments.
+    pub init: Vec<String>,
+    /// How the agent finds out whether the guest does its work; none: healthy once init runs.
+    pub health: Option<Health>,
+}
+
+/// One network interface, found by its MAC address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interface {
+    /// MAC address, as `52:54:00:12:34:56`.
+    pub mac: String,
+    /// IPv4 address; none: the interface is only brought up.
+    pub address: Option<Ipv4Addr>,
+    /// Prefix length of the subnet, 0 to 32.
+    pub prefix: u8,
+    /// Default gateway, if this interface has one.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// A health check, run by the agent inside the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+pub enum Health {
+    /// `address` must answer an A query for `name` with NOERROR and at least one record.
+    Dns {
+        /// The name asked for.
+        name: String,
+        /// The server asked: the guest's own address.
+        address: Ipv4Addr,
+        /// UDP port, usually 53.
+        port: u16,
+    },
+    /// A GET of `path` must be answered with a status from 200 to 399.
+    Http {
+        /// The server asked: the guest's own address.
+        address: Ipv4Addr,
+        /// TCP port.
+        port: u16,
+        /// Path, with its leading slash.
+        path: String,
+    },
+    /// A TCP connection to `port` must be accepted.
+    Tcp {
+        /// The server asked: the guest's own address.
+        address: Ipv4Addr,
+        /// TCP port.
+        port: u16,
+    },
+}

@@ -1,0 +1,120 @@
+//! The rack's API: one [`Request`] a line in, one [`Response`] a line out.
+//!
+//! The daemon serves it on the Unix socket [`SOCKET`] and, where the rack is itself a virtual machine, on the
+//! virtio-serial port [`VIRTIO_PORT`]: whoever holds the hypervisor below holds the rack anyway.
+//! No network port is opened.
+
+use serde::{Deserialize, Serialize};
+
+/// The daemon's socket on the rack.
+pub const SOCKET: &str = "/run/rackstick/api.sock";
+/// Name of the virtio-serial port on which a virtual rack serves the same API.
+pub const VIRTIO_PORT: &str = "org.rackstick.api";
+
+/// A request to the rack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How the rack is.
+    Status,
+    /// The last lines of one guest's console.
+    Console {
+        /// The guest's name.
+        guest: String,
+    },
+    /// Stop one guest cleanly and leave it stopped.
+    Stop {
+        /// The guest's name.
+        guest: String,
+    },
+    /// Start a guest that is stopped or failed.
+    Start {
+        /// The guest's name.
+        guest: String,
+    },
+    /// End a process of the runtime with SIGKILL, as a crash would.
+    Kill {
+        /// Which one.
+        process: Process,
+    },
+    /// Stop all guests cleanly, then switch the machine off.
+    PowerOff,
+    /// Stop all guests cleanly, then reboot the machine.
+    Reboot,
+}
+
+/// A process of the runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Process {
+    /// The daemon itself.
+    Daemon,
+    /// The virtual machine monitor of the guest named.
+    Vmm(String),
+}
+
+/// The rack's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// How the rack is.
+    Status(Status),
+    /// The text asked for.
+    Text(String),
+    /// Done, or begun where it takes longer.
+    Ok,
+    /// Not done, and why.
+    Error(String),
+}
+
+/// How the rack is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The rack's name.
+    pub rack: String,
+    /// The generation's version.
+    pub version: String,
+    /// Seconds since the kernel started.
+    pub uptime_s: u64,
+    /// What is wrong with the rack itself (no KVM, data partition not mounted...), one line each; empty if nothing.
+    pub problems: Vec<String>,
+    /// Process id of the daemon.
+    pub daemon_pid: u32,
+    /// The host's own memory: MemTotal - MemFree - clean page cache after coldplug, before any guest, in KiB.
+    pub host_memory_kib: u64,
+    /// The uplink's IPv4 address with its prefix length, once there is one.
+    pub uplink: Option<String>,
+    /// All guests, in the order of the manifest.
+    pub guests: Vec<Guest>,
+}
+
+/// How one guest is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub state: State,
+    /// Whether its health check passed the last time.
+    pub healthy: bool,
+    /// What is wrong, in one line; empty if nothing.
+    pub detail: String,
+    /// Process id of its monitor while it runs.
+    pub pid: Option<u32>,
+    /// How often it was started again since the rack came up.
+    pub restarts: u32,
+}
+
+/// What a guest is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Not yet started: waits for another guest, or for its next try.
+    Waiting,
+    /// Its monitor runs.
+    Running,
+    /// Stopped because it was asked to be.
+    Stopped,
+    /// Stopped for a reason that a restart would not mend.
+    Failed,
+}
