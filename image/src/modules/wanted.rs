@@ -1,0 +1,131 @@
+//! Which modules go into which initrd. What a name needs comes along by itself ([`super::Index::select`]); names that the
+//! kernel at hand has built in cost nothing.
+
+/// Into a guest's initrd: what stands between the kernel and its root, its networks and its agent.
+/// Everything else a guest has in its kernel layer.
+pub const GUEST: &[&str] = &[
+    // The root: pmem with DAX, EROFS, overlay.
+    "virtio_pci",
+    "libnvdimm",
+    "nd_btt",
+    "nd_virtio",
+    "virtio_pmem",
+    "nd_pmem",
+    "erofs",
+    "overlay",
+    // The other devices of our machine.
+    "virtio_net",
+    "virtio_rng",
+    "virtio_blk",
+    "virtio_balloon",
+    "virtio_console",
+    // The agent.
+    "vsock",
+    "vmw_vsock_virtio_transport",
+    // The power button, and the device that systemd-logind reads it from.
+    "button",
+    "evdev",
+];
+
+/// Into the host's initrd.
+pub const HOST: &[&str] = &[
+    // Virtual hardware.
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_scsi",
+    "virtio_console",
+    "virtio_rng",
+    "virtio_balloon",
+    // Disks.
+    "ahci",
+    "ata_piix",
+    "nvme",
+    "sd_mod",
+    "sr_mod",
+    "usb_storage",
+    "uas",
+    "xhci_pci",
+    "ehci_pci",
+    "ohci_pci",
+    "uhci_hcd",
+    "sdhci_pci",
+    "sdhci_acpi",
+    "mmc_block",
+    // Network cards.
+    "e1000",
+    "e1000e",
+    "igb",
+    "igc",
+    "ixgbe",
+    "r8169",
+    "8139cp",
+    "8139too",
+    "tg3",
+    "bnx2",
+    "atlantic",
+    "alx",
+    "sky2",
+    "forcedeth",
+    "r8152",
+    "ax88179_178a",
+    "cdc_ether",
+    "cdc_ncm",
+    // Realtek's and others' PHYs are asked for by an alias of their own.
+    "realtek",
+    // File systems.
+    "ext4",
+    "vfat",
+    "nls_cp437",
+    "nls_ascii",
+    "nls_iso8859_1",
+    "efivarfs",
+    "erofs",
+    "overlay",
+    "loop",
+    // Guests.
+    "kvm",
+    "kvm_amd",
+    "kvm_intel",
+    "tun",
+    "vhost_net",
+    "vhost_vsock",
+    // Networks.
+    "bridge",
+    "veth",
+    "af_packet",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_masq",
+    "nft_redir",
+    "nft_ct",
+    "nft_limit",
+    "nft_log",
+    "nft_reject_inet",
+    "nft_fib_inet",
+    "nf_conntrack",
+    // Digests at the speed of the CPU: fs-verity, ext4's checksums.
+    "sha256_ssse3",
+    "sha256_generic",
+    "crc32c_intel",
+    "crc32c_generic",
+    "crc32_pclmul",
+    "aesni_intel",
+    // Keyboard, mouse button, power button.
+    "usbhid",
+    "hid_generic",
+    "atkbd",
+    "i8042",
+    "evdev",
+    "button",
+    // Watchdogs, clock, temperature.
+    "iTCO_wdt",
+    "sp5100_tco",
+    "i6300esb",
+    "wdat_wdt",
+    "softdog",
+    "rtc_cmos",
+    "k10temp",
+    "coretemp",
+];
