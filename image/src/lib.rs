@@ -2,6 +2,11 @@
 //!
 //! No network, no processes, no clock, no randomness: the same input gives the same bytes.
 
+pub mod cpio;
 pub mod digest;
+pub mod guid;
 pub mod lock;
 pub mod manifest;
+pub mod modules;
+pub mod recipe;
+pub mod verity;

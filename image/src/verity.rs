@@ -1,0 +1,208 @@
+//! fs-verity file digests: SHA-256, 4096-byte blocks, no salt, as the kernel measures them.
+//! Follows Linux, Documentation/filesystems/fsverity.rst, sections "Merkle tree" and "fs-verity descriptor".
+
+use std::io::{self, Read};
+
+use sha2::{Digest, Sha256};
+
+use crate::digest::VerityDigest;
+
+/// Size of data blocks and Merkle tree blocks in bytes.
+pub const BLOCK_SIZE: usize = 4096;
+/// Bytes of one SHA-256 hash.
+const HASH_SIZE: usize = 32;
+/// Hashes in one tree block.
+pub const HASHES_PER_BLOCK: u64 = (BLOCK_SIZE / HASH_SIZE) as u64;
+/// Bytes read at once: large enough that system calls do not count, small enough for the second-level cache.
+const READ_SIZE: usize = 64 * BLOCK_SIZE;
+
+/// Reads `source` to its end and returns the digest that `FS_IOC_MEASURE_VERITY` gives for a file with these bytes.
+pub fn digest(mut source: impl Read) -> io::Result<VerityDigest> {
+    let mut hasher = Hasher::new();
+    let mut buffer = vec![0; READ_SIZE];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(read) => hasher.update(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Bytes of the Merkle tree of a file of `size` bytes, as ext4 stores it past the file's end (without the descriptor).
+pub fn tree_size(size: u64) -> u64 {
+    let mut blocks = size.div_ceil(BLOCK_SIZE as u64);
+    let mut tree_blocks = 0;
+    while blocks > 1 {
+        blocks = blocks.div_ceil(HASHES_PER_BLOCK);
+        tree_blocks += blocks;
+    }
+    tree_blocks * BLOCK_SIZE as u64
+}
+
+/// The digest of bytes that arrive in pieces; holds one tree block per level, so memory grows with the logarithm of the size.
+#[derive(Debug, Default)]
+pub struct Hasher {
+    size: u64,
+    partial: Vec<u8>,
+    levels: Vec<Level>,
+}
+
+/// One level of the tree.
+#[derive(Debug, Default)]
+struct Level {
+    /// The block that is being filled.
+    block: Vec<u8>,
+    /// Hashes that this level has had in all.
+    hashes: u64,
+}
+
+impl Hasher {
+    /// A hasher that has seen no bytes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends `bytes`.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        self.size += bytes.len() as u64;
+        if !self.partial.is_empty() {
+            let taken = bytes.len().min(BLOCK_SIZE - self.partial.len());
+            self.partial.extend_from_slice(&bytes[..taken]);
+            bytes = &bytes[taken..];
+            if self.partial.len() < BLOCK_SIZE {
+                return;
+            }
+            let hash = hash_block(&self.partial);
+            self.partial.clear();
+            self.push(0, hash);
+        }
+        let mut blocks = bytes.chunks_exact(BLOCK_SIZE);
+        for block in &mut blocks {
+            self.push(0, hash_block(block));
+        }
+        self.partial.extend_from_slice(blocks.remainder());
+    }
+
+    /// The digest of all bytes seen.
+    pub fn finish(mut self) -> VerityDigest {
+        if !self.partial.is_empty() {
+            let hash = hash_block(&self.partial);
+            self.push(0, hash);
+        }
+        descriptor_digest(self.size, self.root())
+    }
+
+    /// Appends a hash to a level, and hashes every block that this fills into the level above.
+    fn push(&mut self, mut level: usize, mut hash: [u8; HASH_SIZE]) {
+        loop {
+            if level == self.levels.len() {
+                self.levels.push(Level::default());
+            }
+            let Level { block, hashes } = &mut self.levels[level];
+            block.extend_from_slice(&hash);
+            *hashes += 1;
+            if block.len() < BLOCK_SIZE {
+                return;
+            }
+            hash = hash_block(block);
+            block.clear();
+            level += 1;
+        }
+    }
+
+    /// The root is the only hash of the highest level; an empty file's is all zeroes.
+    fn root(&mut self) -> [u8; HASH_SIZE] {
+        let mut level = 0;
+        while level < self.levels.len() {
+            let Level { block, hashes } = &mut self.levels[level];
+            if *hashes == 1 {
+                let mut root = [0; HASH_SIZE];
+                root.copy_from_slice(block);
+                return root;
+            }
+            if !block.is_empty() {
+                let hash = hash_block(block);
+                block.clear();
+                self.push(level + 1, hash);
+            }
+            level += 1;
+        }
+        [0; HASH_SIZE]
+    }
+}
+
+/// Hashes a block of up to 4096 bytes as if zeroes followed it.
+fn hash_block(block: &[u8]) -> [u8; HASH_SIZE] {
+    const ZEROES: [u8; BLOCK_SIZE] = [0; BLOCK_SIZE];
+    let mut sha = Sha256::new();
+    sha.update(block);
+    sha.update(&ZEROES[block.len()..]);
+    sha.finalize().into()
+}
+
+/// Hashes `struct fsverity_descriptor` (256 bytes, little endian).
+fn descriptor_digest(size: u64, root: [u8; HASH_SIZE]) -> VerityDigest {
+    let mut descriptor = [0; 256];
+    descriptor[0] = 1; // version
+    descriptor[1] = 1; // hash_algorithm: FS_VERITY_HASH_ALG_SHA256
+    descriptor[2] = BLOCK_SIZE.trailing_zeros() as u8; // log_blocksize
+    descriptor[8..16].copy_from_slice(&size.to_le_bytes());
+    descriptor[16..16 + HASH_SIZE].copy_from_slice(&root);
+    VerityDigest(Sha256::digest(descriptor).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, process::Command};
+
+    use super::*;
+
+    /// Bytes whose blocks differ: the period is no multiple of the block size.
+    fn bytes(size: usize) -> Vec<u8> {
+        let period: Vec<u8> = (0..100_003_usize).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let mut bytes = period.repeat(size.div_ceil(period.len()));
+        bytes.truncate(size);
+        bytes
+    }
+
+    #[test]
+    fn digests_equal_those_of_fsverity_utils() {
+        let folder = tempfile::tempdir().unwrap();
+        let block = BLOCK_SIZE;
+        let mut sizes = vec![0, 1, block - 1, block, block + 1, 2 * block, 127 * block, 128 * block - 1, 128 * block];
+        sizes.extend([128 * block + 1, 129 * block, 256 * block, 257 * block + 7, 5 << 20, (9 << 20) + 4095]);
+        // A full second level, one block less and one byte more.
+        sizes.extend([(64 << 20) - block, 64 << 20, (64 << 20) + 1]);
+        for size in sizes {
+            let bytes = bytes(size);
+            let path = folder.path().join(size.to_string());
+            fs::write(&path, &bytes).unwrap();
+            let output = Command::new("fsverity").args(["digest", "--compact"]).arg(&path).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let theirs: VerityDigest = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+            assert_eq!(digest(bytes.as_slice()).unwrap(), theirs, "{size} bytes");
+            fs::remove_file(path).unwrap();
+        }
+    }
+
+    #[test]
+    fn pieces_of_any_size_give_the_same_digest() {
+        let bytes = bytes(200 * BLOCK_SIZE + 17);
+        let whole = digest(bytes.as_slice()).unwrap();
+        for piece in [61, 4095, 4096, 4097, 100_000] {
+            let mut hasher = Hasher::new();
+            bytes.chunks(piece).for_each(|piece| hasher.update(piece));
+            assert_eq!(hasher.finish(), whole, "pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn the_tree_has_a_block_for_every_128_blocks_below() {
+        assert_eq!(tree_size(0), 0);
+        assert_eq!(tree_size(4096), 0);
+        assert_eq!(tree_size(4097), 4096);
+        assert_eq!(tree_size(128 * 4096 + 1), 3 * 4096);
+    }
+}
