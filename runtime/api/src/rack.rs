@@ -1,4 +1,8 @@
-//! The rack's API: one [`Request`] a line in, one [`Response`] a line out.
+//! The rack's API: one [`Call`] a line in, one [`Answer`] a line out, in any order; empty lines are ignored.
+//!
+//! A call carries a number that its answer repeats, because a virtio-serial port outlives whoever speaks through it:
+//! an answer to a client that has left reaches the next one, who must be able to tell.
+//! For the same reason a client begins with an empty line, which ends what another may have left half-written.
 //!
 //! The daemon serves it on the Unix socket [`SOCKET`] and, where the rack is itself a virtual machine, on the
 //! virtio-serial port [`VIRTIO_PORT`]: whoever holds the hypervisor below holds the rack anyway.
@@ -10,6 +14,26 @@ use serde::{Deserialize, Serialize};
 pub const SOCKET: &str = "/run/rackstick/api.sock";
 /// Name of the virtio-serial port on which a virtual rack serves the same API.
 pub const VIRTIO_PORT: &str = "org.rackstick.api";
+
+/// One line to the rack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Call {
+    /// Chosen by the client, different for each call.
+    pub id: u64,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// One line from the rack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    /// The call's number; 0 if the line could not be read as a call.
+    pub id: u64,
+    /// What came of it.
+    pub response: Response,
+}
 
 /// A request to the rack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
