@@ -1,2 +1,27 @@
-//! Placeholder
-fn main() {}
+//! The command `rackstick`: from a recipe to a lock, to layers, to a disk image, to a rack.
+
+mod commands;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Turns a recipe into a bootable server rack.
+#[derive(Parser)]
+#[command(name = "rackstick", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: commands::Command,
+}
+
+/// 0: done; 1: failed, and stderr says why; 2: wrong usage (clap's own exit code).
+fn main() -> ExitCode {
+    match Cli::parse().command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::print(error.as_ref());
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The subcommands, one file each: an `Args` for clap and a `run`.
+
+mod check;
+
+use crate::report;
+
+/// What to do.
+#[derive(clap::Subcommand)]
+pub enum Command {
+    Check(check::Args),
+}
+
+impl Command {
+    /// Does it.
+    pub fn run(self) -> Result<(), report::Error> {
+        match self {
+            Self::Check(args) => check::run(args),
+        }
+    }
+}
