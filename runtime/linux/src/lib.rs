@@ -1,1 +1,18 @@
-//! Placeholder
+//! What the runtime asks of the kernel, on the host as in a guest: modules, devices, mounts, networks, power.
+//!
+//! - [`modules`], [`coldplug`], [`uevent`]: load drivers, by name, by device, as devices come.
+//! - [`mount`]: mounts, and leaving the initramfs.
+//! - [`netlink`], [`tap`]: links, addresses, routes, tap devices.
+//! - [`kmsg`], [`power`]: the kernel's log, and its end.
+//!
+//! Everything here is synchronous and takes deadlines where it waits.
+
+pub mod coldplug;
+pub mod kmsg;
+pub mod modules;
+pub mod mount;
+pub mod netlink;
+pub mod power;
+pub mod tap;
+pub mod uevent;
+mod wait;

@@ -1,0 +1,85 @@
+//! The runtime's log goes where the kernel's goes: `/dev/kmsg`, so that one console shows both in order.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+/// Longest line in bytes; the kernel refuses records above 1024 with their prefix (LOG_LINE_MAX).
+const MAX_LINE: usize = 900;
+
+struct Kmsg {
+    tag: &'static str,
+    /// None: standard error.
+    file: Option<File>,
+}
+
+/// Sends `log`'s messages at `level` and above to the kernel's log, each begun with `tag: `; to standard error where
+/// there is no `/dev/kmsg`. The first call counts, later ones do nothing.
+pub fn init(tag: &'static str, level: LevelFilter) {
+    // By default the kernel drops all but ten messages in five seconds. Only PID 1 can change that; others need not.
+    let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
+    let file = OpenOptions::new().write(true).open("/dev/kmsg").ok();
+    if log::set_boxed_logger(Box::new(Kmsg { tag, file })).is_ok() {
+        log::set_max_level(level);
+    }
+}
+
+/// syslog(3)'s numbers.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+impl Log for Kmsg {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        for line in lines(&record.args().to_string()) {
+            // One write is one record. There is nobody left to tell if the log itself fails.
+            let _ = match &self.file {
+                Some(file) => {
+                    (&*file).write_all(format!("<{}>{}: {line}\n", priority(record.level()), self.tag).as_bytes())
+                }
+                None => std::io::stderr().write_all(format!("{}: {line}\n", self.tag).as_bytes()),
+            };
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// The lines of `text`, long ones cut into pieces.
+fn lines(text: &str) -> Vec<&str> {
+    let mut out = Vec::new();
+    for mut line in text.lines() {
+        while line.len() > MAX_LINE {
+            let (head, tail) = line.split_at(line.floor_char_boundary(MAX_LINE));
+            out.push(head);
+            line = tail;
+        }
+        out.push(line);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_message_is_cut_between_characters_and_loses_nothing() {
+        let text = format!("{}\nshort", "ä".repeat(1000));
+        let cut = lines(&text);
+        assert!(cut.iter().all(|line| line.len() <= MAX_LINE));
+        assert_eq!(cut.concat(), format!("{}short", "ä".repeat(1000)));
+    }
+}
