@@ -2,6 +2,7 @@
 
 mod commands;
 mod report;
+mod sets;
 
 use std::process::ExitCode;
 

@@ -109,3 +109,23 @@ impl From<Diagnostic> for Diagnostics {
         Self(vec![diagnostic])
     }
 }
+
+/// A value with the place that it was read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// Why a recipe could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The rack recipe itself can't be read.
+    #[error("can't read the recipe {}", .0.display())]
+    Read(PathBuf, #[source] std::io::Error),
+    /// The rack recipe or one of its image recipes is wrong.
+    #[error("the recipe is not valid")]
+    Invalid(#[source] Diagnostics),
+}

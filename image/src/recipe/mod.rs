@@ -2,5 +2,9 @@
 //! with its place and a hint.
 
 mod error;
+mod image;
+mod rack;
 
-pub use error::{Diagnostic, Diagnostics, Place, Source};
+pub use error::{Diagnostic, Diagnostics, LoadError, Place, Placed, Source};
+pub use image::{Content, File, Image};
+pub use rack::{Guest, Network, Rack};

@@ -1,0 +1,62 @@
+//! Which packages a rack asks for: the roots that its lock is resolved from, by set.
+
+use std::collections::BTreeMap;
+
+use rackstick_image::{lock::Lock, recipe::Rack};
+
+/// What every rack needs beside what its recipe names. One line a package, its set first.
+const FIXED: &[(&str, &str)] = &[
+    // The host: a kernel with the drivers of real hardware, and the boot loader.
+    ("host", "linux-image-amd64"),
+    ("host", "systemd-boot-efi"),
+    // The guests' kernel: virtio only, small.
+    ("kernel", "linux-image-cloud-amd64"),
+    // What every image holds beside Debian's essential packages: an init, and what loads the kernel layer's modules.
+    ("base", "dbus"),
+    ("base", "kmod"),
+    ("base", "systemd"),
+    ("base", "systemd-sysv"),
+    ("base", "udev"),
+];
+
+/// Name of the set of an image's own packages.
+pub fn image(name: &str) -> String {
+    format!("image:{name}")
+}
+
+/// The packages asked for, sorted, by set: `host`, `kernel`, `base` and one `image:<name>` for each image.
+pub fn roots(rack: &Rack) -> BTreeMap<String, Vec<String>> {
+    let mut sets: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (set, package) in FIXED {
+        sets.entry((*set).to_owned()).or_default().push((*package).to_owned());
+    }
+    for (name, recipe) in &rack.images {
+        let packages = sets.entry(image(name)).or_default();
+        packages.extend(recipe.packages.iter().map(|package| package.value.clone()));
+        packages.sort();
+    }
+    sets
+}
+
+/// How a lock differs from what the recipe asks for, one line each; empty if it fits.
+pub fn differences(rack: &Rack, lock: &Lock) -> Vec<String> {
+    let mut lines = Vec::new();
+    if rack.base.value != lock.base {
+        lines.push(format!("the recipe's base is {}, the lock's {}", rack.base.value, lock.base));
+    }
+    let wanted = roots(rack);
+    for (set, packages) in &wanted {
+        match lock.roots.get(set) {
+            None => lines.push(format!("the lock has no set `{set}`")),
+            Some(locked) => {
+                let added = packages.iter().filter(|package| !locked.contains(package));
+                lines.extend(added.map(|package| format!("`{package}` was added to `{set}`")));
+                let removed = locked.iter().filter(|package| !packages.contains(package));
+                lines.extend(removed.map(|package| format!("`{package}` was removed from `{set}`")));
+            }
+        }
+    }
+    let gone = lock.roots.keys().filter(|set| !wanted.contains_key(*set));
+    lines.extend(gone.map(|set| format!("`{set}` is no longer in the recipe")));
+    lines
+}

@@ -1,0 +1,65 @@
+//! What a rack recipe says, after everything in it was checked.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+
+use super::{error::Placed, image::Image};
+use crate::manifest::{Forward, Health, UplinkAddress};
+
+/// A rack recipe with the image recipes that it names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rack {
+    /// Its name: a host name.
+    pub name: String,
+    /// The generation's version, ordered as UAPI.10 says.
+    pub version: String,
+    /// The base that host and images are made from, `debian:trixie`.
+    pub base: Placed<String>,
+    /// The rack's domain: dot-separated labels, no dot at the end.
+    pub domain: String,
+    /// Networks by name.
+    pub networks: BTreeMap<String, Network>,
+    /// Guests by name.
+    pub guests: BTreeMap<String, Guest>,
+    /// Image recipes by name; guests that name the same file share one.
+    pub images: BTreeMap<String, Image>,
+}
+
+/// One network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Network {
+    /// Bridged to the rack's own NIC.
+    Uplink {
+        /// The NIC's name, or none: the first with a carrier.
+        interface: Option<String>,
+        /// How the rack gets its own address.
+        address: UplinkAddress,
+    },
+    /// A private bridge.
+    Private {
+        /// Its addresses. The first is the rack's own and the guests' gateway.
+        subnet: Ipv4Net,
+        /// The uplink network through which guests reach the world, if any.
+        nat: Option<String>,
+    },
+}
+
+/// One guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// Name of the image it boots: a key of [`Rack::images`].
+    pub image: String,
+    /// vCPUs, 1 to [`super::VCPUS_MAX`].
+    pub vcpus: u8,
+    /// Memory in MiB, [`super::MEMORY_MIN_MIB`] to [`super::MEMORY_MAX_MIB`].
+    pub memory_mib: u32,
+    /// Its address on each private network that it is on.
+    pub addresses: BTreeMap<String, Ipv4Addr>,
+    /// Ports of the rack that lead to it, in the recipe's order.
+    pub forwards: Vec<Forward>,
+    /// Its health check.
+    pub health: Option<Health>,
+    /// Guests that must be healthy before it starts, in the recipe's order.
+    pub after: Vec<String>,
+}
