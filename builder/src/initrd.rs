@@ -1,0 +1,92 @@
+//! The two initrds, both uncompressed cpio: the host's, which is all of the host's user space, and the guests', which
+//! mounts a guest's root. What they need of the kernel's modules comes with an index of just those.
+
+use std::{fs::File, io::BufWriter, path::Path};
+
+use rackstick_image::{
+    cpio::{self, Writer},
+    manifest::{self, Manifest},
+    modules,
+};
+use thiserror::Error;
+
+use crate::{
+    kernel::{Kernel, KernelError},
+    runtime::Runtime,
+};
+
+const PROGRAM: u32 = 0o755;
+const DATA: u32 = 0o644;
+
+/// Where the host looks for its own program and for the monitor.
+const HOST: &str = "rackstick/rackstick-host";
+const VMM: &str = "rackstick/rackstick-vmm";
+
+/// Why an initrd can't be written.
+#[derive(Debug, Error)]
+pub enum InitrdError {
+    /// The archive.
+    #[error(transparent)]
+    Cpio(#[from] cpio::Error),
+    /// The modules.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The manifest.
+    #[error("can't write the manifest: {0}")]
+    Manifest(#[from] serde_json::Error),
+}
+
+/// Writes the host's initrd to `out`: runtime, modules, and last the manifest. `epoch`: every file's time.
+pub fn host(
+    out: &Path,
+    runtime: &Runtime,
+    kernel: &Kernel,
+    manifest: &Manifest,
+    epoch: u32,
+) -> Result<(), InitrdError> {
+    let mut archive = create(out, epoch)?;
+    archive.file(HOST, PROGRAM, &runtime.host)?;
+    archive.file(VMM, PROGRAM, &runtime.vmm)?;
+    archive.symlink("init", HOST)?;
+    archive.symlink("sbin/modprobe", &format!("/{HOST}"))?;
+    add_modules(&mut archive, kernel, modules::wanted::HOST)?;
+    archive.bytes(manifest::PATH.trim_start_matches('/'), DATA, &serde_json::to_vec_pretty(manifest)?)?;
+    finish(archive)
+}
+
+/// Writes the guests' initrd to `out`.
+pub fn guest(out: &Path, runtime: &Runtime, kernel: &Kernel, epoch: u32) -> Result<(), InitrdError> {
+    let mut archive = create(out, epoch)?;
+    archive.file("init", PROGRAM, &runtime.guest)?;
+    add_modules(&mut archive, kernel, modules::wanted::GUEST)?;
+    finish(archive)
+}
+
+fn create(out: &Path, epoch: u32) -> Result<Writer<BufWriter<File>>, InitrdError> {
+    let file = File::create(out).map_err(cpio::Error::Output)?;
+    let mut archive = Writer::new(BufWriter::with_capacity(1 << 20, file), epoch);
+    // The kernel opens the console before anything has mounted a devtmpfs.
+    archive.char_device("dev/console", 0o600, 5, 1)?;
+    Ok(archive)
+}
+
+fn add_modules(
+    archive: &mut Writer<BufWriter<File>>,
+    kernel: &Kernel,
+    wanted: &[&str],
+) -> Result<(), InitrdError> {
+    let chosen = kernel.modules(wanted)?;
+    let folder = modules::directory(&kernel.release);
+    for (path, content) in &chosen.files {
+        archive.bytes(&format!("{}/{path}", folder.trim_start_matches('/')), DATA, content)?;
+    }
+    let index = modules::path(&kernel.release);
+    archive.bytes(index.trim_start_matches('/'), DATA, chosen.index.to_text().as_bytes())?;
+    Ok(())
+}
+
+fn finish(archive: Writer<BufWriter<File>>) -> Result<(), InitrdError> {
+    let out = archive.finish()?;
+    out.into_inner().map_err(|error| cpio::Error::Output(error.into_error()))?;
+    Ok(())
+}
