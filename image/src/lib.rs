@@ -4,9 +4,13 @@
 
 pub mod cpio;
 pub mod digest;
+pub mod erofs;
 pub mod guid;
 pub mod lock;
 pub mod manifest;
 pub mod modules;
 pub mod recipe;
 pub mod verity;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,159 @@
+//! The on-disk structures, little endian, with the names of Linux' fs/erofs/erofs_fs.h.
+
+use super::{
+    BLOCK_SIZE,
+    tree::{Device, Kind, Mtime},
+};
+
+/// `EROFS_SUPER_OFFSET`: where the superblock starts.
+pub(super) const SUPER_OFFSET: usize = 1024;
+/// Size of `struct erofs_super_block`.
+pub(super) const SUPER_SIZE: usize = 128;
+/// `EROFS_SUPER_MAGIC_V1`.
+const MAGIC: u32 = 0xe0f5_e1e2;
+/// `EROFS_FEATURE_COMPAT_SB_CHKSUM`.
+const COMPAT_SB_CHKSUM: u32 = 0x1;
+/// `EROFS_FEATURE_COMPAT_MTIME`: inodes hold mtimes, not ctimes.
+const COMPAT_MTIME: u32 = 0x2;
+
+/// An inode's number is its place in units of this many bytes (`EROFS_ISLOTBITS`).
+pub(super) const SLOT_SIZE: u64 = 32;
+/// Size of `struct erofs_inode_extended`. The compact form saves half of it, but has no mtime and 16-bit owners; with
+/// 64 bytes for each inode, a Debian layer grows by 0.2 %.
+pub(super) const INODE_SIZE: usize = 64;
+/// Size of `struct erofs_xattr_ibody_header`.
+pub(super) const XATTR_HEADER_SIZE: usize = 12;
+/// Size of `struct erofs_xattr_entry` without name and value.
+pub(super) const XATTR_ENTRY_SIZE: usize = 4;
+/// Size of `struct erofs_dirent`.
+pub(super) const DIRENT_SIZE: usize = 12;
+
+/// `i_format` of an extended inode whose data are whole blocks (`EROFS_INODE_FLAT_PLAIN`).
+pub(super) const FLAT_PLAIN: u16 = 0x1;
+/// `i_format` of an extended inode whose last, partial block follows the inode (`EROFS_INODE_FLAT_INLINE`).
+pub(super) const FLAT_INLINE: u16 = 0x1 | 2 << 1;
+
+/// The superblock's variable fields.
+pub(super) struct SuperBlock {
+    pub(super) root_nid: u16,
+    pub(super) inodes: u64,
+    pub(super) build_time: Mtime,
+    pub(super) blocks: u32,
+    pub(super) uuid: [u8; 16],
+    pub(super) volume_name: [u8; 16],
+}
+
+impl SuperBlock {
+    /// Writes the superblock into the first block, which must hold everything else already: the checksum covers it.
+    pub(super) fn put(&self, block: &mut [u8; BLOCK_SIZE]) {
+        let mut sb = Fields(&mut block[SUPER_OFFSET..SUPER_OFFSET + SUPER_SIZE]);
+        sb.u32(0, MAGIC);
+        sb.u32(4, 0); // checksum
+        sb.u32(8, COMPAT_SB_CHKSUM | COMPAT_MTIME);
+        sb.u8(12, BLOCK_SIZE.trailing_zeros() as u8); // blkszbits
+        sb.u16(14, self.root_nid);
+        sb.u64(16, self.inodes);
+        sb.u64(24, self.build_time.seconds as u64);
+        sb.u32(32, self.build_time.nanoseconds);
+        sb.u32(36, self.blocks);
+        sb.u32(40, 0); // meta_blkaddr: inode numbers count from the start
+        sb.u32(44, 0); // xattr_blkaddr: no shared attributes
+        sb.0[48..64].copy_from_slice(&self.uuid);
+        sb.0[64..80].copy_from_slice(&self.volume_name);
+        // The kernel's crc32c() starts with all ones and does not invert at the end.
+        let checksum = !crc32c::crc32c(&block[SUPER_OFFSET..]);
+        Fields(&mut block[SUPER_OFFSET..]).u32(4, checksum);
+    }
+}
+
+/// `struct erofs_inode_extended`.
+pub(super) struct Inode {
+    pub(super) format: u16,
+    pub(super) xattr_icount: u16,
+    pub(super) mode: u16,
+    pub(super) size: u64,
+    /// `i_u`: first block of the data, or the device's number.
+    pub(super) block_or_device: u32,
+    pub(super) number: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Mtime,
+    pub(super) nlink: u32,
+}
+
+impl Inode {
+    pub(super) fn put(&self, out: &mut [u8]) {
+        let mut inode = Fields(out);
+        inode.u16(0, self.format);
+        inode.u16(2, self.xattr_icount);
+        inode.u16(4, self.mode);
+        inode.u64(8, self.size);
+        inode.u32(16, self.block_or_device);
+        inode.u32(20, self.number);
+        inode.u32(24, self.uid);
+        inode.u32(28, self.gid);
+        inode.u64(32, self.mtime.seconds as u64);
+        inode.u32(40, self.mtime.nanoseconds);
+        inode.u32(44, self.nlink);
+    }
+}
+
+/// `struct erofs_dirent`.
+pub(super) fn put_dirent(out: &mut [u8], nid: u64, name_offset: u16, file_type: u8) {
+    let mut dirent = Fields(out);
+    dirent.u64(0, nid);
+    dirent.u16(8, name_offset);
+    dirent.u8(10, file_type);
+}
+
+/// `S_IFMT` bits of `i_mode`.
+pub(super) fn type_bits(kind: &Kind) -> u16 {
+    match kind {
+        Kind::Fifo => 0o010_000,
+        Kind::CharDevice(_) => 0o020_000,
+        Kind::Directory => 0o040_000,
+        Kind::BlockDevice(_) => 0o060_000,
+        Kind::File(_) => 0o100_000,
+        Kind::Symlink(_) => 0o120_000,
+        Kind::Socket => 0o140_000,
+    }
+}
+
+/// `file_type` of a directory entry (`EROFS_FT_*`).
+pub(super) fn file_type(kind: &Kind) -> u8 {
+    match kind {
+        Kind::File(_) => 1,
+        Kind::Directory => 2,
+        Kind::CharDevice(_) => 3,
+        Kind::BlockDevice(_) => 4,
+        Kind::Fifo => 5,
+        Kind::Socket => 6,
+        Kind::Symlink(_) => 7,
+    }
+}
+
+/// Linux' `new_encode_dev`.
+pub(super) fn encode_device(device: Device) -> u32 {
+    device.minor & 0xff | device.major << 8 | (device.minor & !0xff) << 12
+}
+
+/// Fields at fixed offsets of a structure.
+struct Fields<'a>(&'a mut [u8]);
+
+impl Fields<'_> {
+    fn u8(&mut self, at: usize, value: u8) {
+        self.0[at] = value;
+    }
+
+    fn u16(&mut self, at: usize, value: u16) {
+        self.0[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn u32(&mut self, at: usize, value: u32) {
+        self.0[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn u64(&mut self, at: usize, value: u64) {
+        self.0[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+}

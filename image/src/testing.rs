@@ -1,0 +1,50 @@
+//! What the tests of several formats need: other people's tools, and mounts that go away again.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Runs a program to its end and returns what it said on both outputs; panics if it fails or is missing.
+pub(crate) fn run<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) -> String {
+    let mut command = Command::new(program);
+    command.args(arguments).env("LC_ALL", "C").env("TZ", "UTC");
+    let output = command.output().unwrap_or_else(|error| panic!("{program}: {error}: run ci/setup"));
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success(), "{command:?}: {}\n{said}", output.status);
+    said
+}
+
+/// A file system image mounted through a loop device by this machine's kernel (needs root), until dropped.
+pub(crate) struct Mount {
+    at: PathBuf,
+}
+
+impl Mount {
+    /// Mounts `image` at the new folder `at`; `options` as for `mount -o`.
+    pub(crate) fn new(file_system: &str, options: &str, image: &Path, at: PathBuf) -> Self {
+        std::fs::create_dir(&at).unwrap();
+        let options = format!("loop,{options}");
+        run(
+            "mount",
+            [OsStr::new("-t"), file_system.as_ref(), "-o".as_ref(), options.as_ref(), image.as_ref(), at.as_ref()],
+        );
+        Self { at }
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn path(&self) -> &Path {
+        &self.at
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg(&self.at).status();
+        if !std::thread::panicking() {
+            assert!(status.unwrap().success(), "umount {}", self.at.display());
+        }
+    }
+}
