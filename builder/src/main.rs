@@ -1,8 +1,13 @@
 //! The command `rackstick`: from a recipe to a lock, to layers, to a disk image, to a rack.
 
+mod archive;
+mod clock;
 mod commands;
+mod lock;
+mod progress;
 mod report;
 mod sets;
+mod store;
 
 use std::process::ExitCode;
 

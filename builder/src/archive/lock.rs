@@ -1,0 +1,229 @@
+//! From a recipe to its lock: every set of packages is resolved against the archives as they are now.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rackstick_image::{
+    lock::{FORMAT, Lock, Package},
+    recipe::{Diagnostic, Diagnostics, Place, Rack},
+};
+
+use super::{
+    Mirrors, date,
+    packages::{Catalogue, Id, PackagesError},
+    resolve::{self, ResolveError},
+    suites::{Suites, SuitesError, TRIXIE},
+};
+use crate::{
+    clock,
+    progress::Progress,
+    sets,
+    store::{Client, Store, StoreError},
+};
+
+/// Sets whose packages are only unpacked: what they depend on is for installed systems.
+const UNPACKED: [&str; 2] = ["host", "kernel"];
+/// The set that every image stands on.
+const BASE: &str = "base";
+
+/// Why a recipe can't be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveLockError {
+    /// The recipe asks for what the archive can't give.
+    #[error("the recipe asks for what {base} can't give")]
+    Recipe {
+        /// The base.
+        base: String,
+        /// What and where.
+        source: Diagnostics,
+    },
+    /// The mirror is behind the lock.
+    #[error(
+        "the mirror's index of {suite} is from {offered}, older than the lock's, {locked}: its mirror is behind (use \
+         another with --mirror URL); to go back in time on purpose, delete the lock first"
+    )]
+    Older {
+        /// The suite.
+        suite: String,
+        /// The mirror's date.
+        offered: String,
+        /// The lock's date.
+        locked: String,
+    },
+    /// The suites can't be had.
+    #[error(transparent)]
+    Suites(#[from] SuitesError),
+    /// Their package indexes are wrong.
+    #[error(transparent)]
+    Packages(#[from] PackagesError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Resolves a rack against the archives as they are now. They must not be older than `previous`.
+pub fn resolve(
+    rack: &Rack,
+    previous: Option<&Lock>,
+    mirrors: &Mirrors,
+    progress: &Progress,
+) -> Result<Lock, ResolveLockError> {
+    let base = &rack.base;
+    if base.value != TRIXIE {
+        let diagnostic = Diagnostic::new(base.place.clone(), SuitesError::Base(base.value.clone()).to_string());
+        return Err(ResolveLockError::Recipe { base: base.value.clone(), source: diagnostic.into() });
+    }
+    let suites = Suites::fetch(&base.value, &Store::open()?, &Client::new(), mirrors, progress, clock::now())?;
+    if let Some(previous) = previous {
+        not_older(&suites, previous)?;
+    }
+    let catalogue = Catalogue::read(&suites.packages)?;
+    let roots = sets::roots(rack);
+    let chosen = match resolve_sets(&catalogue, rack, &roots) {
+        Ok(chosen) => chosen,
+        Err(Fault::Recipe(source)) => return Err(ResolveLockError::Recipe { base: base.value.clone(), source }),
+        Err(Fault::Packages(error)) => return Err(error.into()),
+    };
+    let name = |id: &Id| catalogue.get(*id).name.to_owned();
+    let sets = chosen
+        .iter()
+        .map(|(set, ids)| {
+            let mut names: Vec<String> = ids.iter().map(name).collect();
+            names.sort_unstable();
+            (set.clone(), names)
+        })
+        .collect();
+    let packages = chosen.values().flatten().map(|id| (name(id), locked(&catalogue, *id))).collect();
+    Ok(Lock {
+        format: FORMAT,
+        builder: env!("CARGO_PKG_VERSION").to_owned(),
+        epoch: suites.newest,
+        base: base.value.clone(),
+        roots,
+        sets,
+        indexes: suites.indexes,
+        packages,
+    })
+}
+
+fn locked(catalogue: &Catalogue, id: Id) -> Package {
+    let package = catalogue.get(id);
+    Package {
+        version: package.version.to_owned(),
+        architecture: package.architecture.to_owned(),
+        archive: package.archive.to_owned(),
+        path: package.path.to_owned(),
+        size: package.size,
+        sha256: package.sha256,
+    }
+}
+
+/// An index without an expiry date could otherwise be an old one, with the vulnerabilities of its time.
+fn not_older(suites: &Suites, previous: &Lock) -> Result<(), ResolveLockError> {
+    for index in &suites.indexes {
+        let before = previous.indexes.iter().find(|old| (&old.archive, &old.suite) == (&index.archive, &index.suite));
+        if let Some(before) = before
+            && date::parse(&before.date) > date::parse(&index.date)
+        {
+            return Err(ResolveLockError::Older {
+                suite: index.suite.clone(),
+                offered: index.date.clone(),
+                locked: before.date.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+enum Fault {
+    Recipe(Diagnostics),
+    Packages(PackagesError),
+}
+
+/// Resolves all sets; everything wrong is reported at once.
+fn resolve_sets(
+    catalogue: &Catalogue,
+    rack: &Rack,
+    roots: &BTreeMap<String, Vec<String>>,
+) -> Result<BTreeMap<String, BTreeSet<Id>>, Fault> {
+    let mut chosen = BTreeMap::new();
+    let mut faults = Vec::new();
+    let mut base = BTreeSet::new();
+    // The base comes first: all others but the unpacked ones stand on it.
+    let order = roots.iter().filter(|(set, _)| *set == BASE).chain(roots.iter().filter(|(set, _)| *set != BASE));
+    for (set, names) in order {
+        if set != BASE && !chosen.contains_key(BASE) {
+            break;
+        }
+        let unpacked = UNPACKED.contains(&set.as_str());
+        let mut wanted = if set == BASE { resolve::essential(catalogue) } else { Vec::new() };
+        let mut complete = true;
+        for name in names {
+            let found =
+                if unpacked { resolve::find_unpacked(catalogue, name) } else { resolve::find(catalogue, name) };
+            match found {
+                Ok(id) => wanted.push(id),
+                Err(error) => {
+                    faults.push(diagnostic(rack, set, error)?);
+                    complete = false;
+                }
+            }
+        }
+        if !complete {
+            continue;
+        }
+        let ids = if unpacked {
+            wanted.into_iter().collect()
+        } else {
+            match resolve::resolve(catalogue, &base, &wanted) {
+                Ok(ids) => ids,
+                Err(error) => {
+                    faults.push(diagnostic(rack, set, error)?);
+                    continue;
+                }
+            }
+        };
+        if set == BASE {
+            base = ids.clone();
+        }
+        chosen.insert(set.clone(), ids);
+    }
+    if faults.is_empty() { Ok(chosen) } else { Err(Fault::Recipe(Diagnostics(faults))) }
+}
+
+fn diagnostic(rack: &Rack, set: &str, error: ResolveError) -> Result<Diagnostic, Fault> {
+    let at = |names: &[&str]| place(rack, set, names);
+    Ok(match error {
+        ResolveError::Packages(error) => return Err(Fault::Packages(error)),
+        ResolveError::Unknown { name, nearest } => {
+            let message = format!("`{name}` is not a package of {}", rack.base.value);
+            let diagnostic = Diagnostic::new(at(&[&name]), message).label("no such package");
+            let names: Vec<String> = nearest.iter().map(|name| format!("`{name}`")).collect();
+            match names.split_last() {
+                None => diagnostic,
+                Some((only, [])) => diagnostic.hint(format!("did you mean {only}?")),
+                Some((last, others)) => diagnostic.hint(format!("did you mean {} or {last}?", others.join(", "))),
+            }
+        }
+        ResolveError::Virtual { name, providers } => {
+            let message = format!("`{name}` is not a package but something that packages provide");
+            Diagnostic::new(at(&[&name]), message).hint(format!("choose one of them: {}", providers.join(", ")))
+        }
+        ResolveError::Unsatisfiable { asked, chain, relation, reason } => {
+            let message = format!("`{set}` can't be had: {chain} needs {relation}: {reason}");
+            Diagnostic::new(at(&[&asked]), message).label("needed for this")
+        }
+        ResolveError::Conflict { asked: [one, other], one: left, relation, other: right } => {
+            let message = format!("`{set}` can't be had: {left} conflicts with {relation}, but there is also {right}");
+            Diagnostic::new(at(&[&one, &other]), message)
+        }
+    })
+}
+
+/// Where the recipe asks for one of these packages; what no recipe names stands with the base.
+fn place(rack: &Rack, set: &str, names: &[&str]) -> Place {
+    let images = rack.images.iter().filter(|(name, _)| sets::image(name) == set);
+    let mut packages = images.flat_map(|(_, image)| &image.packages);
+    packages
+        .find(|package| names.contains(&package.value.as_str()))
+        .map_or_else(|| rack.base.place.clone(), |package| package.place.clone())
+}

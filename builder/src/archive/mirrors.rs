@@ -1,0 +1,271 @@
+//! Where archives are fetched from. Nothing is built in: mirrors are given by `--mirror`, else they are those that the
+//! machine's own apt uses (sources.list(5): one-line and deb822 style).
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use deb822_fast::borrowed::{BorrowedParagraph, parse_borrowed};
+
+/// Debian's main archive.
+pub const DEBIAN: &str = "debian";
+/// Debian's archive of security updates.
+pub const SECURITY: &str = "debian-security";
+/// Where apt's configuration is.
+const APT: &str = "/etc/apt";
+/// The component that every Debian archive has; sources without it are others' archives.
+const COMPONENT: &str = "main";
+/// Sources that name their keys are Debian's if the name of the keyring's file begins so.
+const KEYRING: &str = "debian-archive-";
+
+/// Why it is not known where to fetch from.
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    /// Not a mirror.
+    #[error(
+        "`{0}` is no mirror: the root of a Debian archive is needed, http or https, with `debian` or `debian-security` \
+         in its path, like http://HOST/debian"
+    )]
+    Url(String),
+    /// Only security updates.
+    #[error("--mirror names only a mirror of `debian-security`: name one of `debian` too")]
+    OnlySecurity,
+    /// The machine has none.
+    #[error("no mirror of Debian is configured in {}: give one with --mirror URL (like http://HOST/debian)", .0.display())]
+    NotConfigured(PathBuf),
+    /// The configuration can't be read.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The configuration is not deb822.
+    #[error("{}: {error}", .path.display())]
+    Syntax {
+        /// Which file.
+        path: PathBuf,
+        /// What the parser said.
+        error: String,
+    },
+}
+
+/// Roots of archives, by the archive's name, in the order in which they are tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirrors(BTreeMap<&'static str, Vec<String>>);
+
+impl Mirrors {
+    /// The mirrors given on the command line, or else those of the machine's apt.
+    pub fn choose(given: &[String]) -> Result<Self, MirrorError> {
+        if given.is_empty() { Self::of_apt(Path::new(APT)) } else { Self::given(given) }
+    }
+
+    /// Mirrors by URL, each the root of an archive. If none is of `debian-security`, it is expected beside `debian`:
+    /// under the same URL with `debian-security` in place of `debian`.
+    pub fn given(urls: &[String]) -> Result<Self, MirrorError> {
+        let mut new = Self(BTreeMap::new());
+        for url in urls {
+            let (archive, root) = archive_of(url).ok_or_else(|| MirrorError::Url(url.clone()))?;
+            new.add(archive, root);
+        }
+        if !new.0.contains_key(DEBIAN) {
+            return Err(MirrorError::OnlySecurity);
+        }
+        new.expect_siblings();
+        Ok(new)
+    }
+
+    /// The mirrors in an apt configuration.
+    pub fn of_apt(folder: &Path) -> Result<Self, MirrorError> {
+        let mut files = vec![folder.join("sources.list")];
+        let parts = folder.join("sources.list.d");
+        match fs::read_dir(&parts) {
+            Ok(entries) => {
+                let mut found = Vec::new();
+                for entry in entries {
+                    found.push(entry.map_err(|source| MirrorError::Io { path: parts.clone(), source })?.path());
+                }
+                found.sort_unstable();
+                files.extend(found);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(MirrorError::Io { path: parts, source }),
+        }
+        let mut new = Self(BTreeMap::new());
+        for path in files {
+            let deb822 = match path.extension().and_then(|extension| extension.to_str()) {
+                Some("list") => false,
+                Some("sources") => true,
+                _ => continue,
+            };
+            match fs::read_to_string(&path) {
+                Ok(text) if deb822 => new
+                    .add_deb822(&text)
+                    .map_err(|error| MirrorError::Syntax { path: path.clone(), error })?,
+                Ok(text) => new.add_one_line(&text),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(MirrorError::Io { path, source }),
+            }
+        }
+        if !new.0.contains_key(DEBIAN) {
+            return Err(MirrorError::NotConfigured(folder.to_owned()));
+        }
+        new.expect_siblings();
+        Ok(new)
+    }
+
+    /// The roots of an archive, without a slash at the end; none for an archive that is not known.
+    pub fn roots(&self, archive: &str) -> &[String] {
+        self.0.get(archive).map_or(&[], Vec::as_slice)
+    }
+
+    fn add(&mut self, archive: &'static str, root: String) {
+        let roots = self.0.entry(archive).or_default();
+        if !roots.contains(&root) {
+            roots.push(root);
+        }
+    }
+
+    fn expect_siblings(&mut self) {
+        if self.0.contains_key(SECURITY) {
+            return;
+        }
+        let siblings = self.roots(DEBIAN).iter().map(|root| {
+            let parts: Vec<&str> = root.split('/').map(|part| if part == DEBIAN { SECURITY } else { part }).collect();
+            parts.join("/")
+        });
+        let siblings = siblings.collect();
+        self.0.insert(SECURITY, siblings);
+    }
+
+    fn add_deb822(&mut self, text: &str) -> Result<(), String> {
+        for paragraph in parse_borrowed(text).map_err(|error| error.to_string())? {
+            let words = |name| words(&paragraph, name);
+            let enabled = !words("Enabled").iter().any(|word| matches!(*word, "no" | "false" | "0"));
+            let keyring = words("Signed-By");
+            let ours = keyring.first().is_none_or(|path| !path.starts_with('/') || is_debians(path));
+            if enabled && ours && words("Types").contains(&"deb") && words("Components").contains(&COMPONENT) {
+                for url in words("URIs") {
+                    if let Some((archive, root)) = archive_of(url) {
+                        self.add(archive, root);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_one_line(&mut self, text: &str) {
+        for line in text.lines() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            let Some(rest) = line.strip_prefix("deb").filter(|rest| rest.starts_with([' ', '\t'])) else { continue };
+            let (options, rest) = match rest.trim_start().strip_prefix('[') {
+                Some(rest) => rest.split_once(']').unwrap_or((rest, "")),
+                None => ("", rest),
+            };
+            let ours = options
+                .split_ascii_whitespace()
+                .find_map(|option| option.strip_prefix("signed-by="))
+                .is_none_or(is_debians);
+            let mut words = rest.split_ascii_whitespace();
+            if let (Some(url), Some(_suite)) = (words.next(), words.next())
+                && ours
+                && words.any(|component| component == COMPONENT)
+                && let Some((archive, root)) = archive_of(url)
+            {
+                self.add(archive, root);
+            }
+        }
+    }
+}
+
+fn words<'a>(paragraph: &BorrowedParagraph<'a>, name: &str) -> Vec<&'a str> {
+    paragraph.get(name).unwrap_or_default().iter().flat_map(|line| line.split_ascii_whitespace()).collect()
+}
+
+fn is_debians(keyring: &str) -> bool {
+    keyring.rsplit('/').next().is_some_and(|name| name.starts_with(KEYRING))
+}
+
+/// Which of Debian's archives has its root at this URL, and the URL without a slash at its end.
+fn archive_of(url: &str) -> Option<(&'static str, String)> {
+    let root = url.trim_end_matches('/');
+    let (_scheme, rest) = root.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"))?;
+    let (host, path) = rest.split_once('/')?;
+    if host.is_empty() || root.contains(['?', '#']) || !root.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return None;
+    }
+    let has = |name| path.split('/').any(|part| part == name);
+    let archive = if has(SECURITY) {
+        SECURITY
+    } else if has(DEBIAN) {
+        DEBIAN
+    } else {
+        return None;
+    };
+    Some((archive, root.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn apt(files: &[(&str, &str)]) -> Result<Mirrors, MirrorError> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("sources.list.d")).unwrap();
+        for (name, text) in files {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        Mirrors::of_apt(folder.path())
+    }
+
+    #[test]
+    fn both_styles_of_apt_configuration_are_understood() {
+        let one_line = "# deb http://old.test/debian trixie main\n\
+            deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://a.test/debian/ trixie main # x\n\
+            deb-src http://src.test/debian trixie main\n\
+            deb http://security.test/debian-security trixie-security main\n";
+        let deb822 = "Types: deb deb-src\n# a comment\nURIs: https://b.test/debian\n http://a.test/debian\nSuites: bookworm\n\
+            Components: main contrib\n\nTypes: deb\nEnabled: no\nURIs: http://off.test/debian\nSuites: x\nComponents: main\n";
+        let mirrors = apt(&[("sources.list", one_line), ("sources.list.d/debian.sources", deb822)]).unwrap();
+        assert_eq!(mirrors.roots(DEBIAN), ["http://a.test/debian", "https://b.test/debian"]);
+        assert_eq!(mirrors.roots(SECURITY), ["http://security.test/debian-security"]);
+    }
+
+    #[test]
+    fn archives_of_others_are_left_alone() {
+        let error = apt(&[
+            ("sources.list.d/a.list", "deb http://a.test/linux/debian trixie stable\ndeb cdrom:[x]/ trixie main\n"),
+            ("sources.list.d/b.list", "deb [signed-by=/usr/share/keyrings/b.gpg] http://b.test/debian trixie main\n"),
+            ("sources.list.d/c.list", "deb http://c.test/ubuntu noble main\n"),
+            ("sources.list.d/d.list.save", "deb http://d.test/debian trixie main\n"),
+            (
+                "sources.list.d/e.sources",
+                "Types: deb\nURIs: http://e.test/debian\nSuites: x\nComponents: main\nSigned-By: /etc/apt/keyrings/e.asc\n",
+            ),
+        ])
+        .unwrap_err();
+        assert!(matches!(error, MirrorError::NotConfigured(_)), "{error}");
+    }
+
+    #[test]
+    fn security_updates_are_expected_beside_the_archive_unless_given() {
+        let urls = |urls: &[&str]| Mirrors::given(&urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>());
+        let beside = urls(&["http://m.test/pub/debian/"]).unwrap();
+        assert_eq!(beside.roots(DEBIAN), ["http://m.test/pub/debian"]);
+        assert_eq!(beside.roots(SECURITY), ["http://m.test/pub/debian-security"]);
+        let given = urls(&["http://m.test/debian", "http://s.test/debian-security"]).unwrap();
+        assert_eq!(given.roots(SECURITY), ["http://s.test/debian-security"]);
+        assert!(matches!(urls(&["http://s.test/debian-security"]), Err(MirrorError::OnlySecurity)));
+    }
+
+    #[test]
+    fn what_is_no_mirror_is_refused() {
+        for bad in ["m.test/debian", "ftp://m.test/debian", "http://m.test", "http:///debian", "http://m.test/debian?x", ""] {
+            assert!(matches!(Mirrors::given(&[bad.to_owned()]), Err(MirrorError::Url(_))), "{bad}");
+        }
+    }
+}

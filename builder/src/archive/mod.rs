@@ -1,0 +1,18 @@
+//! Debian's archives: from signed indexes to the packages of a lock, and from a lock to .debs. What is downloaded here
+//! is trusted only after its signature (signed indexes) or its hash (everything else) has been checked.
+
+mod date;
+mod keys;
+mod lock;
+mod mirrors;
+mod obtain;
+mod packages;
+mod relation;
+mod release;
+mod resolve;
+mod suites;
+
+pub use lock::{ResolveLockError, resolve};
+pub use mirrors::{MirrorError, Mirrors};
+pub use obtain::{ObtainError, obtain};
+pub use packages::{plain as is_package_name, proper_path as is_pool_path};

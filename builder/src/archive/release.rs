@@ -1,0 +1,144 @@
+//! A suite's signed index, `InRelease` (Debian repository format): it names the suite, says from when and until when it
+//! holds, and gives the hashes of the indexes below it. Everything else that comes from an archive hangs on it.
+
+use deb822_fast::borrowed::parse_borrowed;
+use rackstick_image::digest::Sha256;
+
+use super::{
+    date,
+    keys::{CLOCK_SKEW, KeyError, Keyring},
+};
+
+/// An `InRelease` that is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum ReleaseError {
+    /// Not text.
+    #[error("it is not text")]
+    NotText,
+    /// Signed by nobody whose signature counts.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Signed, but not deb822.
+    #[error("it can't be read: {0}")]
+    Unreadable(String),
+    /// A field is missing or wrong.
+    #[error("its field `{0}` is missing or wrong")]
+    Field(&'static str),
+    /// Another suite's index: what a mirror could serve to keep back a suite's updates.
+    #[error("it is the index of `{found}`")]
+    OtherSuite {
+        /// The suite it is for.
+        found: String,
+    },
+    /// Too old: what a mirror could serve to keep back updates.
+    #[error(
+        "it was valid until {until}, and now it is {now}: either the mirror is no longer updated (use another with \
+         --mirror URL), or this machine's clock is wrong"
+    )]
+    Expired {
+        /// Until when it was valid.
+        until: String,
+        /// What the clock says.
+        now: String,
+    },
+    /// From the future.
+    #[error("it is from {date}, and now it is {now}: this machine's clock is wrong")]
+    Future {
+        /// Its date.
+        date: String,
+        /// What the clock says.
+        now: String,
+    },
+    /// It lists no such index.
+    #[error("it lists no `{0}`")]
+    NoIndex(String),
+}
+
+/// What an accepted `InRelease` says.
+#[derive(Debug)]
+pub struct Release {
+    /// Its date, as it stands there.
+    pub date: String,
+    /// Its date in seconds since 1970.
+    pub seconds: i64,
+    /// Whether the indexes can be had under their hashes, which do not change under a reader.
+    pub by_hash: bool,
+    /// SHA-256, size in bytes and path of the indexes.
+    files: Vec<(Sha256, u64, String)>,
+}
+
+impl Release {
+    /// Checks the `InRelease` of a suite, given by its code name, at a time in seconds since 1970.
+    pub fn verify(file: &[u8], keyring: &Keyring, suite: &str, now: i64) -> Result<Self, ReleaseError> {
+        let file = std::str::from_utf8(file).map_err(|_| ReleaseError::NotText)?;
+        let text = keyring.verify(file, now)?;
+        let paragraphs = parse_borrowed(&text).map_err(|error| ReleaseError::Unreadable(error.to_string()))?;
+        let [fields] = paragraphs.as_slice() else {
+            return Err(ReleaseError::Unreadable(format!("{} paragraphs instead of one", paragraphs.len())));
+        };
+        let found = fields.get_single("Codename").ok_or(ReleaseError::Field("Codename"))?;
+        if found != suite {
+            return Err(ReleaseError::OtherSuite { found: found.to_owned() });
+        }
+        let date = fields.get_single("Date").ok_or(ReleaseError::Field("Date"))?.to_owned();
+        let seconds = date::parse(&date).ok_or(ReleaseError::Field("Date"))?;
+        if seconds > now.saturating_add(CLOCK_SKEW) {
+            return Err(ReleaseError::Future { date, now: date::show(now) });
+        }
+        // Stable itself carries none: its point releases are months apart.
+        if let Some(until) = fields.get_field("Valid-Until") {
+            let until = until.as_single_line().ok_or(ReleaseError::Field("Valid-Until"))?;
+            if date::parse(until).ok_or(ReleaseError::Field("Valid-Until"))? < now {
+                return Err(ReleaseError::Expired { until: until.to_owned(), now: date::show(now) });
+            }
+        }
+        let by_hash = fields.get_single("Acquire-By-Hash") == Some("yes");
+        let lines = fields.get("SHA256").ok_or(ReleaseError::Field("SHA256"))?;
+        let files = lines.iter().filter(|line| !line.trim().is_empty()).map(|line| file_of(line)).collect::<Option<_>>();
+        Ok(Self { date, seconds, by_hash, files: files.ok_or(ReleaseError::Field("SHA256"))? })
+    }
+
+    /// Hash and size of an index, by its path below the suite.
+    pub fn index(&self, path: &str) -> Result<(Sha256, u64), ReleaseError> {
+        let found = self.files.iter().find(|(_, _, known)| known == path);
+        found.map(|(hash, size, _)| (*hash, *size)).ok_or_else(|| ReleaseError::NoIndex(path.to_owned()))
+    }
+}
+
+fn file_of(line: &str) -> Option<(Sha256, u64, String)> {
+    let mut words = line.split_ascii_whitespace();
+    let entry = (words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?.to_owned());
+    words.next().is_none().then_some(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::keys::tests::{NOW, data, keyring};
+
+    fn verify(file: &str, suite: &str) -> Result<Release, ReleaseError> {
+        Release::verify(data(file).as_bytes(), &keyring("primary"), suite, NOW)
+    }
+
+    #[test]
+    fn an_accepted_index_gives_date_and_hashes() {
+        let release = verify("primary.InRelease", "trixie").unwrap();
+        assert_eq!((release.seconds, release.by_hash), (1_748_736_000, true));
+        let mut hash = [0; 32];
+        hash[31] = 2;
+        assert_eq!(release.index("main/binary-amd64/Packages.xz").unwrap(), (Sha256(hash), 9));
+        assert!(matches!(release.index("main/binary-i386/Packages"), Err(ReleaseError::NoIndex(_))));
+    }
+
+    #[test]
+    fn an_index_that_is_expired_of_the_future_or_of_another_suite_is_refused_although_its_signature_is_good() {
+        assert!(matches!(verify("expired.InRelease", "trixie"), Ok(_)), "valid until this very second");
+        let later = Release::verify(data("expired.InRelease").as_bytes(), &keyring("primary"), "trixie", NOW + 1);
+        assert!(matches!(later, Err(ReleaseError::Expired { .. })));
+        assert!(matches!(verify("future.InRelease", "trixie"), Err(ReleaseError::Future { .. })));
+        assert!(matches!(verify("bookworm.InRelease", "trixie"), Err(ReleaseError::OtherSuite { .. })));
+        assert!(matches!(verify("primary.InRelease", "trixie-updates"), Err(ReleaseError::OtherSuite { .. })));
+        assert!(matches!(verify("two-paragraphs.InRelease", "trixie"), Err(ReleaseError::Unreadable(_))));
+        assert!(matches!(verify("other.InRelease", "trixie"), Err(ReleaseError::Key(_))));
+    }
+}

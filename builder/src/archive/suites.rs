@@ -1,0 +1,178 @@
+//! The suites that a base is made from: their signed indexes are fetched and checked, then their package indexes.
+
+use std::{
+    io::{Cursor, Read},
+    thread,
+};
+
+use lzma_rust2::XzReaderMt;
+use rackstick_image::{digest::Sha256, lock};
+use sha2::Digest;
+
+use super::{
+    Mirrors,
+    keys::{KeyError, Keyring},
+    mirrors::{DEBIAN, SECURITY},
+    packages::PackageIndex,
+    release::{Release, ReleaseError},
+};
+use crate::{
+    progress::Progress,
+    store::{Client, Store, StoreError, Want},
+};
+
+/// The base that is known.
+pub const TRIXIE: &str = "debian:trixie";
+/// Its suites, by archive and code name.
+const TRIXIE_SUITES: [(&str, &str); 3] =
+    [(DEBIAN, "trixie"), (DEBIAN, "trixie-updates"), (SECURITY, "trixie-security")];
+/// The package index of each.
+const PACKAGES: &str = "main/binary-amd64/Packages";
+/// Trixie's own has 140 KB; more is a server that sends without end.
+const MAX_RELEASE: u64 = 8 << 20;
+/// Trixie's own unpacks to 57 MB; more is an index that fills memory.
+const MAX_PACKAGES: u64 = 512 << 20;
+
+/// Why the suites are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum SuitesError {
+    /// Not a base that we know.
+    #[error("the base `{0}` is not known; `{TRIXIE}` is")]
+    Base(String),
+    /// The built-in keys are wrong.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// No mirror has a signed index that is accepted.
+    #[error("no mirror has an acceptable index of {suite}:{}", refusals.iter().map(|r| format!("\n  {r}")).collect::<String>())]
+    Release {
+        /// The suite.
+        suite: &'static str,
+        /// What is wrong with each mirror's.
+        refusals: Vec<String>,
+    },
+    /// A signed index lists no packages.
+    #[error("the index of {suite}: {source}")]
+    Index {
+        /// The suite.
+        suite: &'static str,
+        /// What is missing.
+        source: ReleaseError,
+    },
+    /// A package index can't be unpacked.
+    #[error("the package index of {suite} can't be unpacked: {why}")]
+    Unpack {
+        /// The suite.
+        suite: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What the suites of a base hold.
+pub struct Suites {
+    /// The signed indexes, for the lock.
+    pub indexes: Vec<lock::Index>,
+    /// The newest of their dates, in seconds since 1970.
+    pub newest: i64,
+    /// The package indexes.
+    pub packages: Vec<PackageIndex>,
+}
+
+impl Suites {
+    /// Fetches and checks the suites of a base, at a time in seconds since 1970.
+    pub fn fetch(
+        base: &str,
+        store: &Store,
+        client: &Client,
+        mirrors: &Mirrors,
+        progress: &Progress,
+        now: i64,
+    ) -> Result<Self, SuitesError> {
+        if base != TRIXIE {
+            return Err(SuitesError::Base(base.to_owned()));
+        }
+        let mut new = Self { indexes: Vec::new(), newest: i64::MIN, packages: Vec::new() };
+        let mut wants = Vec::new();
+        let releases = thread::scope(|scope| {
+            let fetch = |(archive, suite)| scope.spawn(move || release(client, mirrors, archive, suite, now));
+            TRIXIE_SUITES.map(fetch).map(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        });
+        for ((archive, suite), release) in TRIXIE_SUITES.into_iter().zip(releases) {
+            let (release, sha256) = release?;
+            let listed = |path: &str| release.index(path).map_err(|source| SuitesError::Index { suite, source });
+            let (hash, size) = listed(&format!("{PACKAGES}.xz"))?;
+            let (_, unpacked) = listed(PACKAGES)?;
+            let folder = format!("dists/{suite}");
+            let path = if release.by_hash {
+                let (folder_of_index, _) = PACKAGES.rsplit_once('/').unwrap_or_default();
+                format!("{folder}/{folder_of_index}/by-hash/SHA256/{hash}")
+            } else {
+                format!("{folder}/{PACKAGES}.xz")
+            };
+            let name = format!("package index of {suite}");
+            wants.push((Want { name, archive: archive.to_owned(), path, size, sha256: hash }, suite, unpacked));
+            new.newest = new.newest.max(release.seconds);
+            new.indexes.push(lock::Index {
+                archive: archive.to_owned(),
+                suite: suite.to_owned(),
+                date: release.date,
+                sha256,
+            });
+        }
+        let files: Vec<Want> = wants.iter().map(|(want, ..)| want.clone()).collect();
+        store.obtain(client, &files, mirrors, progress)?;
+        for (want, suite, unpacked) in wants {
+            let path = store.path(want.sha256);
+            let packed = std::fs::read(&path).map_err(|source| StoreError::Io { path, source })?;
+            let text = unpack(packed, unpacked).map_err(|why| SuitesError::Unpack { suite, why })?;
+            new.packages.push(PackageIndex { archive: want.archive, suite: suite.to_owned(), text });
+        }
+        Ok(new)
+    }
+}
+
+/// The first acceptable signed index of a suite, and its hash.
+fn release(
+    client: &Client,
+    mirrors: &Mirrors,
+    archive: &'static str,
+    suite: &'static str,
+    now: i64,
+) -> Result<(Release, Sha256), SuitesError> {
+    let keyring = if archive == SECURITY { Keyring::debian_security() } else { Keyring::debian() }?;
+    let mut refusals = Vec::new();
+    for root in mirrors.roots(archive) {
+        let url = format!("{root}/dists/{suite}/InRelease");
+        match client.read(&url, MAX_RELEASE) {
+            Ok(file) => match Release::verify(&file, &keyring, suite, now) {
+                Ok(release) => return Ok((release, Sha256(sha2::Sha256::digest(&file).into()))),
+                Err(error) => refusals.push(format!("{url}: {error}")),
+            },
+            Err(error) => refusals.push(error.to_string()),
+        }
+    }
+    Err(SuitesError::Release { suite, refusals })
+}
+
+/// Unpacks an index whose hash was checked, and whose signed index says how large it becomes.
+fn unpack(packed: Vec<u8>, size: u64) -> Result<String, String> {
+    if size > MAX_PACKAGES {
+        return Err(format!("it has {size} bytes, more than {MAX_PACKAGES}"));
+    }
+    let threads = thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
+    let reader = XzReaderMt::new(Cursor::new(packed), false, threads).map_err(|error| error.to_string())?;
+    let mut text = String::new();
+    // The size is limited above.
+    text.reserve(usize::try_from(size).unwrap_or_default());
+    reader.take(size.saturating_add(1)).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    if text.len() as u64 != size {
+        return Err(format!("its size is not {size} bytes"));
+    }
+    Ok(text)
+}

@@ -1,0 +1,258 @@
+//! The lock as a file beside its rack recipe: `lab.lock` beside `lab.toml`. Read strictly, written at once or not at
+//! all, made when there is none, and never changed behind the user's back.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rackstick_image::{
+    lock::{FORMAT, Lock},
+    recipe::{Diagnostic, Diagnostics, Place, Rack, Source},
+};
+
+use crate::{
+    archive::{self, MirrorError, Mirrors, ResolveLockError},
+    progress::Progress,
+    sets,
+};
+
+/// What a lock begins with.
+const HEADER: &str = "\
+# Every package that goes into this rack, by version, hash and path in Debian's archive. Written by `rackstick lock`;
+# keep it in git beside the recipe, and renew it with `rackstick lock --update`.
+
+";
+
+/// What is wrong with a lock.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The lock can't be read or written.
+    #[error("can't {doing} the lock {}", .path.display())]
+    Io {
+        /// `read` or `write`.
+        doing: &'static str,
+        /// The lock.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The lock is not one.
+    #[error("the lock is not valid")]
+    Invalid(#[source] Diagnostics),
+    /// The lock can't be written as TOML.
+    #[error("the lock can't be written")]
+    Unwritable(#[from] toml::ser::Error),
+    /// The recipe asks for something else than when it was locked.
+    #[error(
+        "the lock {} no longer fits its recipe:{}\nRun `rackstick lock {}` to resolve what the recipe asks for now",
+        .path.display(), .differences.iter().map(|line| format!("\n  {line}")).collect::<String>(), .recipe.display()
+    )]
+    Unfit {
+        /// The lock.
+        path: PathBuf,
+        /// The recipe.
+        recipe: PathBuf,
+        /// How they differ, one line each.
+        differences: Vec<String>,
+    },
+    /// The recipe can't be resolved.
+    #[error(transparent)]
+    Resolve(#[from] ResolveLockError),
+    /// It is not known where to fetch from.
+    #[error(transparent)]
+    Mirrors(#[from] MirrorError),
+}
+
+/// Where the lock of a recipe is: the recipe's path with `.lock` in place of `.toml`.
+pub fn path(recipe: &Path) -> PathBuf {
+    if recipe.extension().is_some_and(|extension| extension == "toml") {
+        return recipe.with_extension("lock");
+    }
+    let mut path = OsString::from(recipe);
+    path.push(".lock");
+    path.into()
+}
+
+/// The lock of a recipe, or none if there is none.
+pub fn read(recipe: &Path) -> Result<Option<Lock>, LockError> {
+    let path = path(recipe);
+    match fs::read_to_string(&path) {
+        Ok(text) => parse(path, text).map(Some).map_err(LockError::Invalid),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(LockError::Io { doing: "read", path, source }),
+    }
+}
+
+/// The lock that a build goes by: that of the recipe if it fits, or a new one if there is none.
+pub fn for_build(recipe: &Path, rack: &Rack, mirrors: &[String], progress: &Progress) -> Result<Lock, LockError> {
+    let Some(lock) = read(recipe)? else {
+        return renew(recipe, rack, None, mirrors, progress);
+    };
+    let differences = sets::differences(rack, &lock);
+    if differences.is_empty() {
+        return Ok(lock);
+    }
+    Err(LockError::Unfit { path: path(recipe), recipe: recipe.to_owned(), differences })
+}
+
+/// Resolves the recipe against the archives as they are now and writes its lock.
+pub fn renew(
+    recipe: &Path,
+    rack: &Rack,
+    previous: Option<&Lock>,
+    mirrors: &[String],
+    progress: &Progress,
+) -> Result<Lock, LockError> {
+    let lock = archive::resolve(rack, previous, &Mirrors::choose(mirrors)?, progress)?;
+    write(&path(recipe), &lock)?;
+    Ok(lock)
+}
+
+/// The lock as it stands in its file.
+fn text(lock: &Lock) -> Result<String, LockError> {
+    Ok(format!("{HEADER}{}", toml::to_string_pretty(lock)?))
+}
+
+/// Writes a lock: whoever reads it meanwhile sees the old one or the new one.
+fn write(path: &Path, lock: &Lock) -> Result<(), LockError> {
+    let text = text(lock)?;
+    let fail = |source| LockError::Io { doing: "write", path: path.to_owned(), source };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".rackstick-lock-")
+        // As for any new file, the umask has the last word.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+        .map_err(fail)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(fail)?;
+    file.persist(path).map_err(|error| fail(error.error))?;
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
+}
+
+/// Reads a lock strictly: nothing unknown, nothing missing, nothing that could lead out of a folder.
+fn parse(path: PathBuf, text: String) -> Result<Lock, Diagnostics> {
+    let parsed: Result<Lock, toml::de::Error> = toml::from_str(&text);
+    let source = Arc::new(Source { path, text });
+    let place = |span| Place { source: Arc::clone(&source), span };
+    let lock = parsed.map_err(|error| {
+        let span = error.span().unwrap_or_default();
+        Diagnostic::new(place(span), error.message()).hint(REMEDY)
+    })?;
+    // A wrong value is marked where it first stands.
+    let at = |value: &str| place(source.text.find(value).map_or(0..0, |start| start..start + value.len()));
+    match fault(&lock) {
+        None => Ok(lock),
+        Some((value, message)) => Err(Diagnostic::new(at(&value), message).hint(REMEDY).into()),
+    }
+}
+
+const REMEDY: &str = "take the lock from git again, or make a new one with `rackstick lock --update`";
+
+/// The first thing that is wrong with a lock: the value that is, and why.
+fn fault(lock: &Lock) -> Option<(String, String)> {
+    if lock.format != FORMAT {
+        let message = format!("the lock has format {}, this rackstick knows {FORMAT}", lock.format);
+        return Some(("format".to_owned(), message));
+    }
+    for (name, package) in &lock.packages {
+        if !archive::is_package_name(name) {
+            return Some((name.clone(), format!("`{name}` is not the name of a package")));
+        }
+        if !archive::is_pool_path(&package.path) {
+            let message = format!("`{}` is not a path below an archive's pool", package.path);
+            return Some((package.path.clone(), message));
+        }
+    }
+    for (set, names) in &lock.sets {
+        if let Some(name) = names.iter().find(|name| !lock.packages.contains_key(*name)) {
+            return Some((name.clone(), format!("`{name}` of set `{set}` is not among the packages")));
+        }
+        if !lock.roots.contains_key(set) {
+            return Some((set.clone(), format!("set `{set}` has no roots")));
+        }
+    }
+    lock.roots.keys().find(|set| !lock.sets.contains_key(*set)).map(|set| {
+        (set.clone(), format!("set `{set}` has roots but no packages"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rackstick_image::{
+        digest::Sha256,
+        lock::{Index, Package},
+    };
+
+    use super::*;
+
+    fn lock() -> Lock {
+        let package = Package {
+            version: "14.2.0-19".to_owned(),
+            architecture: "amd64".to_owned(),
+            archive: "debian".to_owned(),
+            path: "pool/main/g/gcc-14/libstdc++6_14.2.0-19_amd64.deb".to_owned(),
+            size: 727_000,
+            sha256: Sha256([7; 32]),
+        };
+        Lock {
+            format: FORMAT,
+            builder: "0.1.0".to_owned(),
+            epoch: 1_795_252_544,
+            base: "debian:trixie".to_owned(),
+            roots: BTreeMap::from([("image:web".to_owned(), vec!["libstdc++6".to_owned()])]),
+            sets: BTreeMap::from([("image:web".to_owned(), vec!["libstdc++6".to_owned()])]),
+            indexes: vec![Index {
+                archive: "debian".to_owned(),
+                suite: "trixie".to_owned(),
+                date: "Sat, 21 Nov 2026 09:15:44 UTC".to_owned(),
+                sha256: Sha256([1; 32]),
+            }],
+            packages: BTreeMap::from([("libstdc++6".to_owned(), package)]),
+        }
+    }
+
+    #[test]
+    fn a_lock_reads_back_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = folder.path().join("lab.toml");
+        assert_eq!(read(&recipe).unwrap(), None);
+        write(&path(&recipe), &lock()).unwrap();
+        assert_eq!(read(&recipe).unwrap(), Some(lock()));
+        let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["lab.lock"], "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_wrong_lock_is_refused_with_line_and_column() {
+        let good = text(&lock()).unwrap();
+        for (from, to, place, message) in [
+            ("epoch = ", "epoc = ", "lab.lock:6:1", "unknown field"),
+            ("format = 1", "format = 2", "lab.lock:4:1", "format 2"),
+            ("size = 727000", "size = -1", "lab.lock:26:8", ""),
+            ("pool/main", "../main", "lab.lock:", "not a path below an archive's pool"),
+            ("[packages.\"libstdc++6\"]", "[packages.\"../x\"]", "lab.lock:", "not the name of a package"),
+            ("[packages.\"libstdc++6\"]", "[packages.other]", "lab.lock:", "not among the packages"),
+            ("[roots]", "[roots", "lab.lock:", ""),
+        ] {
+            let bad = good.replacen(from, to, 1);
+            assert_ne!(bad, good, "{from}");
+            let error = parse("lab.lock".into(), bad).unwrap_err().to_string();
+            assert!(error.starts_with(place) && error.contains(message), "{from}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_lock_has_its_recipes_name() {
+        assert_eq!(path(Path::new("recipes/lab.toml")), Path::new("recipes/lab.lock"));
+        assert_eq!(path(Path::new("lab")), Path::new("lab.lock"));
+        assert_eq!(path(Path::new("lab.v2")), Path::new("lab.v2.lock"));
+    }
+}

@@ -1,0 +1,279 @@
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    time::{Duration, Instant},
+};
+
+use sha2::Digest;
+use tempfile::TempDir;
+
+use super::{
+    server::{Answer, Server, nobody},
+    *,
+};
+use crate::{archive::Mirrors, progress::Progress};
+
+/// A store of its own for each test, and a server.
+struct Rig {
+    folder: TempDir,
+    store: Store,
+    server: Server,
+    client: Client,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path().join("cache")).unwrap();
+        let client = Client::patient(Duration::from_millis(700), Duration::from_millis(700));
+        Self { folder, store, server: Server::start(), client }
+    }
+
+    fn obtain(&self, wants: &[Want]) -> Result<(), StoreError> {
+        self.obtain_from(&[self.server.root("debian")], wants)
+    }
+
+    fn obtain_from(&self, roots: &[String], wants: &[Want]) -> Result<(), StoreError> {
+        self.store.obtain(&self.client, wants, &Mirrors::given(roots).unwrap(), &Progress::quiet())
+    }
+
+    fn content(&self, want: &Want) -> Vec<u8> {
+        fs::read(self.store.path(want.sha256)).unwrap()
+    }
+
+    fn assert_nothing_is_half_done(&self) {
+        let left: Vec<_> = fs::read_dir(self.store.partial()).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+/// Bytes that are nowhere the same, so that a piece in the wrong place shows.
+fn bytes(count: usize) -> Vec<u8> {
+    (0_u32..).flat_map(|number| number.wrapping_mul(0x9e37_79b9).to_le_bytes()).take(count).collect()
+}
+
+fn want(name: &str, bytes: &[u8]) -> Want {
+    Want {
+        name: format!("{name} 1.0"),
+        archive: "debian".to_owned(),
+        path: format!("pool/{name}.deb"),
+        size: bytes.len() as u64,
+        sha256: Sha256(sha2::Sha256::digest(bytes).into()),
+    }
+}
+
+#[test]
+fn what_was_fetched_once_needs_no_mirror_again() {
+    let rig = Rig::new();
+    let files: Vec<_> = (0..40).map(|i| bytes(i * 1000 + 1)).collect();
+    let wants: Vec<_> = files.iter().enumerate().map(|(i, bytes)| want(&format!("p{i}"), bytes)).collect();
+    for (want, bytes) in wants.iter().zip(&files) {
+        rig.server.answer(&format!("/debian/{}", want.path), vec![Answer::Whole(bytes.clone())]);
+    }
+    rig.obtain(&wants).unwrap();
+    for (want, bytes) in wants.iter().zip(&files) {
+        assert_eq!(rig.content(want), *bytes);
+    }
+    assert_eq!(rig.server.requests().len(), 40);
+    rig.assert_nothing_is_half_done();
+    rig.obtain_from(&[nobody("debian")], &wants).unwrap();
+}
+
+#[test]
+fn an_altered_file_in_the_store_is_found_and_fetched_again() {
+    let rig = Rig::new();
+    let good = bytes(100_000);
+    let want = want("a", &good);
+    rig.server.answer("/debian/pool/a.deb", vec![Answer::Whole(good.clone())]);
+    rig.obtain(std::slice::from_ref(&want)).unwrap();
+    let mut bad = good.clone();
+    bad[77_777] ^= 1;
+    for damage in [bad, good[..99_999].to_vec(), Vec::new()] {
+        fs::write(rig.store.path(want.sha256), damage).unwrap();
+        rig.obtain(std::slice::from_ref(&want)).unwrap();
+        assert_eq!(rig.content(&want), good);
+    }
+}
+
+#[test]
+fn a_download_that_is_cut_short_goes_on_where_it_stopped() {
+    let rig = Rig::new();
+    let good = bytes(300_000);
+    let want = want("a", &good);
+    rig.server.answer(
+        "/debian/pool/a.deb",
+        vec![Answer::Cut(good.clone(), 100_000), Answer::Cut(good.clone(), 100_000), Answer::Whole(good.clone())],
+    );
+    let start = Instant::now();
+    rig.obtain(std::slice::from_ref(&want)).unwrap();
+    assert!(start.elapsed() < Duration::from_millis(400), "no pause is needed while it goes forward");
+    assert_eq!(rig.content(&want), good);
+    let path = "/debian/pool/a.deb";
+    assert_eq!(rig.server.requests(), [path.to_owned(), format!("{path} from 100000"), format!("{path} from 200000")]);
+}
+
+#[test]
+fn a_later_run_goes_on_where_an_interrupted_one_stopped() {
+    let rig = Rig::new();
+    let good = bytes(300_000);
+    let want = want("a", &good);
+    fs::write(fetch::partial_path(&rig.store, want.sha256), &good[..123_456]).unwrap();
+    rig.server.answer("/debian/pool/a.deb", vec![Answer::Whole(good.clone())]);
+    rig.obtain(std::slice::from_ref(&want)).unwrap();
+    assert_eq!(rig.content(&want), good);
+    assert_eq!(rig.server.requests(), ["/debian/pool/a.deb from 123456"]);
+    rig.assert_nothing_is_half_done();
+}
+
+#[test]
+fn what_an_interrupted_run_left_is_not_trusted() {
+    let good = bytes(300_000);
+    let mut wrong = good[..123_456].to_vec();
+    wrong[5] ^= 1;
+    for left in [wrong, vec![0; 300_000], vec![0; 400_000]] {
+        let rig = Rig::new();
+        let want = want("a", &good);
+        fs::write(fetch::partial_path(&rig.store, want.sha256), left).unwrap();
+        rig.server.answer("/debian/pool/a.deb", vec![Answer::Whole(good.clone())]);
+        rig.obtain(std::slice::from_ref(&want)).unwrap();
+        assert_eq!(rig.content(&want), good);
+    }
+}
+
+#[test]
+fn a_server_without_ranges_is_read_from_the_start() {
+    let rig = Rig::new();
+    let good = bytes(300_000);
+    let want = want("a", &good);
+    rig.server.answer("/debian/pool/a.deb", vec![Answer::Cut(good.clone(), 99_999), Answer::NoRanges(good.clone())]);
+    rig.obtain(std::slice::from_ref(&want)).unwrap();
+    assert_eq!(rig.content(&want), good);
+}
+
+#[test]
+fn a_wrong_file_is_an_error_that_names_it_and_both_hashes() {
+    let rig = Rig::new();
+    let good = bytes(1000);
+    let mut bad = good.clone();
+    bad[0] ^= 1;
+    let want = want("a", &good);
+    rig.server.answer("/debian/pool/a.deb", vec![Answer::Whole(bad.clone())]);
+    let error = rig.obtain(std::slice::from_ref(&want)).unwrap_err().to_string();
+    let found = Sha256(sha2::Sha256::digest(&bad).into());
+    for part in ["a 1.0", "pool/a.deb", &want.sha256.to_string(), &found.to_string()] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(!rig.store.path(want.sha256).exists());
+    assert_eq!(rig.server.requests().len(), 1, "asking the same mirror again is useless");
+    rig.server.answer("/debian/pool/a.deb", vec![Answer::Whole([good.clone(), vec![0]].concat())]);
+    let error = rig.obtain(std::slice::from_ref(&want)).unwrap_err().to_string();
+    assert!(error.contains("larger than 1000 bytes"), "{error}");
+    rig.server.answer("/debian/pool/a.deb", vec![Answer::Whole(good[..999].to_vec())]);
+    let error = rig.obtain(std::slice::from_ref(&want)).unwrap_err().to_string();
+    assert!(error.contains("cut short after 999 of 1000 bytes"), "{error}");
+}
+
+#[test]
+fn another_mirror_helps_where_one_is_down_wrong_or_lacks_the_file() {
+    let good = bytes(200_000);
+    for answer in [None, Some(Answer::Status(404)), Some(Answer::Status(503)), Some(Answer::Whole(bytes(200_001)))] {
+        let rig = Rig::new();
+        let want = want("a", &good);
+        let other = Server::start();
+        other.answer("/debian/pool/a.deb", vec![Answer::Whole(good.clone())]);
+        let first = match answer {
+            None => nobody("debian"),
+            Some(answer) => {
+                rig.server.answer("/debian/pool/a.deb", vec![answer]);
+                rig.server.root("debian")
+            }
+        };
+        rig.obtain_from(&[first, other.root("debian")], std::slice::from_ref(&want)).unwrap();
+        assert_eq!(rig.content(&want), good);
+    }
+}
+
+#[test]
+fn a_mirror_that_is_down_is_an_error_that_says_so_once_and_soon() {
+    let rig = Rig::new();
+    let wants: Vec<_> = (0..200).map(|i| want(&format!("p{i}"), &bytes(i + 1))).collect();
+    let start = Instant::now();
+    let error = rig.obtain_from(&[nobody("debian")], &wants).unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    let error = error.to_string();
+    assert!(error.contains("the mirror is down") && error.lines().count() == 2, "{error}");
+}
+
+#[test]
+fn all_files_that_no_mirror_has_any_more_are_named_together() {
+    let rig = Rig::new();
+    let good = bytes(10);
+    rig.server.answer("/debian/pool/b.deb", vec![Answer::Whole(good.clone())]);
+    let wants = [want("a", b"1"), want("b", &good), want("c", b"2")];
+    match rig.obtain(&wants) {
+        Err(StoreError::Gone(gone)) => assert_eq!(gone, [wants[0].clone(), wants[2].clone()]),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(rig.content(&wants[1]), good, "what could be had is there");
+}
+
+#[test]
+fn a_slow_mirror_is_borne_and_a_stalled_one_is_left() {
+    let rig = Rig::new();
+    let good = bytes(400_000);
+    let slow = want("slow", &good);
+    // 400,000 bytes take 2 s, nearly three times as long as one answer may.
+    rig.server.answer("/debian/pool/slow.deb", vec![Answer::Slow(good.clone(), 20_000, Duration::from_millis(100))]);
+    rig.obtain(std::slice::from_ref(&slow)).unwrap();
+    assert_eq!(rig.content(&slow), good);
+
+    let other = bytes(150_000);
+    let stalled = want("stalled", &other);
+    rig.server.answer(
+        "/debian/pool/stalled.deb",
+        vec![Answer::Stall(other.clone(), 100_000), Answer::Stall(other.clone(), 0), Answer::Whole(other.clone())],
+    );
+    rig.obtain(std::slice::from_ref(&stalled)).unwrap();
+    assert_eq!(rig.content(&stalled), other);
+}
+
+#[test]
+fn builders_at_the_same_time_fetch_a_file_once() {
+    let rig = Rig::new();
+    let good = bytes(500_000);
+    let want = want("a", &good);
+    rig.server.answer("/debian/pool/a.deb", vec![Answer::Slow(good.clone(), 100_000, Duration::from_millis(30))]);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                let store = Store::at(rig.folder.path().join("cache")).unwrap();
+                let mirrors = Mirrors::given(&[rig.server.root("debian")]).unwrap();
+                store.obtain(&Client::new(), std::slice::from_ref(&want), &mirrors, &Progress::quiet()).unwrap();
+            });
+        }
+    });
+    assert_eq!(rig.content(&want), good);
+    assert_eq!(rig.server.requests().len(), 1);
+    rig.assert_nothing_is_half_done();
+}
+
+#[test]
+fn a_file_larger_than_the_disk_is_refused_before_it_is_fetched() {
+    let rig = Rig::new();
+    let huge = Want { size: u64::MAX / 4, ..want("a", b"") };
+    match rig.obtain(&[huge]) {
+        Err(StoreError::NoSpace { free: Some(_), .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(rig.server.requests().is_empty());
+}
+
+#[test]
+fn a_store_that_can_not_be_made_is_an_error_with_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let error = Store::at(file.join("cache")).err().unwrap().to_string();
+    assert!(error.contains("file/cache"), "{error}");
+}
