@@ -1,10 +1,29 @@
 //! Recipes: the TOML files in git that say what a rack is. Parsed strictly; everything wrong is reported at once, each
-//! with its place and a hint.
+//! with its place and a hint. Every key stands in `docs/recipes.md`.
 
 mod error;
+mod forward;
+mod generation;
+mod guests;
+mod health;
 mod image;
+mod images;
+mod load;
+mod names;
+mod networks;
+mod order;
 mod rack;
+mod reader;
+mod shapes;
+#[cfg(test)]
+mod tests;
+mod units;
 
 pub use error::{Diagnostic, Diagnostics, LoadError, Place, Placed, Source};
+pub use generation::{GenerationError, manifest};
+pub use guests::VCPUS_MAX;
 pub use image::{Content, File, Image};
+pub use load::{BASES, RECIPE_MAX, load};
+pub use names::{NAME_MAX, NETWORK_NAME_MAX, VERSION_MAX};
 pub use rack::{Guest, Network, Rack};
+pub use units::{MEMORY_MAX_MIB, MEMORY_MIN_MIB};

@@ -1,0 +1,267 @@
+//! Reads `[guests.NAME]`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use toml::{Spanned, de::DeValue};
+
+use super::{
+    forward::{self, FORWARD_HINT},
+    health,
+    names::{self, shown},
+    networks::{self, Networks},
+    order,
+    rack::{Guest, Network},
+    reader::{self, Report, Table, Text},
+    shapes, units,
+};
+use crate::manifest::Forward;
+
+/// Most vCPUs of a guest.
+pub const VCPUS_MAX: u8 = 32;
+/// Most guests of a rack: what is compared between guests takes quadratic time.
+const GUESTS_MAX: usize = 1000;
+
+/// A guest of which everything that could be read was, and whose image is yet to be read.
+pub(super) struct Draft<'a> {
+    /// The path as the recipe gives it.
+    pub image: Text<'a>,
+    /// With the image's name still empty.
+    pub guest: Guest,
+}
+
+/// What is compared between guests.
+#[derive(Default)]
+struct Seen<'a> {
+    addresses: BTreeMap<Ipv4Addr, &'a str>,
+    forwards: Vec<(Forward, &'a str)>,
+    after: BTreeMap<&'a str, Vec<Text<'a>>>,
+}
+
+/// Reads all guests. Those that lack something, which was reported, are not among the result.
+pub(super) fn read<'a>(
+    report: &mut Report,
+    networks: &Networks,
+    entries: Vec<(Text<'a>, &'a Spanned<DeValue<'a>>)>,
+) -> BTreeMap<String, Draft<'a>> {
+    if let Some((name, _)) = entries.get(GUESTS_MAX) {
+        report.wrong(name.span.clone(), "too many guests", format!("a rack has at most {GUESTS_MAX}"));
+        return BTreeMap::new();
+    }
+    let mut seen = Seen::default();
+    let mut drafts = BTreeMap::new();
+    for (name, value) in entries {
+        if !names::is_label(name.value, names::NAME_MAX) {
+            let message = format!("`{}` can't be the name of a guest", shown(name.value));
+            report.wrong(name.span.clone(), message, names::label_rule(names::NAME_MAX));
+        }
+        seen.after.entry(name.value).or_default();
+        if let Some(draft) = guest(report, networks, &mut seen, &name, value) {
+            drafts.insert(name.value.to_owned(), draft);
+        }
+    }
+    check_after(report, &seen.after);
+    drafts
+}
+
+fn guest<'a>(
+    report: &mut Report,
+    networks: &Networks,
+    seen: &mut Seen<'a>,
+    name: &Text<'a>,
+    value: &'a Spanned<DeValue<'a>>,
+) -> Option<Draft<'a>> {
+    let title = format!("guest `{}`", shown(name.value));
+    let table = Table::open(report, &shapes::GUEST, &title, name.span.clone(), value)?;
+    let image = table.text(report, "image");
+    let vcpus = match table.get("vcpus") {
+        None => Some(1),
+        Some(_) => table.number(report, "vcpus", (1, VCPUS_MAX), "vCPUs"),
+    };
+    let memory_mib = table.text(report, "memory").and_then(|text| memory(report, &text));
+    let addresses = addresses(report, networks, seen, name.value, &table);
+    let forwards = forwards(report, networks, seen, name.value, &table);
+    let health = health::read(report, &table);
+    // An address that is wrong was reported; only one that is not there is missing.
+    let no_address = match table.get("address").map(Spanned::get_ref) {
+        None => true,
+        Some(DeValue::Table(content)) => content.is_empty(),
+        Some(_) => false,
+    };
+    for (key, there) in [("forward", !forwards.is_empty()), ("health", health.is_some())] {
+        if there && no_address {
+            report.wrong(
+                table.key_span(key).unwrap_or(name.span.clone()),
+                format!("{title} has `{key}`, but no address"),
+                r#"give it one on a private network, for example `address = { servers = "10.20.0.80" }`"#,
+            );
+        }
+    }
+    let after = table.texts(report, "after");
+    let after_names = after.iter().map(|text| text.value.to_owned()).collect();
+    seen.after.insert(name.value, after);
+    let guest = Guest {
+        image: String::new(),
+        vcpus: vcpus?,
+        memory_mib: memory_mib?,
+        addresses,
+        forwards,
+        health,
+        after: after_names,
+    };
+    Some(Draft { image: image?, guest })
+}
+
+fn memory(report: &mut Report, text: &Text<'_>) -> Option<u32> {
+    match units::memory_mib(text.value) {
+        Ok(mib) => Some(mib),
+        Err(error) => {
+            let hint = match error {
+                units::SizeError::Malformed(_) => "a whole number with `MiB` or `GiB`, for example `256 MiB`".to_owned(),
+                units::SizeError::OutOfRange(_) => {
+                    format!("a guest has at least {} MiB and at most {} MiB", units::MEMORY_MIN_MIB, units::MEMORY_MAX_MIB)
+                }
+            };
+            report.wrong(text.span.clone(), error.to_string(), hint);
+            None
+        }
+    }
+}
+
+fn addresses<'a>(
+    report: &mut Report,
+    networks: &Networks,
+    seen: &mut Seen<'a>,
+    guest: &'a str,
+    table: &Table<'a>,
+) -> BTreeMap<String, Ipv4Addr> {
+    let mut addresses = BTreeMap::new();
+    for (network, value) in table.entries(report, "address") {
+        let hint = || names::suggest_or_list(network.value, "private networks", networks::privates(networks));
+        let known = match networks.get(network.value) {
+            None => {
+                report.wrong(network.span.clone(), format!("unknown network `{}`", shown(network.value)), hint());
+                continue;
+            }
+            Some(Some(Network::Uplink { .. })) => {
+                let message = format!("`{}` is an uplink; guests have addresses on private networks", network.value);
+                report.wrong(network.span.clone(), message, hint());
+                continue;
+            }
+            Some(known) => known,
+        };
+        let Some(text) = reader::text(value) else {
+            table.wrong_type(report, "address", "a table of strings", value);
+            continue;
+        };
+        let Ok(address) = text.value.parse::<Ipv4Addr>() else {
+            let message = format!("`{}` is not an IPv4 address", shown(text.value));
+            report.wrong(text.span, message, "an address is four numbers from 0 to 255, for example `10.20.0.80`");
+            continue;
+        };
+        if let Some(Network::Private { subnet, .. }) = known
+            && let Some((message, hint)) = unusable(network.value, subnet, address)
+        {
+            report.wrong(text.span, message, hint);
+            continue;
+        }
+        if let Some(other) = seen.addresses.insert(address, guest) {
+            let message = format!("{address} is the address of guest `{other}` already");
+            report.wrong(text.span, message, "each guest needs an address of its own");
+            continue;
+        }
+        addresses.insert(network.value.to_owned(), address);
+    }
+    addresses
+}
+
+/// Why a guest can't have the address, and what it could have.
+fn unusable(network: &str, subnet: &ipnet::Ipv4Net, address: Ipv4Addr) -> Option<(String, String)> {
+    let gateway = networks::gateway(subnet);
+    let last = Ipv4Addr::from_bits(subnet.broadcast().to_bits().saturating_sub(1));
+    let second = Ipv4Addr::from_bits(gateway.to_bits().saturating_add(1));
+    let message = if !subnet.contains(&address) {
+        format!("{address} is outside {subnet}, the subnet of network `{network}`")
+    } else if address == gateway {
+        format!("{address} is the rack's own address on network `{network}`")
+    } else if !networks::is_host(subnet, address) {
+        format!("{address} is not a host's address in {subnet}")
+    } else {
+        return None;
+    };
+    let range = if second == last { format!("it can only be {last}") } else { format!("{second} to {last} are possible") };
+    Some((message, range))
+}
+
+fn forwards<'a>(
+    report: &mut Report,
+    networks: &Networks,
+    seen: &mut Seen<'a>,
+    guest: &'a str,
+    table: &Table<'a>,
+) -> Vec<Forward> {
+    let mut forwards = Vec::new();
+    for text in table.texts(report, "forward") {
+        let forward = match forward::parse(text.value) {
+            Ok(forward) => forward,
+            Err(error) => {
+                report.wrong(report.within(&text, error.part), error.message, FORWARD_HINT);
+                continue;
+            }
+        };
+        let place = report.within(&text, 0..forward.network.len());
+        let hint = || names::suggest_or_list(&forward.network, "uplink networks", networks::uplinks(networks));
+        match networks.get(&forward.network) {
+            None => {
+                report.wrong(place, format!("unknown network `{}`", shown(&forward.network)), hint());
+                continue;
+            }
+            Some(Some(Network::Private { .. })) => {
+                let message = format!("`{}` is not an uplink network; forwards come from outside the rack", forward.network);
+                report.wrong(place, message, hint());
+                continue;
+            }
+            Some(Some(Network::Uplink { .. }) | None) => {}
+        }
+        let same = |other: &Forward| {
+            (&other.network, other.port, other.protocol) == (&forward.network, forward.port, forward.protocol)
+        };
+        if let Some((_, other)) = seen.forwards.iter().find(|(other, _)| same(other)) {
+            let message = format!("port {} of `{}` leads to guest `{other}` already", forward::shown_port(&forward), forward.network);
+            report.wrong(text.span, message, "a port of the rack leads to one guest");
+            continue;
+        }
+        seen.forwards.push((forward.clone(), guest));
+        forwards.push(forward);
+    }
+    forwards
+}
+
+fn check_after<'a>(report: &mut Report, after: &BTreeMap<&'a str, Vec<Text<'a>>>) {
+    for (guest, names) in after {
+        let mut seen = BTreeSet::new();
+        for name in names {
+            let span = name.span.clone();
+            if name.value == *guest {
+                report.wrong(span, format!("guest `{guest}` would wait for itself"), "leave it out");
+            } else if !after.contains_key(name.value) {
+                let hint = names::suggest_or_list(name.value, "guests", after.keys().copied());
+                report.wrong(span, format!("unknown guest `{}`", shown(name.value)), hint);
+            } else if !seen.insert(name.value) {
+                report.wrong(span, format!("guest `{}` is named twice", name.value), "leave one out");
+            }
+        }
+    }
+    let edges = after.iter().map(|(&guest, names)| {
+        (guest, names.iter().map(|name| name.value).filter(|&name| name != guest).collect::<BTreeSet<_>>())
+    });
+    let Err(cycle) = order::start_order(&edges.collect()) else { return };
+    let [first, .., last] = cycle[..] else { return };
+    if let Some(place) = after.get(last).and_then(|names| names.iter().find(|name| name.value == first)) {
+        let chain: Vec<String> = cycle.iter().chain([&first]).map(|name| format!("`{name}`")).collect();
+        let message = format!("these guests wait for each other: {}", chain.join(" -> "));
+        report.wrong(place.span.clone(), message, "at least one of them must start without the others");
+    }
+}

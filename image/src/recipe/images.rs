@@ -1,0 +1,235 @@
+//! Reads image recipes, and looks whether the files that they name are there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+use toml::{Spanned, de::DeValue};
+
+use super::{
+    error::{Placed, Source},
+    image::{Content, File, Image},
+    names::{self, shown},
+    reader::{Report, Table, Text},
+    shapes,
+};
+
+/// Longest path in an image, in bytes (PATH_MAX of Linux with its NUL is 4096).
+const PATH_MAX: usize = 4095;
+/// Longest file name, in bytes (NAME_MAX of Linux).
+const FILE_NAME_MAX: usize = 255;
+/// Permission bits with set-user-id, set-group-id and sticky.
+const MODE_MAX: u32 = 0o7777;
+/// Folders over which something is mounted when an image boots: what is put there would never be seen.
+const HIDDEN: &[&str] = &["dev", "proc", "run", "sys", "tmp"];
+
+/// Reads an image recipe. `None` if something that was reported keeps it from being used.
+pub(super) fn read(report: &mut Report, name: &str, source: &Arc<Source>, root: &Spanned<toml::de::DeTable<'_>>) -> Image {
+    let title = format!("image recipe `{name}`");
+    let table = Table::new(report, &shapes::IMAGE, &title, 0..0, root.get_ref());
+    let packages = packages(report, &table);
+    let services = services(report, &table);
+    let folder = source.path.parent().unwrap_or(Path::new(""));
+    let files = files(report, &table, folder);
+    Image { name: name.to_owned(), source: Arc::clone(source), packages, services, files }
+}
+
+fn packages(report: &mut Report, table: &Table<'_>) -> Vec<Placed<String>> {
+    let mut seen = BTreeSet::new();
+    let mut packages = Vec::new();
+    for text in table.texts(report, "packages") {
+        if !names::is_package(text.value) {
+            let hint = "lower-case letters, digits, `+`, `-` and `.`; versions stand in the lock, not here";
+            report.wrong(text.span, format!("`{}` can't be the name of a package", shown(text.value)), hint);
+        } else if !seen.insert(text.value) {
+            report.wrong(text.span, format!("package `{}` is named twice", text.value), "leave one out");
+        } else {
+            packages.push(report.placed(&text));
+        }
+    }
+    packages
+}
+
+fn services(report: &mut Report, table: &Table<'_>) -> Vec<Placed<String>> {
+    let mut seen = BTreeSet::new();
+    let mut services = Vec::new();
+    for text in table.texts(report, "services") {
+        match names::unit(text.value) {
+            None => {
+                let message = format!("`{}` can't be the name of a systemd unit", shown(text.value));
+                report.wrong(text.span, message, "for example `nginx`, or with its suffix `ssh.socket`");
+            }
+            Some(unit) if !seen.insert(unit.clone()) => {
+                report.wrong(text.span, format!("service `{unit}` is named twice"), "leave one out");
+            }
+            Some(unit) => services.push(Placed { value: unit, place: report.place(text.span) }),
+        }
+    }
+    services
+}
+
+fn files(report: &mut Report, table: &Table<'_>, folder: &Path) -> Vec<File> {
+    let Some(value) = table.get("files") else { return Vec::new() };
+    let DeValue::Array(items) = value.get_ref() else {
+        table.wrong_type(report, "files", "an array of tables", value);
+        return Vec::new();
+    };
+    let mut files = Vec::new();
+    for item in items {
+        if let Some(table) = Table::open(report, &shapes::FILE, "a file", item.span(), item) {
+            files.extend(file(report, &table, folder, item));
+        }
+    }
+    check_paths(report, &files);
+    files
+}
+
+fn file(report: &mut Report, table: &Table<'_>, folder: &Path, item: &Spanned<DeValue<'_>>) -> Option<File> {
+    let path = table.text(report, "path").and_then(|text| image_path(report, &text));
+    let source = table.text(report, "source");
+    let inline = table.text(report, "content");
+    let mode = mode(report, table);
+    let content = match (table.get("source").is_some(), table.get("content").is_some()) {
+        (true, false) => source.and_then(|text| content(report, &text, folder)),
+        (false, true) => inline.map(|text| Content::Inline(text.value.to_owned())),
+        (both, _) => {
+            let message = if both { "a file has both `source` and `content`" } else { "a file has neither `source` nor `content`" };
+            let at = table.key_span("content").or(table.key_span("path")).unwrap_or(item.span());
+            report.wrong(at, message, r#"exactly one: `source = "web/index.html"` beside the recipe, or `content = "text"`"#);
+            None
+        }
+    };
+    if let (Some(Content::Directory(_)), Some(at)) = (&content, table.key_span("mode")) {
+        let hint = "its files keep whether they can be executed: 0o755 if so, else 0o644";
+        report.wrong(at, "`mode` can't be given for a directory", hint);
+    }
+    Some(File { path: path?, content: content?, mode: mode? })
+}
+
+/// The path, if a file can be put there.
+fn image_path(report: &mut Report, text: &Text<'_>) -> Option<Placed<String>> {
+    let mut wrong = |message: &str, hint: &str| {
+        report.wrong(text.span.clone(), format!("`{}` {message}", shown(text.value)), hint);
+        None
+    };
+    let Some(below_root) = text.value.strip_prefix('/') else {
+        return wrong("is not an absolute path", "the path in the image begins with `/`");
+    };
+    let parts: Vec<&str> = below_root.split('/').collect();
+    if parts.iter().any(|part| matches!(*part, "" | "." | "..")) {
+        return wrong("has an empty part, `.` or `..`", "write the path out, without a slash at its end");
+    }
+    if text.value.len() > PATH_MAX || parts.iter().any(|part| part.len() > FILE_NAME_MAX) {
+        return wrong("is too long", "a path has at most 4095 bytes, each part at most 255");
+    }
+    if text.value.chars().any(char::is_control) {
+        return wrong("has control characters", "use printable characters");
+    }
+    if HIDDEN.contains(&parts[0]) {
+        return wrong("would never be seen", "something is mounted over /dev, /proc, /run, /sys and /tmp when the image boots");
+    }
+    Some(report.placed(text))
+}
+
+/// The mode, if it is right; it may be left out.
+#[expect(clippy::option_option, reason = "the outer says whether it was right, the inner whether it was there")]
+fn mode(report: &mut Report, table: &Table<'_>) -> Option<Option<u32>> {
+    let Some(value) = table.get("mode") else { return Some(None) };
+    let DeValue::Integer(integer) = value.get_ref() else {
+        table.wrong_type(report, "mode", "an octal number", value);
+        return None;
+    };
+    let mode = u32::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|&mode| mode <= MODE_MAX);
+    if mode.is_none() || integer.radix() != 8 {
+        let message = format!("`{}` is not a mode", shown(&integer.to_string()));
+        report.wrong(value.span(), message, "an octal number up to 0o7777, for example `mode = 0o644`");
+        return None;
+    }
+    Some(mode)
+}
+
+/// What `source` names, which must lie beside the recipe or deeper.
+fn content(report: &mut Report, text: &Text<'_>, folder: &Path) -> Option<Content> {
+    let relative = Path::new(text.value);
+    let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if text.value.is_empty() || text.value.contains('\0') || !relative.components().all(plain) {
+        let message = format!("`{}` leads out of the recipe's folder", shown(text.value));
+        report.wrong(text.span.clone(), message, "a source is a relative path without `..`, beside the recipe or deeper");
+        return None;
+    }
+    let path = folder.join(relative.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>());
+    match look(&path, folder) {
+        Ok(content) => Some(content),
+        Err(Unusable::Escapes) => {
+            let message = format!("`{}` leads out of the recipe's folder through a symbolic link", shown(text.value));
+            report.wrong(text.span.clone(), message, "copy what it points to into the recipe's folder");
+            None
+        }
+        Err(Unusable::Special) => {
+            let message = format!("`{}` is neither a file nor a directory", shown(text.value));
+            report.wrong(text.span.clone(), message, "only files and directories can be put into an image");
+            None
+        }
+        Err(Unusable::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+            let message = format!("`{}` does not exist", shown(text.value));
+            report.wrong(text.span.clone(), message, format!("looked for {}", shown(&path.to_string_lossy())));
+            None
+        }
+        Err(Unusable::Io(error)) => {
+            let message = format!("can't look at `{}`: {error}", shown(text.value));
+            report.wrong(text.span.clone(), message, format!("looked for {}", shown(&path.to_string_lossy())));
+            None
+        }
+    }
+}
+
+enum Unusable {
+    Escapes,
+    Special,
+    Io(io::Error),
+}
+
+impl From<io::Error> for Unusable {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+fn look(path: &Path, folder: &Path) -> Result<Content, Unusable> {
+    let real = path.canonicalize()?;
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    if !real.starts_with(folder.canonicalize()?) {
+        return Err(Unusable::Escapes);
+    }
+    let kind = real.metadata()?.file_type();
+    if kind.is_dir() {
+        Ok(Content::Directory(path.to_owned()))
+    } else if kind.is_file() {
+        Ok(Content::File(path.to_owned()))
+    } else {
+        Err(Unusable::Special)
+    }
+}
+
+/// No path twice, and none below a file.
+fn check_paths(report: &mut Report, files: &[File]) {
+    let mut seen: BTreeMap<&str, bool> = BTreeMap::new();
+    for file in files {
+        let is_directory = matches!(file.content, Content::Directory(_));
+        if seen.insert(&file.path.value, is_directory).is_some() {
+            let message = format!("`{}` is put into the image twice", shown(&file.path.value));
+            report.wrong(file.path.place.span.clone(), message, "leave one out");
+        }
+    }
+    for file in files {
+        let path = file.path.value.as_str();
+        let above = path.match_indices('/').map(|(slash, _)| &path[..slash]);
+        if let Some(other) = above.into_iter().find(|above| seen.get(above) == Some(&false)) {
+            let message = format!("`{}` lies below `{}`, which is a file", shown(path), shown(other));
+            report.wrong(file.path.place.span.clone(), message, "a path can be a file or a folder, not both");
+        }
+    }
+}

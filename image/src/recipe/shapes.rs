@@ -1,0 +1,90 @@
+//! The keys of every table of a recipe, each with an example: what messages hint at. What the keys mean stands in
+//! `docs/recipes.md`; a test holds it to these tables.
+
+use super::reader::{Key, Shape};
+
+const fn required(name: &'static str, example: &'static str) -> Key {
+    Key { name, required: true, example }
+}
+
+const fn optional(name: &'static str, example: &'static str) -> Key {
+    Key { name, required: false, example }
+}
+
+/// A rack recipe.
+pub const RECIPE: Shape = Shape {
+    what: "a rack recipe",
+    keys: &[required("rack", "[rack]"), optional("networks", "[networks.lan]"), optional("guests", "[guests.web]")],
+};
+
+/// `[rack]`.
+pub const RACK: Shape = Shape {
+    what: "`[rack]`",
+    keys: &[
+        required("name", r#"name = "lab""#),
+        required("version", r#"version = "2026.11.1""#),
+        required("base", r#"base = "debian:trixie""#),
+        optional("domain", r#"domain = "lab.internal""#),
+    ],
+};
+
+/// `[networks.NAME]` bridged to a NIC.
+pub const UPLINK: Shape = Shape {
+    what: "an uplink network",
+    keys: &[
+        required("uplink", r#"uplink = "auto""#),
+        optional("address", r#"address = "dhcp""#),
+        optional("gateway", r#"gateway = "192.168.1.1""#),
+    ],
+};
+
+/// `[networks.NAME]` of the rack's own.
+pub const PRIVATE: Shape = Shape {
+    what: "a private network",
+    keys: &[required("subnet", r#"subnet = "10.20.0.0/24""#), optional("nat", r#"nat = "lan""#)],
+};
+
+/// `[guests.NAME]`.
+pub const GUEST: Shape = Shape {
+    what: "a guest",
+    keys: &[
+        required("image", r#"image = "images/web.toml""#),
+        optional("vcpus", "vcpus = 1"),
+        required("memory", r#"memory = "256 MiB""#),
+        optional("address", r#"address = { servers = "10.20.0.80" }"#),
+        optional("forward", r#"forward = ["lan:8080/tcp -> 80"]"#),
+        optional("health", r#"health = { http = "http://:80/" }"#),
+        optional("after", r#"after = ["dns"]"#),
+    ],
+};
+
+/// A guest's `health`.
+pub const HEALTH: Shape = Shape {
+    what: "a health check",
+    keys: &[
+        optional("dns", r#"dns = "www.lab.internal""#),
+        optional("http", r#"http = "http://:80/""#),
+        optional("tcp", "tcp = 25"),
+    ],
+};
+
+/// An image recipe.
+pub const IMAGE: Shape = Shape {
+    what: "an image recipe",
+    keys: &[
+        optional("packages", r#"packages = ["nginx-light"]"#),
+        optional("services", r#"services = ["nginx"]"#),
+        optional("files", "[[files]]"),
+    ],
+};
+
+/// `[[files]]` of an image recipe.
+pub const FILE: Shape = Shape {
+    what: "a file",
+    keys: &[
+        required("path", r#"path = "/var/www/html/index.html""#),
+        optional("source", r#"source = "web/index.html""#),
+        optional("content", r#"content = "hello""#),
+        optional("mode", "mode = 0o644"),
+    ],
+};
