@@ -42,3 +42,15 @@ impl Exit {
         }
     }
 }
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::PoweredOff => write!(f, "powered off"),
+            Exit::Reset => write!(f, "reset"),
+            Exit::CorruptLayer { label, block } => write!(f, "layer {label} corrupt at block {block}"),
+            Exit::GuestFault { message } => write!(f, "guest fault: {message}"),
+            Exit::Error { message } => write!(f, "error: {message}"),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! One request to a block device (5.2.6): a header to read, data, a status byte to write.
+
+use super::disk::{Disk, SECTOR};
+use crate::virtio::{
+    buffers::{Buffers, le32, le64},
+    queue::Chain,
+};
+
+/// Request types (5.2.6).
+const TYPE_IN: u32 = 0;
+const TYPE_OUT: u32 = 1;
+const TYPE_FLUSH: u32 = 4;
+const TYPE_GET_ID: u32 = 8;
+/// Length of the identity string (5.2.6).
+const ID_LENGTH: usize = 20;
+const HEADER: usize = 16;
+
+/// Request status (5.2.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Status {
+    Ok = 0,
+    IoError = 1,
+    Unsupported = 2,
+}
+
+/// Carries out the request in `chain` and returns the number of bytes written to it, the status included.
+/// `write_through`: the driver does not flush, so each write must be durable before it is answered (5.2.6.2).
+pub fn execute(disk: &Disk, id: &str, write_through: bool, mut chain: Chain<'_>) -> u32 {
+    // A request without room for its status is none; there is nobody to tell.
+    let Some(status) = chain.writable.split_last() else { return 0 };
+    let header = chain.readable.split_front(HEADER).read_array::<HEADER>();
+    let (result, written) = match header {
+        None => (Status::IoError, 0),
+        Some(header) => match le32(&header, 0) {
+            TYPE_IN => read(disk, le64(&header, 8), &chain.writable),
+            TYPE_OUT => (write(disk, le64(&header, 8), &chain.readable, write_through), 0),
+            TYPE_FLUSH => (done("flush", disk.file.sync_data()), 0),
+            TYPE_GET_ID => {
+                let mut bytes = [0; ID_LENGTH];
+                bytes.iter_mut().zip(id.bytes()).for_each(|(to, from)| *to = from);
+                (Status::Ok, chain.writable.copy_from(&bytes))
+            }
+            _ => (Status::Unsupported, 0),
+        },
+    };
+    status.copy_from(&[result as u8]);
+    written as u32 + 1
+}
+
+fn read(disk: &Disk, sector: u64, data: &Buffers<'_>) -> (Status, usize) {
+    let Some(offset) = offset(disk, sector, data) else { return (Status::IoError, 0) };
+    match done("read", data.read_from_at(&disk.file, offset)) {
+        Status::Ok => (Status::Ok, data.len()),
+        failed => (failed, 0),
+    }
+}
+
+fn write(disk: &Disk, sector: u64, data: &Buffers<'_>, write_through: bool) -> Status {
+    let Some(offset) = offset(disk, sector, data).filter(|_| !disk.readonly) else { return Status::IoError };
+    let mut result = data.write_to_at(&disk.file, offset);
+    if write_through {
+        result = result.and_then(|()| disk.file.sync_data());
+    }
+    done("write", result)
+}
+
+/// The request's place in the file, if it is whole sectors within the disk.
+fn offset(disk: &Disk, sector: u64, data: &Buffers<'_>) -> Option<u64> {
+    let length = data.len() as u64;
+    let end = sector.checked_add(length / SECTOR)?;
+    (length % SECTOR == 0 && end <= disk.sectors).then_some(sector * SECTOR)
+}
+
+fn done(what: &str, result: std::io::Result<()>) -> Status {
+    match result {
+        Ok(()) => Status::Ok,
+        Err(error) => {
+            log::error!("disk {what}: {error}");
+            Status::IoError
+        }
+    }
+}

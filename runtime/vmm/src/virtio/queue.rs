@@ -1,0 +1,223 @@
+//! One live virtqueue (2.7, split): takes chains from the driver, gives them back, notifies. On top of
+//! `virtio_queue`, which walks the rings; here are the limits and the order that devices rely on.
+
+use std::sync::Arc;
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, Permissions};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::buffers::Buffers;
+use crate::{irq::IrqLine, memory::GuestRam};
+
+/// Most buffers in one chain. An indirect table could name 65,535 of them, and each costs us memory and time;
+/// Linux never uses more than the queue's size, 256 at most here.
+pub const MAX_CHAIN: usize = 1024;
+
+/// How a driver broke the rules of a queue, which then can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The rings don't lie in RAM, or each not in one piece of it.
+    #[error("queue {index}: {ring} at {address:#x} is not in guest memory")]
+    Ring {
+        /// The queue.
+        index: usize,
+        /// Which of its parts.
+        ring: &'static str,
+        /// Its guest physical address.
+        address: u64,
+    },
+    /// A chain with too many buffers.
+    #[error("queue {index}: chain {head} has more than {MAX_CHAIN} buffers")]
+    TooLong {
+        /// The queue.
+        index: usize,
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// A buffer for the device to read behind one to write (2.7.4.2).
+    #[error("queue {index}: chain {head} has a readable buffer behind a writable one")]
+    Order {
+        /// The queue.
+        index: usize,
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// A buffer outside RAM.
+    #[error("queue {index}: chain {head} has {length} bytes at {address:#x}, not in guest memory")]
+    Buffer {
+        /// The queue.
+        index: usize,
+        /// The chain's first descriptor.
+        head: u16,
+        /// The buffer's guest physical address.
+        address: u64,
+        /// Its length.
+        length: u32,
+    },
+    /// The rings are inconsistent.
+    #[error("queue {index}: {source}")]
+    Rings {
+        /// The queue.
+        index: usize,
+        /// What `virtio_queue` found.
+        source: virtio_queue::Error,
+    },
+}
+
+/// A chain of buffers from the driver. It must be given back by [`VirtQueue::add_used`].
+#[derive(Debug)]
+pub struct Chain<'m> {
+    /// Its first descriptor, by which it is given back.
+    pub head: u16,
+    /// What the device may read.
+    pub readable: Buffers<'m>,
+    /// What the device may write.
+    pub writable: Buffers<'m>,
+}
+
+/// A queue in use.
+#[derive(Debug)]
+pub struct VirtQueue {
+    index: usize,
+    queue: Queue,
+    ram: Arc<GuestRam>,
+    kick: Arc<EventFd>,
+    irq: Option<Arc<IrqLine>>,
+}
+
+impl VirtQueue {
+    /// Takes `queue`, as the driver set it up, into use. `kick` is the eventfd the driver's notifications arrive
+    /// on, `irq` the vector it chose for the queue.
+    pub fn new(
+        index: usize,
+        queue: Queue,
+        ram: Arc<GuestRam>,
+        kick: Arc<EventFd>,
+        irq: Option<Arc<IrqLine>>,
+    ) -> Result<Self, QueueError> {
+        let this = Self { index, queue, ram, kick, irq };
+        let size = u64::from(this.queue.size());
+        // Each part in one piece of RAM: vhost gets only the host address of its start (2.7, sizes of the parts
+        // with the event index behind the rings).
+        for (ring, address, length) in [
+            ("descriptor table", this.queue.desc_table(), 16 * size),
+            ("available ring", this.queue.avail_ring(), 6 + 2 * size),
+            ("used ring", this.queue.used_ring(), 6 + 8 * size),
+        ] {
+            let slice = GuestMemoryBackend::get_slice(&*this.ram, GuestAddress(address), length as usize);
+            if slice.is_err() {
+                return Err(QueueError::Ring { index, ring, address });
+            }
+        }
+        Ok(this)
+    }
+
+    /// The rings' addresses and size.
+    pub fn rings(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Number of entries.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// The eventfd on which the driver's notifications arrive.
+    pub fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// The interrupt line the driver chose, if any.
+    pub fn irq(&self) -> Option<&IrqLine> {
+        self.irq.as_deref()
+    }
+
+    /// Guest memory, for [`VirtQueue::pop`].
+    pub fn ram(&self) -> Arc<GuestRam> {
+        self.ram.clone()
+    }
+
+    /// The next chain that the driver made available.
+    pub fn pop<'m>(&mut self, ram: &'m GuestRam) -> Result<Option<Chain<'m>>, QueueError> {
+        let index = self.index;
+        let mut available = self.queue.iter(ram).map_err(|source| QueueError::Rings { index, source })?;
+        let Some(descriptors) = available.next() else { return Ok(None) };
+        let head = descriptors.head_index();
+        let mut chain = Chain { head, readable: Buffers::default(), writable: Buffers::default() };
+        for (count, descriptor) in descriptors.enumerate() {
+            if count == MAX_CHAIN {
+                return Err(QueueError::TooLong { index, head });
+            }
+            let (address, length) = (descriptor.addr(), descriptor.len());
+            let (buffers, access) = match descriptor.is_write_only() {
+                true => (&mut chain.writable, Permissions::Write),
+                false if !chain.writable.is_empty() => return Err(QueueError::Order { index, head }),
+                false => (&mut chain.readable, Permissions::Read),
+            };
+            let outside = |_| QueueError::Buffer { index, head, address: address.0, length };
+            for slice in GuestMemory::get_slices(ram, address, length as usize, access).map_err(outside)? {
+                buffers.push(slice.map_err(outside)?);
+            }
+        }
+        Ok(Some(chain))
+    }
+
+    /// Puts the chain taken last back, as if it had never been taken.
+    pub fn undo_pop(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
+    /// Gives the chain that starts at `head` back with `written` bytes in it. The driver is not yet notified.
+    pub fn add_used(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        let index = self.index;
+        self.queue.add_used(&*self.ram, head, written).map_err(|source| QueueError::Rings { index, source })
+    }
+
+    /// Raises the queue's interrupt if the driver wants to hear of what was given back (2.7.7.2).
+    pub fn notify(&mut self) -> Result<(), QueueError> {
+        let index = self.index;
+        let wanted = self.queue.needs_notification(&*self.ram).map_err(|source| QueueError::Rings { index, source })?;
+        if let (true, Some(irq)) = (wanted, &self.irq) {
+            irq.trigger();
+        }
+        Ok(())
+    }
+
+    /// Asks the driver to notify us of further chains; true if there are some already, so that no notification
+    /// will come for them (2.7.10).
+    pub fn want_kick(&mut self) -> Result<bool, QueueError> {
+        let index = self.index;
+        self.queue.enable_notification(&*self.ram).map_err(|source| QueueError::Rings { index, source })
+    }
+
+    /// Has the event loop come back to this queue after the others had their turn.
+    pub fn kick_self(&self) {
+        // The only error is a full counter: the event loop is on its way.
+        let _ = self.kick.write(1);
+    }
+
+    /// Lets `handle` work off all chains, each of which it answers with the number of bytes written.
+    ///
+    /// One call takes at most as many chains as the queue has entries: a driver that fills it as fast as we empty
+    /// it can't keep the event loop from other devices.
+    pub fn serve(&mut self, mut handle: impl FnMut(Chain<'_>) -> u32) -> Result<(), QueueError> {
+        let ram = self.ram();
+        let mut left = self.queue.size();
+        loop {
+            while let Some(chain) = self.pop(&ram)? {
+                let head = chain.head;
+                let written = handle(chain);
+                self.add_used(head, written)?;
+                left -= 1;
+                if left == 0 {
+                    self.kick_self();
+                    return self.notify();
+                }
+            }
+            if !self.want_kick()? {
+                return self.notify();
+            }
+        }
+    }
+}
