@@ -1,0 +1,142 @@
+//! What a guest's monitor and the guest itself are told: the monitor's configuration file, and the cpio with the
+//! guest's own behind its initrd.
+
+use std::{
+    fs::{self, File},
+    io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use rackstick_api::guest::{self, GuestConfig};
+use rackstick_image::{
+    cpio,
+    manifest::{Guest, Health, Image, Manifest, Network},
+};
+use rackstick_vmm::config::{Config, Console, Net, Pmem, Vsock};
+
+use crate::daemon::{layers, network};
+
+/// The lowest context id a guest can have: 0 to 2 have other meanings (vsock(7)).
+const FIRST_CID: u32 = 3;
+/// What each of the two console files may hold: enough for a boot, and no guest fills the host's memory.
+const CONSOLE_LIMIT_KIB: u32 = 256;
+/// The configuration's name in a guest's folder.
+pub const CONFIG: &str = "config.json";
+/// The part of the folder in which the monitor may write.
+pub const WRITABLE: &str = "run";
+/// The reason of the end.
+pub const EXIT: &str = "run/exit.json";
+/// The console's text.
+pub const CONSOLE: &str = "run/console.log";
+const CPIO: &str = "guest.cpio";
+
+/// Why the files could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The manifest names an image it does not have.
+    #[error("the manifest is damaged: guest {guest} boots image `{image}`, which it does not have")]
+    Image {
+        /// The guest.
+        guest: String,
+        /// The image.
+        image: String,
+    },
+    /// The archive.
+    #[error("the guest's configuration can't be packed: {0}")]
+    Cpio(#[from] cpio::Error),
+    /// A file.
+    #[error("{path} can't be written: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// The vsock context id of the guest with this index.
+pub fn cid(index: usize) -> u32 {
+    FIRST_CID.saturating_add(u32::try_from(index).unwrap_or(u32::MAX))
+}
+
+/// Writes both files into the guest's folder and returns the monitor's.
+pub fn write(manifest: &Manifest, index: usize, spec: &Guest, folder: &Path) -> Result<PathBuf, Error> {
+    let image = manifest
+        .images
+        .get(&spec.image)
+        .ok_or_else(|| Error::Image { guest: spec.name.clone(), image: spec.image.clone() })?;
+    let archive = folder.join(CPIO);
+    let file = File::create(&archive).map_err(|source| Error::Write { path: archive.clone(), source })?;
+    let mut writer = cpio::Writer::new(file, 0);
+    let text = json(&archive, &guest_config(manifest, spec, image))?;
+    writer.bytes(guest::PATH.trim_start_matches('/'), 0o600, &text)?;
+    writer.finish()?;
+
+    let path = folder.join(CONFIG);
+    let text = json(&path, &monitor_config(index, spec, image, folder))?;
+    fs::write(&path, text).map_err(|source| Error::Write { path: path.clone(), source })?;
+    Ok(path)
+}
+
+fn json(path: &Path, value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec_pretty(value).map_err(|source| Error::Write { path: path.to_owned(), source: source.into() })
+}
+
+fn monitor_config(index: usize, spec: &Guest, image: &Image, folder: &Path) -> Config {
+    Config {
+        name: spec.name.clone(),
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_mib,
+        kernel: layers::path(&image.kernel.digest),
+        initrd: vec![layers::path(&image.initrd.digest), folder.join(CPIO)],
+        cmdline: image.cmdline.clone(),
+        console: Console::File { path: folder.join(CONSOLE), limit_kib: CONSOLE_LIMIT_KIB },
+        pmem: image
+            .layers
+            .iter()
+            .map(|layer| Pmem { path: layers::path(&layer.digest), label: layer.digest.to_string() })
+            .collect(),
+        disks: Vec::new(),
+        nets: spec
+            .interfaces
+            .iter()
+            .map(|interface| Net { tap: network::names::tap(&interface.mac), mac: interface.mac.clone() })
+            .collect(),
+        vsock: Some(Vsock { cid: cid(index) }),
+        exit_file: Some(folder.join(EXIT)),
+    }
+}
+
+fn guest_config(manifest: &Manifest, spec: &Guest, image: &Image) -> GuestConfig {
+    let default = network::firewall::default_interface(manifest, spec);
+    let mut nameservers = Vec::new();
+    let mut interfaces = Vec::new();
+    for (index, interface) in spec.interfaces.iter().enumerate() {
+        let (mut prefix, mut gateway) = (0, None);
+        if let Some(Network::Private { gateway: address, prefix: length, nat }) =
+            manifest.networks.get(&interface.network)
+        {
+            prefix = *length;
+            gateway = (default == Some(index)).then_some(*address);
+            // The gateway passes queries on to the uplink's resolver, which may change while the guest runs.
+            nameservers.extend(nat.as_ref().map(|_| *address));
+        }
+        let (mac, address) = (interface.mac.clone(), interface.address);
+        interfaces.push(guest::Interface { mac, address, prefix, gateway });
+    }
+    let own = spec.interfaces.iter().find_map(|interface| interface.address).unwrap_or(Ipv4Addr::LOCALHOST);
+    GuestConfig {
+        hostname: spec.name.clone(),
+        domain: manifest.domain.clone(),
+        layers: u32::try_from(image.layers.len()).unwrap_or(u32::MAX),
+        interfaces,
+        nameservers,
+        init: image.init.clone(),
+        health: spec.health.as_ref().map(|health| match health {
+            Health::Dns(name) => guest::Health::Dns { name: name.clone(), address: own, port: 53 },
+            Health::Http { port, path } => guest::Health::Http { address: own, port: *port, path: path.clone() },
+            Health::Tcp(port) => guest::Health::Tcp { address: own, port: *port },
+        }),
+    }
+}

@@ -1,0 +1,447 @@
+//! Guests: what each is to do, what it does, and what follows when that changes.
+
+mod agent;
+mod cgroup;
+mod config;
+pub mod folder;
+mod health;
+pub mod process;
+mod record;
+mod vsock;
+
+use std::{
+    fmt, io,
+    sync::mpsc::Sender,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rackstick_api::{agent::Request, agent::Response, rack};
+use rackstick_image::manifest::{self, Manifest};
+use rackstick_linux::mount::MountError;
+use rackstick_vmm::exit::Exit;
+use rustix::process::Signal;
+
+use super::Event;
+pub use health::Health;
+use health::Checks;
+use process::Process;
+use record::Record;
+
+/// The first wait before a guest that ended unasked is started again; doubled each time, so that one that can't live
+/// does not use up the machine.
+const RESTART_DELAY: Duration = Duration::from_secs(1);
+/// The longest wait before it is started again.
+const RESTART_DELAY_MAX: Duration = Duration::from_secs(60);
+/// A guest that ran this long was well: the next wait is the first again.
+const RESTART_FORGIVEN: Duration = Duration::from_secs(120);
+/// How long the agent may take to accept a shutdown.
+const AGENT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a guest may take to shut down once its agent said it would.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(90);
+/// How long it may take after its power button was pressed, where the agent could not be asked.
+const BUTTON_DEADLINE: Duration = Duration::from_secs(45);
+/// After SIGKILL, only the kernel is waited for.
+const KILL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Why a guest could not be started; tried again.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Folder(#[from] MountError),
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    #[error("its monitor can't be started: {0}")]
+    Process(#[from] io::Error),
+}
+
+/// How a shutdown goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The agent was asked.
+    Agent,
+    /// The power button was pressed.
+    Button,
+    /// It was killed.
+    Kill,
+}
+
+#[derive(Debug)]
+struct Running {
+    process: Process,
+    since: Instant,
+    /// Asks for its health as long as this is here.
+    checks: Option<Checks>,
+    stopping: Option<(Stage, Instant)>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// To be started, not before this moment if there is one.
+    Waiting(Option<Instant>),
+    Running(Running),
+    Stopped,
+    Failed,
+}
+
+/// One guest.
+#[derive(Debug)]
+pub struct Guest {
+    /// What the manifest says.
+    pub spec: manifest::Guest,
+    index: usize,
+    phase: Phase,
+    healthy: bool,
+    /// What is wrong or what it waits for; empty if nothing.
+    detail: String,
+    restarts: u32,
+    delay: Duration,
+    events: Sender<Event>,
+}
+
+impl Guest {
+    /// The guest with this index, as it was left: a monitor that still runs is taken over.
+    pub fn find(spec: manifest::Guest, index: usize, events: Sender<Event>) -> Self {
+        let record = Record::load(&spec.name).unwrap_or_else(|error| {
+            log::warn!("{}: what was known of it can't be read ({error}); it is started anew", spec.name);
+            Record::default()
+        });
+        let mut guest = Self {
+            spec,
+            index,
+            phase: Phase::Waiting(None),
+            healthy: false,
+            detail: String::new(),
+            restarts: record.restarts,
+            delay: RESTART_DELAY,
+            events,
+        };
+        if let Some((pid, start_time)) = record.monitor {
+            match Process::adopt(pid, start_time) {
+                Ok(Some(process)) => guest.take_over(process),
+                Ok(None) => guest.ended(pid, None, Instant::now()),
+                Err(error) => log::error!("{}: its monitor {pid} can't be found again: {error}", guest.spec.name),
+            }
+        } else if let Some(why) = record.failed {
+            guest.phase = Phase::Failed;
+            guest.detail = why;
+        } else if record.stopped {
+            guest.phase = Phase::Stopped;
+        }
+        guest
+    }
+
+    /// How it is, for the API.
+    pub fn status(&self) -> rack::Guest {
+        rack::Guest {
+            name: self.spec.name.clone(),
+            state: match self.phase {
+                Phase::Waiting(_) => rack::State::Waiting,
+                Phase::Running(_) => rack::State::Running,
+                Phase::Stopped => rack::State::Stopped,
+                Phase::Failed => rack::State::Failed,
+            },
+            healthy: self.healthy,
+            detail: self.detail.clone(),
+            pid: self.monitor(),
+            restarts: self.restarts,
+        }
+    }
+
+    /// Whether its last check passed.
+    pub fn is_healthy(&self) -> bool {
+        self.healthy
+    }
+
+    /// Whether its monitor runs.
+    pub fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Running(_))
+    }
+
+    /// Process id of its monitor while it runs.
+    pub fn monitor(&self) -> Option<u32> {
+        match &self.phase {
+            Phase::Running(running) => Some(running.process.pid),
+            _ => None,
+        }
+    }
+
+    /// When [`Guest::advance`] has something to do without an event.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Waiting(at) => *at,
+            Phase::Running(running) => running.stopping.map(|(_, deadline)| deadline),
+            Phase::Stopped | Phase::Failed => None,
+        }
+    }
+
+    /// Does what time demands. `obstacle`: what keeps it from being started.
+    pub fn advance(&mut self, manifest: &Manifest, obstacle: impl FnOnce() -> Option<Obstacle>, now: Instant) {
+        match &mut self.phase {
+            Phase::Waiting(not_before) => {
+                if not_before.is_some_and(|at| now < at) {
+                    return;
+                }
+                *not_before = None;
+                match obstacle() {
+                    Some(Obstacle::Wait(why)) => self.detail = why,
+                    Some(Obstacle::Fail(why)) => self.fail(why),
+                    None => self.start(manifest, now),
+                }
+            }
+            Phase::Running(Running { stopping: Some((stage, deadline)), .. }) if now >= *deadline => {
+                let next = if *stage == Stage::Agent { Stage::Button } else { Stage::Kill };
+                log::warn!("{}: it did not shut down in time", self.spec.name);
+                self.press(next, now);
+            }
+            Phase::Running(_) | Phase::Stopped | Phase::Failed => {}
+        }
+    }
+
+    fn start(&mut self, manifest: &Manifest, now: Instant) {
+        match self.spawn(manifest) {
+            Ok(process) => {
+                log::info!("{}: started (monitor {})", self.spec.name, process.pid);
+                self.take_over(process);
+                self.detail = "it is starting".into();
+                self.remember(None);
+            }
+            Err(error) => {
+                log::error!("{}: {error}", self.spec.name);
+                self.detail = error.to_string();
+                self.phase = Phase::Waiting(Some(now + self.next_delay()));
+            }
+        }
+    }
+
+    fn spawn(&self, manifest: &Manifest) -> Result<Process, StartError> {
+        let uid = process::uid(self.index);
+        let folder = folder::prepare(&self.spec.name, uid)?;
+        let config = config::write(manifest, self.index, &self.spec, &folder)?;
+        let group = cgroup::prepare(&self.spec)?;
+        let process = Process::start(&config, folder::log(&folder)?, uid)?;
+        if let Err(error) = cgroup::enter(&group, process.pid) {
+            process.signal(Signal::KILL)?;
+            return Err(error.into());
+        }
+        Ok(process)
+    }
+
+    fn take_over(&mut self, process: Process) {
+        let (name, index, pid) = (self.spec.name.clone(), self.index, process.pid);
+        let events = self.events.clone();
+        let watched = process.watch(&name, move |signal| {
+            // The main loop is gone only when the daemon ends.
+            let _ = events.send(Event::GuestEnded { index, pid, signal });
+        });
+        let events = self.events.clone();
+        let checks = Checks::start(&name, config::cid(index), move |health| {
+            events.send(Event::GuestHealth { index, pid, health }).is_ok()
+        });
+        let checks = match (watched, checks) {
+            (Ok(()), Ok(checks)) => Some(checks),
+            (Err(error), _) | (_, Err(error)) => {
+                log::error!("{name}: no thread can be started to watch it: {error}");
+                None
+            }
+        };
+        self.phase = Phase::Running(Running { process, since: Instant::now(), checks, stopping: None });
+    }
+
+    /// A check has come back.
+    pub fn checked(&mut self, pid: u32, health: Health) {
+        let Phase::Running(running) = &self.phase else { return };
+        if running.process.pid != pid || running.stopping.is_some() {
+            return;
+        }
+        if health.healthy != self.healthy {
+            let after = running.since.elapsed().as_secs_f32();
+            match health.healthy {
+                true => log::info!("{}: healthy, {after:.1} s after it was started", self.spec.name),
+                false => log::warn!("{}: not healthy: {}", self.spec.name, health.detail),
+            }
+        }
+        self.healthy = health.healthy;
+        self.detail = health.detail;
+    }
+
+    /// Its monitor has ended.
+    pub fn ended(&mut self, pid: u32, signal: Option<i32>, now: Instant) {
+        let mut asked = false;
+        if let Phase::Running(running) = &self.phase {
+            if running.process.pid != pid {
+                return;
+            }
+            asked = running.stopping.is_some();
+            if running.since.elapsed() >= RESTART_FORGIVEN {
+                self.delay = RESTART_DELAY;
+            }
+        }
+        self.healthy = false;
+        let end = End::of(&self.spec.name, signal);
+        match (asked, end) {
+            (true, end) => {
+                log::info!("{}: stopped ({end})", self.spec.name);
+                self.phase = Phase::Stopped;
+                self.detail = String::new();
+                self.remember(None);
+            }
+            (false, End::Said(Exit::CorruptLayer { label, block })) => {
+                self.fail(format!("layer {} corrupt at block {block}", agent::plain(&label)));
+            }
+            (false, end) => {
+                let delay = self.next_delay();
+                self.restarts = self.restarts.saturating_add(1);
+                self.detail = format!("{end}; it is started again");
+                log::warn!("{}: {end}; it is started again in {} s", self.spec.name, delay.as_secs());
+                self.phase = Phase::Waiting(Some(now + delay));
+                self.remember(None);
+            }
+        }
+    }
+
+    fn next_delay(&mut self) -> Duration {
+        let delay = self.delay;
+        self.delay = (delay * 2).min(RESTART_DELAY_MAX);
+        delay
+    }
+
+    fn fail(&mut self, why: String) {
+        log::error!("{}: {why}", self.spec.name);
+        self.phase = Phase::Failed;
+        self.remember(Some(why.clone()));
+        self.detail = why;
+    }
+
+    /// Stops it cleanly, or keeps it from being started.
+    pub fn stop(&mut self, now: Instant) {
+        match &mut self.phase {
+            Phase::Running(Running { stopping: Some(_), .. }) | Phase::Stopped | Phase::Failed => {}
+            Phase::Waiting(_) => {
+                self.phase = Phase::Stopped;
+                self.detail = String::new();
+                self.remember(None);
+            }
+            Phase::Running(running) => {
+                log::info!("{}: stopping", self.spec.name);
+                running.checks = None;
+                running.stopping = Some((Stage::Agent, now + SHUTDOWN_DEADLINE));
+                self.healthy = false;
+                self.detail = "it is shutting down".into();
+                self.ask_agent(now);
+            }
+        }
+    }
+
+    fn ask_agent(&mut self, now: Instant) {
+        let (index, events, cid) = (self.index, self.events.clone(), config::cid(self.index));
+        let Some(pid) = self.monitor() else { return };
+        let asked = thread::Builder::new().name(format!("stop {}", self.spec.name)).spawn(move || {
+            let refused = match agent::call(cid, Request::Shutdown, AGENT_PATIENCE) {
+                Ok(Response::ShuttingDown) => None,
+                Ok(other) => Some(agent::plain(&format!("its agent answered {other:?}"))),
+                Err(error) => Some(error.to_string()),
+            };
+            // As above.
+            let _ = events.send(Event::ShutdownAsked { index, pid, refused });
+        });
+        if let Err(error) = asked {
+            self.shutdown_asked(pid, Some(error.to_string()), now);
+        }
+    }
+
+    /// The agent has answered the request to shut down.
+    pub fn shutdown_asked(&mut self, pid: u32, refused: Option<String>, now: Instant) {
+        if let (Some(why), true) = (refused, self.monitor() == Some(pid)) {
+            log::info!("{}: its power button is pressed: {why}", self.spec.name);
+            self.press(Stage::Button, now);
+        }
+    }
+
+    fn press(&mut self, stage: Stage, now: Instant) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let (signal, patience) = match stage {
+            Stage::Agent => return,
+            Stage::Button => (Signal::TERM, BUTTON_DEADLINE),
+            Stage::Kill => (Signal::KILL, KILL_DEADLINE),
+        };
+        running.stopping = Some((stage, now + patience));
+        if let Err(error) = running.process.signal(signal) {
+            log::error!("{}: its monitor can't be told to stop: {error}", self.spec.name);
+        }
+    }
+
+    /// Starts it again if it was stopped or has failed.
+    pub fn resume(&mut self) {
+        if matches!(self.phase, Phase::Stopped | Phase::Failed) {
+            self.phase = Phase::Waiting(None);
+            self.delay = RESTART_DELAY;
+            self.detail = String::new();
+            self.remember(None);
+        }
+    }
+
+    /// Ends its monitor as a crash would.
+    pub fn kill(&self) -> io::Result<()> {
+        match &self.phase {
+            Phase::Running(running) => running.process.signal(Signal::KILL),
+            _ => Err(io::Error::other("it does not run")),
+        }
+    }
+
+    fn remember(&self, failed: Option<String>) {
+        let monitor = match &self.phase {
+            Phase::Running(running) => Some((running.process.pid, running.process.start_time)),
+            _ => None,
+        };
+        let stopped = matches!(self.phase, Phase::Stopped);
+        let record = Record { monitor, restarts: self.restarts, stopped, failed };
+        if let Err(error) = record.save(&self.spec.name) {
+            log::error!("{}: its state can't be remembered ({error}); a restarted daemon won't find it", self.spec.name);
+        }
+    }
+}
+
+/// What keeps a guest from being started.
+pub enum Obstacle {
+    /// Something that may still come.
+    Wait(String),
+    /// Something that won't.
+    Fail(String),
+}
+
+/// How a monitor ended.
+enum End {
+    Said(Exit),
+    Signal(i32),
+    Unknown(String),
+}
+
+impl End {
+    fn of(guest: &str, signal: Option<i32>) -> Self {
+        match (folder::exit(guest), signal) {
+            (Ok(exit), _) => Self::Said(exit),
+            (Err(_), Some(signal)) => Self::Signal(signal),
+            (Err(_), None) => Self::Unknown(agent::plain(&folder::last_message(guest))),
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Said(Exit::PoweredOff) => f.write_str("it switched itself off"),
+            Self::Said(Exit::Reset) => f.write_str("it asked for a reset"),
+            Self::Said(Exit::CorruptLayer { label, block }) => {
+                write!(f, "layer {} corrupt at block {block}", agent::plain(label))
+            }
+            Self::Said(Exit::GuestFault { message }) => write!(f, "it crashed: {}", agent::plain(message)),
+            Self::Said(Exit::Error { message }) => write!(f, "its monitor failed: {}", agent::plain(message)),
+            Self::Signal(signal) => write!(f, "its monitor was killed by signal {signal}"),
+            Self::Unknown(last) if last.is_empty() => f.write_str("its monitor ended without a reason"),
+            Self::Unknown(last) => write!(f, "its monitor ended without a reason; its last words: {last}"),
+        }
+    }
+}

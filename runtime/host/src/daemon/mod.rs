@@ -1,0 +1,144 @@
+//! The rack daemon: one main loop owns all state; threads wait for devices, networks, guests and clients and send it
+//! events. It can be killed at any time: guests go on, and the next daemon finds them.
+
+mod api;
+mod console;
+pub mod data;
+mod guest;
+mod layers;
+mod memory;
+mod network;
+mod power;
+mod rack;
+mod startup;
+mod verity;
+
+use std::{convert::Infallible, fs, io, process::ExitCode, sync::Arc, sync::mpsc::Sender, sync::mpsc::channel, thread};
+
+use rackstick_api::rack::{Request, Response};
+use rackstick_image::{
+    digest::VerityDigest,
+    manifest::{self, Manifest},
+};
+
+use crate::{VERSION, signals};
+
+/// How the machine is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineEnd {
+    /// Switched off.
+    PowerOff,
+    /// Rebooted.
+    Reboot,
+}
+
+/// What the main loop is told.
+pub enum Event {
+    /// A call of the API, and where its answer goes.
+    Api(Request, Sender<Response>),
+    /// Something about the rack is wrong, or not any more: what it is about, and what is wrong.
+    Problem(String, Option<String>),
+    /// The host's own memory in KiB was measured.
+    HostMemory(u64),
+    /// Whether virtual machines can run.
+    Kvm(bool),
+    /// Bridges and taps are there.
+    NetworksUp,
+    /// The rack's address on an uplink network.
+    Address(String, Option<String>),
+    /// A layer was checked: the reason if it can't be used.
+    Layer(VerityDigest, Result<(), String>),
+    /// Devices came: ports and buttons may be among them.
+    Devices,
+    /// A guest's monitor ended.
+    GuestEnded {
+        /// Index of the guest.
+        index: usize,
+        /// The monitor.
+        pid: u32,
+        /// The signal that killed it, if it is known.
+        signal: Option<i32>,
+    },
+    /// A guest was checked.
+    GuestHealth {
+        /// Index of the guest.
+        index: usize,
+        /// The monitor at that time.
+        pid: u32,
+        /// How it is.
+        health: guest::Health,
+    },
+    /// A guest's agent was asked to shut it down.
+    ShutdownAsked {
+        /// Index of the guest.
+        index: usize,
+        /// The monitor at that time.
+        pid: u32,
+        /// Why it won't, if so.
+        refused: Option<String>,
+    },
+    /// The machine is to end: power button, Ctrl-Alt-Del.
+    End(MachineEnd),
+}
+
+/// Why the daemon can't do anything.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("the manifest {path} can't be read: {source}; the host's image is damaged, flash it again")]
+    Manifest { path: &'static str, source: io::Error },
+    #[error("the manifest {path} can't be understood: {why}; host and image were built by different versions")]
+    Format { path: &'static str, why: String },
+    #[error("no thread can be started: {0}")]
+    Thread(io::Error),
+}
+
+/// Runs the daemon until the machine ends.
+pub fn run() -> ExitCode {
+    let stop = signals::Set::of(&[libc::SIGTERM, libc::SIGINT]);
+    stop.block_only();
+    console::start();
+    let Err(error) = start(stop);
+    log::error!("{error}");
+    ExitCode::FAILURE
+}
+
+fn start(stop: signals::Set) -> Result<Infallible, Error> {
+    let manifest = Arc::new(load()?);
+    log::info!("rackstick-host {VERSION}: rack {}, generation {}", manifest.rack, manifest.version);
+    let (events, inbox) = channel();
+    let ends = events.clone();
+    spawn("signals", move || {
+        loop {
+            let end = match stop.wait(None) {
+                Some(libc::SIGTERM) => MachineEnd::PowerOff,
+                Some(libc::SIGINT) => MachineEnd::Reboot,
+                _ => continue,
+            };
+            if ends.send(Event::End(end)).is_err() {
+                return;
+            }
+        }
+    })?;
+    if let Err(error) = api::listen(events.clone()) {
+        log::error!("the API can't be served on {}: {error}", rackstick_api::rack::SOCKET);
+    }
+    let rack = rack::Rack::new(manifest.clone(), events.clone());
+    spawn("startup", move || startup::run(&manifest, &events))?;
+    rack.run(&inbox)
+}
+
+fn load() -> Result<Manifest, Error> {
+    let path = manifest::PATH;
+    let text = fs::read(path).map_err(|source| Error::Manifest { path, source })?;
+    let manifest: Manifest =
+        serde_json::from_slice(&text).map_err(|error| Error::Format { path, why: error.to_string() })?;
+    if manifest.format != manifest::FORMAT {
+        let why = format!("it is of format {}, this host reads {}", manifest.format, manifest::FORMAT);
+        return Err(Error::Format { path, why });
+    }
+    Ok(manifest)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    thread::Builder::new().name(name.into()).spawn(body).map(drop).map_err(Error::Thread)
+}

@@ -1,0 +1,316 @@
+//! The DHCP client's states (RFC 2131 section 4.4, figure 5), without sockets and clocks: time and messages go in,
+//! what is to be done comes out.
+
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use dhcproto::v4::MessageType;
+
+use super::message::{Kind, Reply, Request};
+
+/// First wait for an answer, doubled with each try (RFC 2131 section 4.1).
+const FIRST_WAIT: Duration = Duration::from_secs(4);
+/// Longest wait for an answer: a server that comes back late is found within this time.
+const LONGEST_WAIT: Duration = Duration::from_secs(64);
+/// How often an offer is asked for before the client begins anew.
+const REQUEST_TRIES: u32 = 4;
+/// The shortest lease taken at its word: a hostile server can't make the rack ask without pause.
+const SHORTEST_LEASE: Duration = Duration::from_secs(60);
+/// The longest lease taken at its word; "infinite" becomes this.
+const LONGEST_LEASE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Lease time where the server names none.
+const USUAL_LEASE: Duration = Duration::from_secs(3600);
+/// The shortest wait between two tries to extend a lease (RFC 2131 section 4.4.5).
+const SHORTEST_RETRY: Duration = Duration::from_secs(60);
+
+/// An address that the rack may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Prefix length.
+    pub prefix: u8,
+    /// Default gateway.
+    pub router: Option<Ipv4Addr>,
+    /// Resolvers.
+    pub resolvers: Vec<Ipv4Addr>,
+    /// The server that gave it.
+    pub server: Ipv4Addr,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Send this message, to everyone or to the server named.
+    Send(MessageType, Request, Option<Ipv4Addr>),
+    /// Use this lease.
+    Configure(Lease),
+    /// Stop using the address.
+    Deconfigure,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Selecting,
+    Requesting { offer: Reply, tries: u32 },
+    Bound(Held),
+    Renewing(Held),
+    Rebinding(Held),
+}
+
+/// A lease and its times.
+#[derive(Debug, Clone)]
+struct Held {
+    lease: Lease,
+    renew: Instant,
+    rebind: Instant,
+    expire: Instant,
+}
+
+/// The client.
+pub struct Client {
+    mac: [u8; 6],
+    hostname: String,
+    random: fn() -> u32,
+    state: State,
+    xid: u32,
+    began: Instant,
+    wait: Duration,
+    deadline: Instant,
+}
+
+impl Client {
+    /// A client that has no address yet and whose first deadline is now.
+    pub fn new(mac: [u8; 6], hostname: &str, now: Instant, random: fn() -> u32) -> Self {
+        let hostname = hostname.chars().take(63).collect();
+        let (state, wait) = (State::Selecting, FIRST_WAIT);
+        Self { mac, hostname, random, state, xid: random(), began: now, wait, deadline: now }
+    }
+
+    /// When [`Client::on_deadline`] is to be called next.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Time has come.
+    pub fn on_deadline(&mut self, now: Instant) -> Vec<Action> {
+        if now < self.deadline {
+            return Vec::new();
+        }
+        match self.state.clone() {
+            State::Selecting => vec![self.discover(now)],
+            State::Requesting { tries, .. } if tries >= REQUEST_TRIES => vec![self.begin(now)],
+            State::Requesting { offer, tries } => vec![self.request(offer, tries + 1, now)],
+            State::Bound(held) | State::Renewing(held) | State::Rebinding(held) => self.extend(held, now),
+        }
+    }
+
+    /// An answer has come.
+    pub fn on_reply(&mut self, reply: &Reply, now: Instant) -> Vec<Action> {
+        if reply.xid != self.xid {
+            return Vec::new();
+        }
+        match (self.state.clone(), reply.kind) {
+            (State::Selecting, Kind::Offer) if reply.server.is_some() => {
+                self.wait = FIRST_WAIT;
+                vec![self.request(reply.clone(), 1, now)]
+            }
+            (State::Requesting { offer, .. }, Kind::Ack) => self.bind(reply, offer.server, now),
+            (State::Requesting { offer, .. }, Kind::Nak) if reply.server == offer.server => vec![self.begin(now)],
+            (State::Renewing(held), Kind::Ack) if held.lease.address == reply.address => {
+                self.bind(reply, Some(held.lease.server), now)
+            }
+            (State::Rebinding(held), Kind::Ack) if held.lease.address == reply.address => {
+                self.bind(reply, Some(held.lease.server), now)
+            }
+            (State::Renewing(_) | State::Rebinding(_), Kind::Nak) => vec![Action::Deconfigure, self.begin(now)],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Begins anew, without an address.
+    fn begin(&mut self, now: Instant) -> Action {
+        self.state = State::Selecting;
+        self.xid = (self.random)();
+        self.began = now;
+        self.wait = FIRST_WAIT;
+        self.discover(now)
+    }
+
+    fn discover(&mut self, now: Instant) -> Action {
+        self.back_off(now);
+        Action::Send(MessageType::Discover, self.message(now), None)
+    }
+
+    fn request(&mut self, offer: Reply, tries: u32, now: Instant) -> Action {
+        self.back_off(now);
+        let message =
+            Request { requested: Some(offer.address), server: offer.server, ..self.message(now) };
+        self.state = State::Requesting { offer, tries };
+        Action::Send(MessageType::Request, message, None)
+    }
+
+    /// Waits for an answer: twice as long as before, and up to a second more or less, so that racks that came up
+    /// together don't ask together.
+    fn back_off(&mut self, now: Instant) {
+        let jitter = Duration::from_millis(u64::from((self.random)() % 2000));
+        self.deadline = now + self.wait + jitter - Duration::from_secs(1);
+        self.wait = (self.wait * 2).min(LONGEST_WAIT);
+    }
+
+    fn bind(&mut self, reply: &Reply, server: Option<Ipv4Addr>, now: Instant) -> Vec<Action> {
+        let Some(server) = reply.server.or(server) else { return Vec::new() };
+        let seconds = |given: Option<u32>| given.map(|seconds| Duration::from_secs(seconds.into()));
+        let length = seconds(reply.lease_s).unwrap_or(USUAL_LEASE).clamp(SHORTEST_LEASE, LONGEST_LEASE);
+        let rebind = seconds(reply.rebinding_s).filter(|&at| at < length).unwrap_or(length * 7 / 8);
+        let renew = seconds(reply.renewal_s).filter(|&at| at < rebind).unwrap_or(length / 2).min(rebind);
+        let lease = Lease {
+            address: reply.address,
+            prefix: reply.prefix,
+            router: reply.router,
+            resolvers: reply.resolvers.clone(),
+            server,
+        };
+        self.deadline = now + renew;
+        self.state =
+            State::Bound(Held { lease: lease.clone(), renew: now + renew, rebind: now + rebind, expire: now + length });
+        vec![Action::Configure(lease)]
+    }
+
+    /// Asks for more time: first its own server, then every server, then gives the address up.
+    fn extend(&mut self, held: Held, now: Instant) -> Vec<Action> {
+        if now >= held.expire {
+            return vec![Action::Deconfigure, self.begin(now)];
+        }
+        if now < held.renew {
+            self.deadline = held.renew;
+            return Vec::new();
+        }
+        if matches!(self.state, State::Bound(_)) {
+            self.xid = (self.random)();
+            self.began = now;
+        }
+        let message = Request { ciaddr: Some(held.lease.address), ..self.message(now) };
+        let (next, server) =
+            if now < held.rebind { (held.rebind, Some(held.lease.server)) } else { (held.expire, None) };
+        // Half of what is left, at least a minute, never past the next stage (RFC 2131 section 4.4.5).
+        self.deadline = (now + (next.saturating_duration_since(now) / 2).max(SHORTEST_RETRY)).min(next);
+        self.state = if server.is_some() { State::Renewing(held) } else { State::Rebinding(held) };
+        vec![Action::Send(MessageType::Request, message, server)]
+    }
+
+    fn message(&self, now: Instant) -> Request {
+        let secs = now.saturating_duration_since(self.began).as_secs().try_into().unwrap_or(u16::MAX);
+        Request { xid: self.xid, secs, mac: self.mac, hostname: self.hostname.clone(), ..Request::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 20);
+    const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 1);
+
+    fn reply(kind: Kind, xid: u32, lease_s: u32) -> Reply {
+        Reply {
+            kind,
+            xid,
+            server: Some(SERVER),
+            address: ADDRESS,
+            prefix: 24,
+            router: Some(SERVER),
+            resolvers: vec![SERVER],
+            lease_s: Some(lease_s),
+            renewal_s: None,
+            rebinding_s: None,
+        }
+    }
+
+    /// A client that holds a lease of this many seconds.
+    fn bound(now: Instant, lease_s: u32) -> Client {
+        let mut client = Client::new([2; 6], "lab", now, || 1000);
+        assert!(matches!(client.on_deadline(now)[..], [Action::Send(MessageType::Discover, ..)]));
+        let asked = client.on_reply(&reply(Kind::Offer, 1000, lease_s), now);
+        let [Action::Send(MessageType::Request, request, None)] = &asked[..] else { panic!("{asked:?}") };
+        assert_eq!((request.requested, request.server), (Some(ADDRESS), Some(SERVER)));
+        let done = client.on_reply(&reply(Kind::Ack, 1000, lease_s), now);
+        assert!(matches!(&done[..], [Action::Configure(lease)] if lease.address == ADDRESS));
+        client
+    }
+
+    #[test]
+    fn a_lease_is_renewed_at_half_time_and_rebound_at_seven_eighths_and_given_up_at_its_end() {
+        let start = Instant::now();
+        let mut client = bound(start, 8000);
+        assert_eq!(client.deadline(), start + Duration::from_secs(4000));
+        let renewal = client.on_deadline(client.deadline());
+        assert!(
+            matches!(&renewal[..], [Action::Send(MessageType::Request, request, Some(SERVER))]
+                if request.ciaddr == Some(ADDRESS) && request.server.is_none()),
+            "{renewal:?}"
+        );
+        let mut rebound = false;
+        while client.deadline() < start + Duration::from_secs(8000) {
+            let now = client.deadline();
+            let actions = client.on_deadline(now);
+            let to_all = matches!(&actions[..], [Action::Send(_, _, None)]);
+            assert_eq!(to_all, now >= start + Duration::from_secs(7000), "{actions:?}");
+            rebound |= to_all;
+        }
+        assert!(rebound);
+        let end = client.on_deadline(client.deadline());
+        assert!(matches!(&end[..], [Action::Deconfigure, Action::Send(MessageType::Discover, ..)]), "{end:?}");
+    }
+
+    #[test]
+    fn a_renewal_that_is_answered_starts_the_lease_anew() {
+        let start = Instant::now();
+        let mut client = bound(start, 8000);
+        let now = client.deadline();
+        client.on_deadline(now);
+        assert!(matches!(client.on_reply(&reply(Kind::Ack, 1000, 8000), now)[..], [Action::Configure(_)]));
+        assert_eq!(client.deadline(), now + Duration::from_secs(4000));
+    }
+
+    #[test]
+    fn a_refused_address_is_given_up_at_once() {
+        let start = Instant::now();
+        let mut client = bound(start, 8000);
+        let now = client.deadline();
+        client.on_deadline(now);
+        let actions = client.on_reply(&reply(Kind::Nak, 1000, 0), now);
+        assert!(matches!(&actions[..], [Action::Deconfigure, Action::Send(MessageType::Discover, ..)]), "{actions:?}");
+    }
+
+    #[test]
+    fn answers_to_others_and_out_of_turn_change_nothing() {
+        let start = Instant::now();
+        let mut client = Client::new([2; 6], "lab", start, || 1000);
+        client.on_deadline(start);
+        assert_eq!(client.on_reply(&reply(Kind::Offer, 7, 60), start), []);
+        assert_eq!(client.on_reply(&reply(Kind::Ack, 1000, 60), start), []);
+        assert_eq!(client.on_reply(&reply(Kind::Nak, 1000, 60), start), []);
+    }
+
+    #[test]
+    fn tries_get_rarer_but_never_end() {
+        let mut now = Instant::now();
+        let mut client = Client::new([2; 6], "lab", now, || 1000);
+        for _ in 0..20 {
+            assert!(matches!(client.on_deadline(now)[..], [Action::Send(MessageType::Discover, ..)]));
+            let wait = client.deadline() - now;
+            assert!(wait >= FIRST_WAIT - Duration::from_secs(1) && wait <= LONGEST_WAIT + Duration::from_secs(1));
+            now = client.deadline();
+        }
+    }
+
+    #[test]
+    fn a_server_can_not_make_the_client_ask_without_pause() {
+        let start = Instant::now();
+        assert!(bound(start, 0).deadline() >= start + Duration::from_secs(30));
+        assert!(bound(start, u32::MAX).deadline() <= start + LONGEST_LEASE);
+    }
+}

@@ -1,0 +1,114 @@
+//! The rack's networks: a bridge each, a tap for every guest's interface, the rack's address on uplinks, the firewall.
+
+mod bridges;
+mod dhcp;
+pub mod firewall;
+pub mod names;
+mod nft;
+mod uplink;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use rackstick_image::manifest::{Manifest, Network};
+use rackstick_linux::{
+    netlink::{NetlinkError, ParseMacError},
+    tap::TapError,
+};
+
+/// Why a network is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Links, addresses, routes.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// Taps.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The firewall.
+    #[error(transparent)]
+    Firewall(#[from] nft::Error),
+    /// A MAC address of the manifest.
+    #[error("the manifest is damaged: {0}")]
+    Mac(#[from] ParseMacError),
+    /// A switch of the kernel.
+    #[error("{path} can't be set to {value}: {source}")]
+    Switch {
+        /// The file.
+        path: &'static str,
+        /// What was to be written.
+        value: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// An uplink that does not come up; still tried.
+    #[error("{0}")]
+    Uplink(String),
+    /// A thread.
+    #[error("no thread can be started: {0}")]
+    Thread(io::Error),
+}
+
+/// What the networks have to say.
+#[derive(Debug)]
+pub enum News {
+    /// What is wrong with a network, or nothing any more.
+    Problem(String, Option<String>),
+    /// The rack's address on an uplink, with prefix length, or none any more.
+    Address(String, Option<String>),
+}
+
+/// Brings up all that needs no outside world: bridges, gateways, taps, the firewall. Guests can start then. What was
+/// there before (the daemon was restarted) stays as it is. `owner`: the user that opens a guest's taps.
+pub fn bring_up(manifest: &Manifest, owner: impl Fn(usize) -> u32) -> Result<(), Error> {
+    // The rack speaks IPv4 only; guests on a bridged network use IPv6 among themselves and with the LAN.
+    switch("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")?;
+    switch("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")?;
+    bridges::bring_up(manifest, owner)?;
+    firewall::apply(manifest, &BTreeMap::new())?;
+    // Only behind the firewall: without it, private networks would reach each other.
+    switch("/proc/sys/net/ipv4/ip_forward", "1")
+}
+
+/// Starts a thread for each uplink, which finds its NIC and gets the rack an address, and keeps both.
+pub fn start_uplinks(manifest: &Arc<Manifest>, report: impl Fn(News) + Send + Clone + 'static) -> Result<(), Error> {
+    let resolvers: Resolvers = Resolvers::default();
+    for (name, network) in &manifest.networks {
+        let Network::Uplink { interface, address } = network else { continue };
+        let uplink = uplink::Uplink {
+            manifest: manifest.clone(),
+            name: name.clone(),
+            interface: interface.clone(),
+            address: address.clone(),
+            resolvers: resolvers.clone(),
+        };
+        let report = report.clone();
+        thread::Builder::new().name(format!("uplink {name}")).spawn(move || uplink.run(report)).map_err(Error::Thread)?;
+    }
+    Ok(())
+}
+
+/// The resolver of each uplink, shared by the uplinks' threads; its lock also keeps two from taking the same NIC and
+/// from setting the firewall at once.
+#[derive(Clone, Default)]
+struct Resolvers(Arc<Mutex<BTreeMap<String, Ipv4Addr>>>);
+
+impl Resolvers {
+    fn locked<T>(&self, change: impl FnOnce(&mut BTreeMap<String, Ipv4Addr>) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn switch(path: &'static str, value: &'static str) -> Result<(), Error> {
+    match fs::write(path, value) {
+        Ok(()) => Ok(()),
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.contains("ipv6") => Ok(()),
+        Err(source) => Err(Error::Switch { path, value, source }),
+    }
+}

@@ -1,0 +1,325 @@
+//! The main loop: the rack's whole state, changed by events only.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender},
+    },
+    time::Instant,
+};
+
+use rackstick_api::rack::{Process, Request, Response, State, Status};
+use rackstick_image::{
+    digest::VerityDigest,
+    manifest::{self, Manifest},
+};
+use rustix::{
+    process::{Pid, Signal, getpid, getppid, kill_process},
+    time::{ClockId, clock_gettime},
+};
+
+use super::{
+    Event, MachineEnd, api,
+    guest::{self, Guest, Obstacle},
+    layers, power::Buttons,
+};
+use crate::init;
+
+/// How much of a guest's console is read for one answer.
+const CONSOLE_BYTES: u64 = 64 << 10;
+
+/// The rack.
+pub struct Rack {
+    manifest: Arc<Manifest>,
+    events: Sender<Event>,
+    guests: Vec<Guest>,
+    host: Host,
+    problems: BTreeMap<String, String>,
+    addresses: BTreeMap<String, String>,
+    host_memory_kib: u64,
+    healthy_shown: Option<usize>,
+    ending: Option<Ending>,
+    port: api::Port,
+    buttons: Buttons,
+}
+
+/// What guests need of the host.
+#[derive(Default)]
+struct Host {
+    kvm: Option<bool>,
+    networks: bool,
+    layers: BTreeMap<VerityDigest, Result<(), String>>,
+}
+
+struct Ending {
+    how: MachineEnd,
+    told: bool,
+}
+
+impl Rack {
+    /// The rack as the last daemon left it, or as it is after a boot.
+    pub fn new(manifest: Arc<Manifest>, events: Sender<Event>) -> Self {
+        let find = |(index, spec): (usize, &manifest::Guest)| Guest::find(spec.clone(), index, events.clone());
+        let guests: Vec<Guest> = manifest.guests.iter().enumerate().map(find).collect();
+        let running = guests.iter().filter(|guest| guest.is_running()).count();
+        if running > 0 {
+            log::info!("the daemon was restarted: {running} of {} guests still run", guests.len());
+        }
+        Self {
+            manifest,
+            events,
+            guests,
+            host: Host::default(),
+            problems: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            host_memory_kib: 0,
+            healthy_shown: None,
+            ending: None,
+            port: api::Port::default(),
+            buttons: Buttons::default(),
+        }
+    }
+
+    /// Handles events until the machine ends.
+    pub fn run(mut self, inbox: &Receiver<Event>) -> ! {
+        loop {
+            let now = Instant::now();
+            self.advance(now);
+            let deadline = self.guests.iter().filter_map(Guest::deadline).min();
+            let event = match deadline {
+                Some(deadline) => inbox.recv_timeout(deadline.saturating_duration_since(now)),
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            // Disconnected can't be: this struct holds a sender itself.
+            if let Ok(event) = event {
+                self.handle(event, Instant::now());
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Api(request, reply) => {
+                // A client that has left needs no answer.
+                let _ = reply.send(self.answer(request, now));
+            }
+            Event::Problem(about, what) => self.problem(about, what),
+            Event::HostMemory(kib) => self.host_memory_kib = kib,
+            Event::Kvm(there) => {
+                self.host.kvm = Some(there);
+                let missing = "no KVM: switch on virtualization (SVM/VT-x) in the firmware";
+                self.problem("kvm".into(), (!there).then(|| missing.into()));
+            }
+            Event::NetworksUp => self.host.networks = true,
+            Event::Address(network, address) => self.address(network, address),
+            Event::Layer(digest, checked) => {
+                if let Err(why) = &checked {
+                    log::error!("{why}");
+                }
+                self.host.layers.insert(digest, checked);
+            }
+            Event::Devices => self.look_for_devices(),
+            Event::GuestEnded { index, pid, signal } => {
+                if let Some(guest) = self.guests.get_mut(index) {
+                    guest.ended(pid, signal, now);
+                }
+            }
+            Event::GuestHealth { index, pid, health } => {
+                if let Some(guest) = self.guests.get_mut(index) {
+                    guest.checked(pid, health);
+                }
+            }
+            Event::ShutdownAsked { index, pid, refused } => {
+                if let Some(guest) = self.guests.get_mut(index) {
+                    guest.shutdown_asked(pid, refused, now);
+                }
+            }
+            Event::End(how) => self.end(how, now),
+        }
+    }
+
+    fn problem(&mut self, about: String, what: Option<String>) {
+        match what {
+            Some(what) => {
+                if self.problems.get(&about) != Some(&what) {
+                    log::error!("{what}");
+                    self.problems.insert(about, what);
+                }
+            }
+            None => {
+                if self.problems.remove(&about).is_some() {
+                    log::info!("{about}: well again");
+                }
+            }
+        }
+    }
+
+    fn address(&mut self, network: String, address: Option<String>) {
+        match address {
+            Some(address) => {
+                if self.addresses.get(&network) != Some(&address) {
+                    log::info!("uplink {network}: the rack's address is {address}");
+                    self.addresses.insert(network, address);
+                }
+            }
+            None => {
+                if self.addresses.remove(&network).is_some() {
+                    log::warn!("uplink {network}: the rack has no address any more");
+                }
+            }
+        }
+    }
+
+    fn look_for_devices(&mut self) {
+        if let Err(error) = self.port.look(&self.events) {
+            log::error!("the API can't be served on the virtio-serial port: {error}");
+        }
+        let events = self.events.clone();
+        let pressed = move || {
+            // The main loop is gone only when the daemon ends.
+            let _ = events.send(Event::End(MachineEnd::PowerOff));
+        };
+        if let Err(error) = self.buttons.look(pressed) {
+            log::error!("the power button can't be listened to: {error}");
+        }
+    }
+
+    /// Does what can be done now.
+    fn advance(&mut self, now: Instant) {
+        let healthy: Vec<(String, bool)> =
+            self.guests.iter().map(|guest| (guest.spec.name.clone(), guest.is_healthy())).collect();
+        for guest in &mut self.guests {
+            let spec = guest.spec.clone();
+            guest.advance(&self.manifest, || self.host.obstacle(&self.manifest, &spec, &healthy, &self.problems), now);
+        }
+        let count = self.guests.iter().filter(|guest| guest.is_healthy()).count();
+        if self.healthy_shown != Some(count) {
+            self.healthy_shown = Some(count);
+            log::info!("{count}/{} guests healthy", self.guests.len());
+        }
+        let running = self.guests.iter().any(Guest::is_running);
+        if let Some(ending) = self.ending.as_mut().filter(|ending| !ending.told && !running) {
+            ending.told = true;
+            log::info!("all guests have stopped");
+            let signal = match ending.how {
+                MachineEnd::PowerOff => init::POWER_OFF,
+                MachineEnd::Reboot => init::REBOOT,
+            };
+            // Started by hand, outside a rack, there is no PID 1 that understands this.
+            if getppid() == Some(Pid::INIT)
+                && let Err(error) = kill_process(Pid::INIT, signal)
+            {
+                log::error!("PID 1 can't be told to end the machine: {error}");
+            }
+        }
+    }
+
+    fn end(&mut self, how: MachineEnd, now: Instant) {
+        if self.ending.is_some() {
+            return;
+        }
+        log::info!("{}: stopping all guests", if how == MachineEnd::PowerOff { "power off" } else { "reboot" });
+        self.ending = Some(Ending { how, told: false });
+        for guest in &mut self.guests {
+            guest.stop(now);
+        }
+    }
+
+    fn answer(&mut self, request: Request, now: Instant) -> Response {
+        match request {
+            Request::Status => Response::Status(self.status()),
+            Request::Console { guest } => self.with(&guest, |guest| {
+                match guest::folder::console(&guest.spec.name, CONSOLE_BYTES) {
+                    Ok(bytes) => Response::Text(api::console_text(&bytes)),
+                    Err(error) => Response::Error(format!("{}'s console can't be read: {error}", guest.spec.name)),
+                }
+            }),
+            Request::Stop { guest } => self.with(&guest, |guest| {
+                guest.stop(now);
+                Response::Ok
+            }),
+            Request::Start { .. } if self.ending.is_some() => Response::Error("the rack is being stopped".into()),
+            Request::Start { guest } => self.with(&guest, |guest| match guest.status().state {
+                State::Stopped | State::Failed => {
+                    guest.resume();
+                    Response::Ok
+                }
+                state => Response::Error(format!("guest `{}` is {state:?}, not stopped or failed", guest.spec.name)),
+            }),
+            Request::Kill { process: Process::Daemon } => match kill_process(getpid(), Signal::KILL) {
+                Ok(()) => Response::Ok,
+                Err(error) => Response::Error(error.to_string()),
+            },
+            Request::Kill { process: Process::Vmm(guest) } => self.with(&guest, |guest| match guest.kill() {
+                Ok(()) => Response::Ok,
+                Err(error) => Response::Error(format!("guest `{}`: {error}", guest.spec.name)),
+            }),
+            Request::PowerOff => {
+                self.end(MachineEnd::PowerOff, now);
+                Response::Ok
+            }
+            Request::Reboot => {
+                self.end(MachineEnd::Reboot, now);
+                Response::Ok
+            }
+        }
+    }
+
+    fn with(&mut self, name: &str, act: impl FnOnce(&mut Guest) -> Response) -> Response {
+        match self.guests.iter_mut().find(|guest| guest.spec.name == name) {
+            Some(guest) => act(guest),
+            None => {
+                let known: Vec<&str> = self.guests.iter().map(|guest| guest.spec.name.as_str()).collect();
+                let name: String = name.chars().take(80).collect();
+                Response::Error(format!("no guest `{name}` here; there are: {}", known.join(", ")))
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            rack: self.manifest.rack.clone(),
+            version: self.manifest.version.clone(),
+            uptime_s: u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0),
+            problems: self.problems.values().cloned().collect(),
+            daemon_pid: std::process::id(),
+            host_memory_kib: self.host_memory_kib,
+            uplink: self.addresses.values().next().cloned(),
+            guests: self.guests.iter().map(Guest::status).collect(),
+        }
+    }
+}
+
+impl Host {
+    /// What keeps a guest from being started now.
+    fn obstacle(
+        &self,
+        manifest: &Manifest,
+        spec: &manifest::Guest,
+        healthy: &[(String, bool)],
+        problems: &BTreeMap<String, String>,
+    ) -> Option<Obstacle> {
+        let wait = |why: &str| Some(Obstacle::Wait(why.to_owned()));
+        match self.kvm {
+            None => return wait("the rack is starting"),
+            Some(false) => return wait("the rack has no KVM"),
+            Some(true) => {}
+        }
+        if let Some(image) = manifest.images.get(&spec.image) {
+            for blob in layers::of_image(image) {
+                match self.layers.get(&blob.digest) {
+                    Some(Ok(())) => {}
+                    Some(Err(why)) => return Some(Obstacle::Fail(why.clone())),
+                    None if problems.contains_key("data") => return wait("the data partition is not mounted"),
+                    None => return wait("its layers are being checked"),
+                }
+            }
+        }
+        if !self.networks {
+            return wait("its networks are not up");
+        }
+        let waits_for = spec.after.iter().find(|name| healthy.iter().any(|(other, well)| other == *name && !well));
+        waits_for.map(|name| Obstacle::Wait(format!("waits until {name} is healthy")))
+    }
+}
