@@ -5,6 +5,7 @@ mod clock;
 mod commands;
 mod lock;
 mod progress;
+mod qemu;
 mod report;
 mod sets;
 mod store;

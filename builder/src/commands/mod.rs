@@ -1,6 +1,7 @@
 //! The subcommands, one file each: an `Args` for clap and a `run`.
 
 mod check;
+mod run;
 
 use crate::report;
 
@@ -8,6 +9,7 @@ use crate::report;
 #[derive(clap::Subcommand)]
 pub enum Command {
     Check(check::Args),
+    Run(run::Args),
 }
 
 impl Command {
@@ -15,6 +17,7 @@ impl Command {
     pub fn run(self) -> Result<(), report::Error> {
         match self {
             Self::Check(args) => check::run(args),
+            Self::Run(args) => run::run(args),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nothing listens on the socket.
-    #[error("can't connect to the rack's API at {path}: {source}; is the rack running?")]
+    #[error("can't connect to the rack's API at {path}; is the rack running?")]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -26,7 +26,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The connection broke.
-    #[error("the connection to the rack's API at {path} broke: {source}")]
+    #[error("the connection to the rack's API at {path} broke")]
     Broken {
         /// The socket.
         path: PathBuf,
@@ -42,7 +42,7 @@ pub enum ClientError {
         limit: Duration,
     },
     /// A line that is not of this protocol.
-    #[error("the rack's answer through {path} can't be read ({source}): {line}")]
+    #[error("the rack's answer through {path} can't be read: {line}")]
     Malformed {
         /// The socket.
         path: PathBuf,

@@ -1,0 +1,328 @@
+//! `rackstick run IMAGE`: boots an image in QEMU with UEFI firmware, as a server or PC would boot it.
+
+use std::{
+    env, fs, io,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use rackstick_api::{
+    client::{Client, ClientError},
+    rack::Request,
+};
+use rackstick_image::manifest::{FORMAT, Manifest};
+use rustix::{
+    fd::OwnedFd,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use crate::{
+    qemu::{
+        Disk, Machine, Uplink,
+        accel::{Accel, Kvm},
+        find::{FindError, Qemu, find_program, firmware},
+        forward::{self, ForwardError, Rule},
+    },
+    report,
+};
+
+/// The size of the throw-away disk where the image is smaller: a rack grows its data to the disk it finds.
+const DISK_GIB: u64 = 8;
+/// How long the rack may take to accept the order to switch off.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long the rack may take to stop its guests and switch off, under software emulation.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(120);
+
+/// Boot an image in QEMU
+///
+/// Ctrl-C or SIGTERM switches the rack off cleanly; a second one stops it hard.
+/// The exit status is 0 if the rack switched itself off, 1 if it could not be started or had to be stopped hard.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The disk image; `<its stem>.json` beside it says which ports to forward
+    image: PathBuf,
+    /// Memory in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(256..))]
+    memory: u32,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
+    cpus: u8,
+    /// What runs the rack's instructions: KVM where it can run guests inside guests, else software emulation
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+    /// How the disk is attached
+    #[arg(long, value_enum, default_value_t = Disk::Virtio)]
+    disk: Disk,
+    /// Size of the disk in GiB; without it, a throw-away disk has at least 8 GiB, and a kept one the image's size
+    #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    disk_size: Option<u64>,
+    /// Write to the image itself; without it, what the rack writes is thrown away
+    #[arg(long)]
+    persist: bool,
+    /// Lead a port of this machine's loopback address to a port of the rack, beside or instead of the manifest's
+    #[arg(long = "forward", value_name = "HOSTPORT:PORT/PROTO")]
+    forwards: Vec<Rule>,
+    /// Where to put the Unix socket of the rack's API
+    #[arg(long, value_name = "PATH")]
+    api: Option<PathBuf>,
+    /// Write the serial console to a file instead of standard output
+    #[arg(long, value_name = "FILE")]
+    console: Option<PathBuf>,
+    /// More arguments for QEMU
+    #[arg(last = true, value_name = "QEMU ARGUMENTS")]
+    extra: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum AccelChoice {
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error("can't {action} {}", path.display())]
+    File { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("{} is no manifest of format {FORMAT}; build the image again with this version", path.display())]
+    Manifest { path: PathBuf, source: serde_json::Error },
+    #[error("{} is no disk image: it has no partition table (GPT)", .0.display())]
+    NoImage(PathBuf),
+    #[error("--disk-size {wanted} is less than the image's own {image} GiB")]
+    TooSmall { wanted: u64, image: u64 },
+    #[error("KVM can't be used because {0}; leave out `--accel kvm`")]
+    NoKvm(String),
+    #[error("`{0}` is not in PATH; install {1}")]
+    NoTool(&'static str, &'static str),
+    #[error("can't start {}", path.display())]
+    Start { path: PathBuf, source: io::Error },
+    #[error("qemu-img could not make the throw-away disk {}: {said}", path.display())]
+    Overlay { path: PathBuf, said: String },
+    #[error("QEMU ended with {0}; it says why above")]
+    Failed(ExitStatus),
+    #[error("the rack was stopped hard: {0}")]
+    Hard(String),
+    #[error("can't watch over QEMU")]
+    Watch(#[source] io::Error),
+    #[error(transparent)]
+    Find(#[from] FindError),
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+}
+
+fn file<T>(action: &'static str, path: &Path, result: io::Result<T>) -> Result<T, RunError> {
+    result.map_err(|source| RunError::File { action, path: path.to_owned(), source })
+}
+
+/// Boots the image and waits until the rack is off.
+pub fn run(args: Args) -> Result<(), report::Error> {
+    Ok(boot(&args)?)
+}
+
+fn boot(args: &Args) -> Result<(), RunError> {
+    let image = file("find", &args.image, fs::canonicalize(&args.image))?;
+    check_image(&image)?;
+    let manifest = read_manifest(&image)?;
+    let (accel, why) = choose(args.accel)?;
+    let qemu = Qemu::find()?;
+    qemu.check(accel, &why)?;
+    let (code, variables) = firmware()?;
+    let forwards = forward::resolve(manifest.as_ref(), &args.forwards, forward::is_free)?;
+
+    let folder = env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    let scratch = file("make a folder in", &folder, tempfile::Builder::new().prefix("rackstick-").tempdir_in(&folder))?;
+    let own_variables = scratch.path().join("variables.fd");
+    file("copy the firmware's variables to", &own_variables, fs::copy(variables, &own_variables))?;
+    let (disk, disk_format) = prepare_disk(args, &image, scratch.path())?;
+
+    let machine = Machine {
+        name: manifest.as_ref().map_or_else(|| "image".to_owned(), |manifest| manifest.rack.clone()),
+        accel,
+        cpus: args.cpus,
+        memory_mib: args.memory,
+        firmware: code.to_owned(),
+        variables: own_variables,
+        disk,
+        disk_format,
+        throw_away: !args.persist,
+        disk_bus: args.disk,
+        uplink: manifest.as_ref().map_or(Uplink::Dhcp, Uplink::of),
+        forwards,
+        api: args.api.clone().unwrap_or_else(|| scratch.path().join("api.sock")),
+        console: args.console.clone(),
+    };
+    eprintln!("booting {} with {accel}{why}, QEMU {}", image.display(), qemu.version, why = reason(&why));
+    if manifest.is_none() {
+        eprintln!("no manifest beside the image: only ports named by --forward are forwarded");
+    }
+    for forward in &machine.forwards {
+        eprintln!("{forward}");
+    }
+    eprintln!("api {}", machine.api.display());
+    watch(&qemu.path, &machine, &args.extra)
+}
+
+fn reason(why: &str) -> String {
+    if why.is_empty() { String::new() } else { format!(" because {why}") }
+}
+
+/// Something else than a disk image would make the firmware search for minutes.
+fn check_image(image: &Path) -> Result<(), RunError> {
+    use std::os::unix::fs::FileExt;
+    let mut signature = [0; 8];
+    let read = fs::File::open(image).and_then(|file| file.read_exact_at(&mut signature, 512));
+    match read {
+        Ok(()) if &signature == b"EFI PART" => Ok(()),
+        Ok(()) => Err(RunError::NoImage(image.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(RunError::NoImage(image.to_owned())),
+        Err(source) => Err(RunError::File { action: "read", path: image.to_owned(), source }),
+    }
+}
+
+fn read_manifest(image: &Path) -> Result<Option<Manifest>, RunError> {
+    let path = image.with_extension("json");
+    match fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|source| RunError::Manifest { path, source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(RunError::File { action: "read", path, source }),
+    }
+}
+
+/// The accelerator, and why it is not KVM.
+fn choose(choice: AccelChoice) -> Result<(Accel, String), RunError> {
+    match (choice, Kvm::probe().nests()) {
+        (AccelChoice::Auto | AccelChoice::Kvm, Ok(())) => Ok((Accel::Kvm, String::new())),
+        (AccelChoice::Auto, Err(why)) => Ok((Accel::Tcg, why)),
+        (AccelChoice::Kvm, Err(why)) => Err(RunError::NoKvm(why)),
+        (AccelChoice::Tcg, _) => Ok((Accel::Tcg, "it was asked for".to_owned())),
+    }
+}
+
+/// The file that becomes the disk, and its format.
+fn prepare_disk(args: &Args, image: &Path, scratch: &Path) -> Result<(PathBuf, &'static str), RunError> {
+    const GIB: u64 = 1 << 30;
+    let size = file("read", image, fs::metadata(image))?.len();
+    let wanted = args.disk_size.map(|gib| gib * GIB);
+    if let (Some(wanted), Some(bytes)) = (args.disk_size, wanted)
+        && bytes < size
+    {
+        return Err(RunError::TooSmall { wanted, image: size.div_ceil(GIB) });
+    }
+    if args.persist {
+        if let Some(bytes) = wanted {
+            file("grow", image, fs::File::options().write(true).open(image).and_then(|image| image.set_len(bytes)))?;
+        }
+        return Ok((image.to_owned(), "raw"));
+    }
+    let tool = find_program("qemu-img").ok_or(RunError::NoTool("qemu-img", "qemu-utils"))?;
+    let path = scratch.join("disk.qcow2");
+    let bytes = wanted.unwrap_or((DISK_GIB * GIB).max(size));
+    let output = Command::new(&tool)
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .args([image, &path])
+        .arg(bytes.to_string())
+        .output()
+        .map_err(|source| RunError::Start { path: tool, source })?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(RunError::Overlay { path, said });
+    }
+    Ok((path, "qcow2"))
+}
+
+/// What can happen while QEMU runs.
+enum Event {
+    Signal,
+    Ordered(Result<(), ClientError>),
+    Ended(io::Result<ExitStatus>),
+}
+
+fn watch(qemu: &Path, machine: &Machine, extra: &[String]) -> Result<(), RunError> {
+    let (sender, events) = mpsc::channel();
+    // Before QEMU starts, so that no signal can end this command without ending QEMU.
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(RunError::Watch)?;
+
+    // QEMU dies with this thread, which is this command's first.
+    let setpriv = find_program("setpriv").ok_or(RunError::NoTool("setpriv", "util-linux"))?;
+    let mut child = Command::new(&setpriv)
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(qemu)
+        .args(machine.arguments())
+        .args(extra)
+        .stdin(Stdio::null())
+        // Ctrl-C reaches this command only.
+        .process_group(0)
+        .spawn()
+        .map_err(|source| RunError::Start { path: setpriv, source })?;
+    let pidfd = i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::other("QEMU has no process id"))
+        .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?))
+        .map_err(RunError::Watch)?;
+
+    let ended = sender.clone();
+    thread::spawn(move || ended.send(Event::Ended(child.wait())));
+    let signalled = sender.clone();
+    thread::spawn(move || signals.forever().all(|_| signalled.send(Event::Signal).is_ok()));
+    // `sender` lives on in the threads: receiving ends only by an event.
+    supervise(&machine.api, &pidfd, &sender, &events)
+}
+
+fn supervise(
+    api: &Path,
+    qemu: &OwnedFd,
+    sender: &mpsc::Sender<Event>,
+    events: &mpsc::Receiver<Event>,
+) -> Result<(), RunError> {
+    let mut stopping = false;
+    // Why QEMU was killed.
+    let mut hard: Option<String> = None;
+    loop {
+        let event = if stopping && hard.is_none() {
+            events.recv_timeout(POWER_OFF_LIMIT)
+        } else {
+            events.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+        };
+        let kill = match event {
+            Ok(Event::Ended(status)) => {
+                let status = status.map_err(RunError::Watch)?;
+                return match hard {
+                    Some(why) => Err(RunError::Hard(why)),
+                    None if status.success() => Ok(()),
+                    None => Err(RunError::Failed(status)),
+                };
+            }
+            Ok(Event::Signal) if !stopping => {
+                stopping = true;
+                eprintln!("switching the rack off; once more stops it hard");
+                let (client, sender) = (Client::new(api, ANSWER_LIMIT), sender.clone());
+                thread::spawn(move || sender.send(Event::Ordered(client.order(Request::PowerOff))));
+                None
+            }
+            Ok(Event::Signal) => Some("a second signal came before it was off".to_owned()),
+            Ok(Event::Ordered(Ok(()))) => None,
+            Ok(Event::Ordered(Err(error))) => Some(format!("it can't be switched off cleanly, since {error}")),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                Some(format!("it was not off {} s after the order", POWER_OFF_LIMIT.as_secs()))
+            }
+            // Can't happen while `sender` lives; if it did, nobody would be left to tell of QEMU's end.
+            Err(mpsc::RecvTimeoutError::Disconnected) => Some("nothing watches over it any more".to_owned()),
+        };
+        if let (Some(why), None) = (kill, &hard) {
+            // QEMU may have ended by itself just now; its end is reported either way.
+            match pidfd_send_signal(qemu, Signal::KILL) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => hard = Some(why),
+                Err(error) => return Err(RunError::Watch(error.into())),
+            }
+        }
+    }
+}
