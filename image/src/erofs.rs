@@ -15,7 +15,7 @@ mod xattr;
 
 pub use layout::LayoutError;
 pub use scan::{Origin, ScanError, ScanOptions, scan};
-pub use tree::{Device, Kind, Mtime, Node, Source, Tree, TreeError};
+pub use tree::{Device, Kind, Mtime, Node, Tree, TreeError};
 pub use write::{Summary, WriteError, WriteOptions, write};
 pub use xattr::XattrError;
 

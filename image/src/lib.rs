@@ -4,12 +4,17 @@
 
 pub mod cpio;
 pub mod digest;
+pub mod disk;
 pub mod erofs;
+pub mod esp;
+pub mod ext4;
+pub mod gpt;
 pub mod guid;
 pub mod lock;
 pub mod manifest;
 pub mod modules;
 pub mod recipe;
+pub mod source;
 pub mod verity;
 
 #[cfg(test)]

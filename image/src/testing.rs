@@ -2,6 +2,8 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -15,6 +17,28 @@ pub(crate) fn run<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<I
     let said = String::from_utf8_lossy(&said).into_owned();
     assert!(output.status.success(), "{command:?}: {}\n{said}", output.status);
     said
+}
+
+/// Panics unless two sparse files have the same bytes; does not read what is a hole in both.
+pub(crate) fn assert_same(a: &Path, b: &Path) {
+    use rustix::{fs::SeekFrom, io::Errno};
+    let (a, b) = (File::open(a).unwrap(), File::open(b).unwrap());
+    let size = a.metadata().unwrap().len();
+    assert_eq!(size, b.metadata().unwrap().len());
+    let next = |file: &File, from: u64| match rustix::fs::seek(file, SeekFrom::Data(from)) {
+        Err(Errno::NXIO) => size,
+        other => other.unwrap(),
+    };
+    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut at = 0;
+    while at < size {
+        at = next(&a, at).min(next(&b, at));
+        let length = (size - at).min(1 << 20) as usize;
+        a.read_exact_at(&mut left[..length], at).unwrap();
+        b.read_exact_at(&mut right[..length], at).unwrap();
+        assert!(left[..length] == right[..length], "different bytes within 1 MiB from {at}");
+        at += length as u64;
+    }
 }
 
 /// A file system image mounted through a loop device by this machine's kernel (needs root), until dropped.

@@ -13,9 +13,10 @@ use std::{
 
 use super::{
     TreeError,
-    tree::{Device, Kind, Mtime, Node, Source, Tree},
+    tree::{Device, Kind, Mtime, Node, Tree},
     xattr::{self, XattrError},
 };
+use crate::source::Source;
 
 /// Linux gives no more than this for all names, and for one value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
 const XATTR_MAX: usize = 65536;

@@ -1,6 +1,8 @@
 //! What a layer holds: a tree of inodes in memory, names as bytes, several names for one inode where there are hard links.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
+
+use crate::source::Source;
 
 /// Longest name of a directory entry in bytes (`EROFS_NAME_LEN`).
 const MAX_NAME: usize = 255;
@@ -88,30 +90,6 @@ pub struct Device {
     pub major: u32,
     /// At most 1048575.
     pub minor: u32,
-}
-
-/// Where a regular file's bytes come from when the layer is written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// From memory.
-    Bytes(Vec<u8>),
-    /// From a regular file, which must then have exactly this size in bytes. Links are not followed.
-    Path {
-        /// The file.
-        path: PathBuf,
-        /// Its size in bytes.
-        size: u64,
-    },
-}
-
-impl Source {
-    /// Size in bytes.
-    pub fn size(&self) -> u64 {
-        match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Path { size, .. } => *size,
-        }
-    }
 }
 
 /// What an inode is.

@@ -3,20 +3,21 @@
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    os::unix::fs::FileExt,
+    path::Path,
 };
-
-use rustix::fs::OFlags;
 
 use super::{
     BLOCK_SIZE,
     format::{self, DIRENT_SIZE, INODE_SIZE, Inode, SuperBlock},
     layout::{Layout, LayoutError, Placed, Target, directory_blocks},
-    tree::{Kind, Mtime, ROOT, Source, Tree},
+    tree::{Kind, Mtime, ROOT, Tree},
     xattr,
 };
-use crate::guid::{self, Guid};
+use crate::{
+    guid::{self, Guid},
+    source::{Source, SourceError, open, read_error},
+};
 
 /// Bytes gathered before they are written: most files are far smaller, and a system call each would double the time.
 const BUFFER_SIZE: usize = 1 << 20;
@@ -27,22 +28,9 @@ pub enum WriteError {
     /// The tree cannot be laid out.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// A source file could not be read.
-    #[error("cannot read {path}: {source}")]
-    Source {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A source file is not what it was when the tree was made.
-    #[error("{path} is no longer a regular file of {size} bytes: it changed while the layer was written, build again")]
-    Changed {
-        /// The file.
-        path: PathBuf,
-        /// The size it had, in bytes.
-        size: u64,
-    },
+    /// A source file could not be read, or changed.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// The layer could not be written.
     #[error("cannot write the layer: {0}")]
     Output(#[from] io::Error),
@@ -164,33 +152,19 @@ fn copy<W: Write + Seek>(source: &Source, out: &mut Output<W>) -> Result<(), Wri
     Ok(out.fill(source.size())?)
 }
 
-/// Opens a source that must be a regular file of `size` bytes. A link or a pipe that took its place is not followed or waited for.
-fn open(path: &Path, size: u64) -> Result<File, WriteError> {
-    let failed = |source| WriteError::Source { path: path.to_path_buf(), source };
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::options().read(true).custom_flags(flags.bits() as i32).open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if metadata.is_file() && metadata.len() == size {
-        Ok(file)
-    } else {
-        Err(WriteError::Changed { path: path.to_path_buf(), size })
-    }
-}
-
 fn copy_file<W: Write + Seek>(file: &File, path: &Path, size: u64, out: &mut Output<W>) -> Result<(), WriteError> {
-    let failed = |source| WriteError::Source { path: path.to_path_buf(), source };
     let mut at = 0;
     while at < size {
-        let (data, end) = next_data(file, at, size).map_err(failed)?;
+        let (data, end) = next_data(file, at, size).map_err(read_error(path))?;
         out.skip(data - at)?;
         at = data;
         while at < end {
             let read = out.take(file, at, end - at).map_err(|error| match error {
-                TakeError::Read(source) => failed(source),
+                TakeError::Read(error) => WriteError::Source(read_error(path)(error)),
                 TakeError::Write(error) => WriteError::Output(error),
             })?;
             if read == 0 {
-                return Err(WriteError::Changed { path: path.to_path_buf(), size });
+                return Err(SourceError::Changed { path: path.to_path_buf(), size }.into());
             }
             at += read;
         }

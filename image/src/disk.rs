@@ -1,0 +1,199 @@
+//! The whole disk image: partition table, ESP and data partition, straight into one sparse file.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    esp::{self, EspError, EspFile},
+    ext4::{self, Data, Ext4Error},
+    gpt::{self, ALIGNMENT, GptError, Partition, Type},
+    guid::Guid,
+};
+
+/// Why an image could not be written. Nothing is left behind under either name.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The image file itself.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The path names no file in a folder.
+    #[error("{0} cannot be the name of an image: give a file name")]
+    Name(PathBuf),
+    /// The partition table.
+    #[error(transparent)]
+    Gpt(#[from] GptError),
+    /// The ESP.
+    #[error(transparent)]
+    Esp(#[from] EspError),
+    /// The data partition.
+    #[error(transparent)]
+    Data(#[from] Ext4Error),
+}
+
+/// What goes onto the disk. All GUIDs come from the caller, see [`crate::guid::derive`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// GUID of the disk.
+    pub guid: Guid,
+    /// GUID of the ESP.
+    pub esp_guid: Guid,
+    /// Volume id of the ESP's file system.
+    pub esp_volume_id: u32,
+    /// Files of the ESP.
+    pub esp: Vec<EspFile>,
+    /// GUID of the data partition, by which the rack finds it.
+    pub data_guid: Guid,
+    /// Content of the data partition.
+    pub data: Data,
+}
+
+/// Where things lie on the disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extents {
+    /// Start and size of the ESP.
+    pub esp: (u64, u64),
+    /// Start and size of the data partition.
+    pub data: (u64, u64),
+    /// Size of the disk.
+    pub disk: u64,
+}
+
+/// Writes the image to `path`. It is made beside it as `<name>.partial`, synced and renamed, so that what has the final name
+/// is whole.
+pub fn write(path: &Path, disk: &Disk) -> Result<Extents, DiskError> {
+    let name = path.file_name().ok_or_else(|| DiskError::Name(path.to_path_buf()))?;
+    let mut partial_name = name.to_os_string();
+    partial_name.push(".partial");
+    let partial = Partial { path: path.with_file_name(partial_name), done: false };
+    let failed = |what, path: &Path| {
+        let path = path.to_path_buf();
+        move |source| DiskError::Io { what, path, source }
+    };
+    let mut options = File::options();
+    let options = options.read(true).write(true).create(true).truncate(true);
+    let file = options.open(&partial.path).map_err(failed("create", &partial.path))?;
+
+    let esp = (ALIGNMENT, esp::SIZE);
+    let data = (esp.0 + esp.1, disk.data.size());
+    let extents = Extents { esp, data, disk: data.0 + data.1 + ALIGNMENT };
+    file.set_len(extents.disk).map_err(failed("extend", &partial.path))?;
+    let partitions = [
+        Partition { kind: Type::Esp, guid: disk.esp_guid, name: "ESP", start: esp.0, size: esp.1 },
+        Partition { kind: Type::LinuxData, guid: disk.data_guid, name: "data", start: data.0, size: data.1 },
+    ];
+    gpt::write(&file, disk.guid, &partitions)?;
+    esp::write(&file, esp.0, disk.esp_volume_id, &disk.esp)?;
+    ext4::write(&file, data.0, &disk.data)?;
+    file.sync_all().map_err(failed("sync", &partial.path))?;
+    partial.rename(path).map_err(failed("create", path))?;
+    Ok(extents)
+}
+
+/// The unfinished image, deleted if it stays so.
+struct Partial {
+    path: PathBuf,
+    done: bool,
+}
+
+impl Partial {
+    fn rename(mut self, to: &Path) -> io::Result<()> {
+        fs::rename(&self.path, to)?;
+        self.done = true;
+        let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder)?.sync_all()
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.done {
+            // The error that led here is what the caller hears of; that a file stays behind adds nothing to it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, os::unix::fs::MetadataExt};
+
+    use super::*;
+    use crate::{
+        ext4::DataFile,
+        guid,
+        source::Source,
+        testing::{Mount, assert_same, run},
+    };
+
+    fn sample(layer: Source) -> Disk {
+        let guid = |name: &str| guid::derive(&[b"lab", name.as_bytes()]);
+        Disk {
+            guid: guid("disk"),
+            esp_guid: guid("esp"),
+            esp_volume_id: 7,
+            esp: vec![EspFile { path: "EFI/BOOT/BOOTX64.EFI".into(), source: Source::Bytes(vec![1; 90_000]) }],
+            data_guid: guid("data"),
+            data: Data {
+                uuid: guid("file system"),
+                label: "rackstick-data".into(),
+                epoch: 1_700_000_000,
+                directories: BTreeMap::from([("volumes".into(), 0o700)]),
+                files: BTreeMap::from([("layers/x".into(), DataFile { mode: 0o444, source: layer })]),
+            },
+        }
+    }
+
+    #[test]
+    fn every_tool_accepts_the_disk_and_it_costs_only_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lab.img");
+        let disk = sample(Source::Bytes(vec![9; 3_000_000]));
+        let extents = write(&path, &disk).unwrap();
+        let name = path.to_str().unwrap();
+        assert!(run("sgdisk", ["-v", name]).contains("No problems found"));
+        for (number, kind, guid) in [
+            ("1", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B", disk.esp_guid),
+            ("2", "0FC63DAF-8483-4772-8E79-3D69D8477DE4", disk.data_guid),
+        ] {
+            let shown = run("sgdisk", ["-i", number, name]);
+            assert!(shown.contains(kind) && shown.contains(&guid.to_string().to_uppercase()), "{shown}");
+        }
+        let table = run("sgdisk", ["-p", name]);
+        assert!(table.contains(&disk.guid.to_string().to_uppercase()), "{table}");
+        let esp = format!("{name}@@{}", extents.esp.0);
+        assert!(run("mdir", ["-i", &esp, "-/", "-b", "::"]).contains("BOOTX64.EFI"));
+        run("e2fsck", ["-fn", &format!("{name}?offset={}", extents.data.0)]);
+        let options = format!("ro,offset={},sizelimit={}", extents.data.0, extents.data.1);
+        let mounted = Mount::new("ext4", &options, &path, folder.path().join("mounted"));
+        assert_eq!(fs::read(mounted.path().join("layers/x")).unwrap(), [9; 3_000_000]);
+        drop(mounted);
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!(metadata.len(), extents.disk);
+        assert!(metadata.blocks() * 512 < 8 << 20, "{} bytes used", metadata.blocks() * 512);
+
+        let again = folder.path().join("again.img");
+        write(&again, &disk).unwrap();
+        assert_same(&path, &again);
+    }
+
+    #[test]
+    fn a_failed_build_leaves_the_old_image_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lab.img");
+        fs::write(&path, b"the old image").unwrap();
+        let gone = Source::Path { path: folder.path().join("gone"), size: 5 };
+        assert!(matches!(write(&path, &sample(gone)), Err(DiskError::Data(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"the old image");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

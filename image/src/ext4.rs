@@ -1,0 +1,312 @@
+//! The data partition: ext4 with a journal and the `verity` feature, made from a list of files.
+//! On-disk format: Linux, Documentation/filesystems/ext4/ ("Super Block", "Block Groups").
+
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt};
+
+use mkext4::{FsBuilder, InodeHandle, Layout, Meta, Options, ROOT, RegionSink};
+
+use crate::{
+    guid::Guid,
+    source::{Source, SourceError},
+    verity,
+};
+
+/// Free space of a new data partition, in bytes: the rack writes Merkle trees, state and logs there before it has grown the
+/// partition to its disk. Sparse in the image.
+pub const SLACK: u64 = 192 << 20;
+/// Sizes are multiples of this, as partitions are.
+const UNIT: u64 = 1 << 20;
+const BLOCK_SIZE: u64 = 4096;
+/// `s_log_blocks_per_group` of 4 KiB blocks.
+const BLOCKS_PER_GROUP: u64 = 32768;
+
+/// Why a file system could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum Ext4Error {
+    /// mkext4 could not store it.
+    #[error("cannot make the data partition: {0}")]
+    Make(#[from] mkext4::Error),
+    /// One file could not be stored.
+    #[error("cannot write `{path}` to the data partition: {source}")]
+    File {
+        /// Path in the file system.
+        path: String,
+        /// Why.
+        source: mkext4::Error,
+    },
+    /// A source could not be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A superblock is not what mkext4 is known to write.
+    #[error("the data partition has no valid ext4 superblock at byte {0}: this is a bug, report it with the recipe")]
+    SuperBlock(u64),
+    /// The file system could not be written.
+    #[error("cannot write the data partition: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What the file system holds. Everything belongs to root; parents that are not named have mode 0755.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Data {
+    /// UUID of the file system.
+    pub uuid: Guid,
+    /// Volume label, at most 16 bytes.
+    pub label: String,
+    /// Time of everything in it, in seconds since 1970, 0 to 4294967295.
+    pub epoch: i64,
+    /// Directories by path, with permission bits.
+    pub directories: BTreeMap<String, u16>,
+    /// Regular files by path.
+    pub files: BTreeMap<String, DataFile>,
+}
+
+/// A regular file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataFile {
+    /// Permission bits.
+    pub mode: u16,
+    /// Its bytes.
+    pub source: Source,
+}
+
+impl Data {
+    /// Size in bytes that the file system needs: contents, their Merkle trees, its own tables, and [`SLACK`].
+    pub fn size(&self) -> u64 {
+        let of_file = |file: &DataFile| {
+            let size = file.source.size();
+            size.next_multiple_of(BLOCK_SIZE) + verity::tree_size(size) + BLOCK_SIZE
+        };
+        let content: u64 = self.files.values().map(of_file).sum();
+        // Inode tables take 1/64 (256 bytes for every 16 KiB), bitmaps and descriptors next to nothing, the journal of a
+        // large file system up to 1/64.
+        (content + content / 32 + SLACK).next_multiple_of(UNIT)
+    }
+}
+
+/// Makes the file system in [`Data::size`] bytes of `disk` from byte `start` on, which must be holes or zeroes.
+pub fn write(disk: &File, start: u64, data: &Data) -> Result<(), Ext4Error> {
+    let size = data.size();
+    let mut options = Options::new(size, data.uuid.0, data.epoch);
+    options.label = Some(data.label.clone());
+    // Nobody but root writes here.
+    options.reserved_percent = 0;
+    let mut builder = FsBuilder::new(options)?;
+    let handles = declare(&mut builder, data)?;
+    let layout: Layout = builder.seal()?;
+    let mut writer = layout.writer(Sink { disk, start })?;
+    for (path, handle) in handles {
+        let source = &data.files[path].source;
+        if source.size() > 0 {
+            let failed = |source| Ext4Error::File { path: path.into(), source };
+            writer.fill(handle, &mut source.reader()?).map_err(failed)?;
+        }
+    }
+    writer.finish()?;
+    add_verity(disk, start, size)
+}
+
+/// Tells the builder the whole namespace; gives the files' handles in the order of their paths.
+fn declare<'a>(builder: &mut FsBuilder, data: &'a Data) -> Result<Vec<(&'a str, InodeHandle)>, Ext4Error> {
+    let meta = |mode| Meta::new(mode, 0, 0, (data.epoch, 0));
+    let mut known: BTreeMap<&str, InodeHandle> = BTreeMap::new();
+    let mut parent = |builder: &mut FsBuilder, path: &'a str| -> Result<InodeHandle, Ext4Error> {
+        let mut at = ROOT;
+        let mut from = 0;
+        for (end, _) in path.match_indices('/').chain([(path.len(), "")]) {
+            let directory = &path[..end];
+            at = match known.get(directory) {
+                Some(handle) => *handle,
+                None => {
+                    let mode = data.directories.get(directory).copied().unwrap_or(0o755);
+                    let handle = builder.mkdir(at, &path[from..end], meta(mode))?;
+                    known.insert(directory, handle);
+                    handle
+                }
+            };
+            from = end + 1;
+        }
+        Ok(at)
+    };
+    for path in data.directories.keys() {
+        parent(builder, path)?;
+    }
+    let mut handles = Vec::with_capacity(data.files.len());
+    for (path, file) in &data.files {
+        let (above, name) = match path.rsplit_once('/') {
+            Some((above, name)) => (parent(builder, above)?, name),
+            None => (ROOT, path.as_str()),
+        };
+        let size = file.source.size();
+        let failed = |source| Ext4Error::File { path: path.clone(), source };
+        handles.push((path.as_str(), builder.file(above, name, meta(file.mode), size).map_err(failed)?));
+    }
+    Ok(handles)
+}
+
+/// Sets the feature without which `FS_IOC_ENABLE_VERITY` says EOPNOTSUPP, in every copy of the superblock; mkext4 cannot.
+fn add_verity(disk: &File, start: u64, size: u64) -> Result<(), Ext4Error> {
+    const SIZE: usize = 1024;
+    const MAGIC: usize = 0x38;
+    const FEATURE_RO_COMPAT: usize = 0x64;
+    const CHECKSUM: usize = 0x3fc;
+    const RO_COMPAT_VERITY: u32 = 0x8000;
+    let field = |sb: &[u8; SIZE], at: usize| u32::from_le_bytes([sb[at], sb[at + 1], sb[at + 2], sb[at + 3]]);
+    // The kernel's crc32c() starts with all ones and does not invert at the end.
+    let checksum = |sb: &[u8; SIZE]| !crc32c::crc32c(&sb[..CHECKSUM]);
+    for group in 0..size.div_ceil(BLOCKS_PER_GROUP * BLOCK_SIZE) {
+        if !has_superblock(group) {
+            continue;
+        }
+        let offset = start + if group == 0 { 1024 } else { group * BLOCKS_PER_GROUP * BLOCK_SIZE };
+        let mut sb = [0; SIZE];
+        disk.read_exact_at(&mut sb, offset)?;
+        if sb[MAGIC..MAGIC + 2] != [0x53, 0xef] || field(&sb, CHECKSUM) != checksum(&sb) {
+            return Err(Ext4Error::SuperBlock(offset));
+        }
+        let features = field(&sb, FEATURE_RO_COMPAT) | RO_COMPAT_VERITY;
+        sb[FEATURE_RO_COMPAT..FEATURE_RO_COMPAT + 4].copy_from_slice(&features.to_le_bytes());
+        let sum = checksum(&sb);
+        sb[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
+        disk.write_all_at(&sb, offset)?;
+    }
+    Ok(())
+}
+
+/// Feature `sparse_super`: copies in groups 0, 1 and powers of 3, 5 and 7.
+fn has_superblock(group: u64) -> bool {
+    let power_of = |base: u64| {
+        let mut power = base;
+        while power < group {
+            power *= base;
+        }
+        power == group
+    };
+    group <= 1 || power_of(3) || power_of(5) || power_of(7)
+}
+
+/// The partition as mkext4 writes it.
+struct Sink<'a> {
+    disk: &'a File,
+    start: u64,
+}
+
+impl RegionSink for Sink<'_> {
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        // Empty inode tables and bitmaps come as data too.
+        if bytes.iter().all(|&byte| byte == 0) {
+            return Ok(());
+        }
+        self.disk.write_all_at(bytes, self.start + offset)
+    }
+
+    fn zeros(&mut self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(()) // the disk reads as zeroes where nothing was written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        guid,
+        testing::{Mount, assert_same, run},
+    };
+
+    fn sample(folder: &std::path::Path) -> Data {
+        let large = folder.join("large");
+        fs::write(&large, (0..9_000_001_u32).map(|at| (at >> 4) as u8).collect::<Vec<_>>()).unwrap();
+        let file = |mode, source| DataFile { mode, source };
+        Data {
+            uuid: guid::derive(&[b"test"]),
+            label: "rackstick".into(),
+            epoch: 1_700_000_000,
+            directories: [("volumes".to_string(), 0o700), ("state".into(), 0o711), ("log/old".into(), 0o750)].into(),
+            files: [
+                ("layers/large".to_string(), file(0o444, Source::file(&large).unwrap())),
+                ("layers/small".into(), file(0o444, Source::Bytes(b"small".to_vec()))),
+                ("generations/1/empty".into(), file(0o644, Source::Bytes(Vec::new()))),
+            ]
+            .into(),
+        }
+    }
+
+    fn make(folder: &std::path::Path, data: &Data) -> std::path::PathBuf {
+        let path = folder.join("data");
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        file.set_len(data.size()).unwrap();
+        write(&file, 0, data).unwrap();
+        path
+    }
+
+    #[test]
+    fn e2fsck_and_the_kernel_accept_it_and_read_it_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = sample(folder.path());
+        let image = make(folder.path(), &data);
+        let name = image.to_str().unwrap();
+        run("e2fsck", ["-fn", name]);
+        // A repair would use the copy in the second group.
+        for options in [&["-h", name][..], &["-h", "-o", "superblock=32768", "-o", "blocksize=4096", name]] {
+            let header = run("dumpe2fs", options);
+            let features = header.lines().find(|line| line.starts_with("Filesystem features")).unwrap();
+            assert!(features.contains(" verity") && features.contains("metadata_csum"), "{features}");
+            assert!(header.contains(&data.uuid.to_string()) && header.contains("rackstick"), "{header}");
+        }
+        let mounted = Mount::new("ext4", "rw", &image, folder.path().join("mounted"));
+        let at = |path: &str| mounted.path().join(path);
+        assert!(fs::read(at("layers/large")).unwrap() == fs::read(folder.path().join("large")).unwrap());
+        assert_eq!(fs::read(at("layers/small")).unwrap(), b"small");
+        assert_eq!(fs::read(at("generations/1/empty")).unwrap(), b"");
+        let modes = run(
+            "stat",
+            ["-c", "%a %u:%g %Y"].map(Into::into).iter().chain(&[
+                at("volumes"),
+                at("log/old"),
+                at("log"),
+                at("layers/small"),
+            ]),
+        );
+        let times = " 0:0 1700000000\n";
+        assert_eq!(modes, ["700", "750", "755", "444"].map(|mode| format!("{mode}{times}")).concat());
+        let room = run("df", ["-B1", "--output=avail"].map(Into::into).iter().chain(&[at("")]));
+        let room: u64 = room.lines().last().unwrap().trim().parse().unwrap();
+        assert!(room > SLACK * 7 / 8, "{room} bytes free");
+        fs::write(at("state/new"), b"the rack writes here").unwrap();
+        drop(mounted);
+        run("e2fsck", ["-fn", name]);
+    }
+
+    #[test]
+    fn the_same_list_gives_the_same_sparse_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = sample(folder.path());
+        let first = make(folder.path(), &data);
+        let used = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&first).unwrap()) * 512;
+        assert!(used < 16 << 20, "{used} bytes used");
+        let kept = folder.path().join("first");
+        fs::rename(&first, &kept).unwrap();
+        assert_same(&make(folder.path(), &data), &kept);
+    }
+
+    #[test]
+    fn copies_of_the_superblock_stand_where_sparse_super_says() {
+        let groups: Vec<u64> = (0..130).filter(|group| has_superblock(*group)).collect();
+        assert_eq!(groups, [0, 1, 3, 5, 7, 9, 25, 27, 49, 81, 125]);
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_a_directory_and_bad_names_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        for (path, other) in [("layers", "layers/x"), ("a//b", "c"), ("../x", "c"), ("/a", "c"), ("", "c")] {
+            let mut data = sample(folder.path());
+            for path in [path, other] {
+                data.files.insert(path.into(), DataFile { mode: 0o644, source: Source::Bytes(Vec::new()) });
+            }
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(data.size()).unwrap();
+            assert!(write(&file, 0, &data).is_err(), "{path}");
+        }
+    }
+}
