@@ -32,9 +32,6 @@ pub enum MirrorError {
     /// Only security updates.
     #[error("--mirror names only a mirror of `debian-security`: name one of `debian` too")]
     OnlySecurity,
-    /// The machine has none.
-    #[error("no mirror of Debian is configured in {}: give one with --mirror URL (like http://HOST/debian)", .0.display())]
-    NotConfigured(PathBuf),
     /// The configuration can't be read.
     #[error("{}: {source}", .path.display())]
     Io {
@@ -58,7 +55,8 @@ pub enum MirrorError {
 pub struct Mirrors(BTreeMap<&'static str, Vec<String>>);
 
 impl Mirrors {
-    /// The mirrors given on the command line, or else those of the machine's apt.
+    /// The mirrors given on the command line, or else those of the machine's apt. That there are none is an error only
+    /// when one is needed: what is in the store can be used without.
     pub fn choose(given: &[String]) -> Result<Self, MirrorError> {
         if given.is_empty() { Self::of_apt(Path::new(APT)) } else { Self::given(given) }
     }
@@ -110,9 +108,6 @@ impl Mirrors {
                 Err(source) => return Err(MirrorError::Io { path, source }),
             }
         }
-        if !new.0.contains_key(DEBIAN) {
-            return Err(MirrorError::NotConfigured(folder.to_owned()));
-        }
         new.expect_siblings();
         Ok(new)
     }
@@ -134,8 +129,9 @@ impl Mirrors {
             return;
         }
         let siblings = self.roots(DEBIAN).iter().map(|root| {
-            let parts: Vec<&str> = root.split('/').map(|part| if part == DEBIAN { SECURITY } else { part }).collect();
-            parts.join("/")
+            // The first three parts are scheme and host.
+            let sibling = |(index, part)| if index > 2 && part == DEBIAN { SECURITY } else { part };
+            root.split('/').enumerate().map(sibling).collect::<Vec<_>>().join("/")
         });
         let siblings = siblings.collect();
         self.0.insert(SECURITY, siblings);
@@ -237,7 +233,7 @@ mod tests {
 
     #[test]
     fn archives_of_others_are_left_alone() {
-        let error = apt(&[
+        let none = apt(&[
             ("sources.list.d/a.list", "deb http://a.test/linux/debian trixie stable\ndeb cdrom:[x]/ trixie main\n"),
             ("sources.list.d/b.list", "deb [signed-by=/usr/share/keyrings/b.gpg] http://b.test/debian trixie main\n"),
             ("sources.list.d/c.list", "deb http://c.test/ubuntu noble main\n"),
@@ -247,16 +243,18 @@ mod tests {
                 "Types: deb\nURIs: http://e.test/debian\nSuites: x\nComponents: main\nSigned-By: /etc/apt/keyrings/e.asc\n",
             ),
         ])
-        .unwrap_err();
-        assert!(matches!(error, MirrorError::NotConfigured(_)), "{error}");
+        .unwrap();
+        assert!(none.roots(DEBIAN).is_empty() && none.roots(SECURITY).is_empty(), "{none:?}");
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Mirrors::of_apt(&folder.path().join("none")).unwrap(), none, "no apt at all");
     }
 
     #[test]
     fn security_updates_are_expected_beside_the_archive_unless_given() {
         let urls = |urls: &[&str]| Mirrors::given(&urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>());
-        let beside = urls(&["http://m.test/pub/debian/"]).unwrap();
-        assert_eq!(beside.roots(DEBIAN), ["http://m.test/pub/debian"]);
-        assert_eq!(beside.roots(SECURITY), ["http://m.test/pub/debian-security"]);
+        let beside = urls(&["http://debian/pub/debian/"]).unwrap();
+        assert_eq!(beside.roots(DEBIAN), ["http://debian/pub/debian"]);
+        assert_eq!(beside.roots(SECURITY), ["http://debian/pub/debian-security"]);
         let given = urls(&["http://m.test/debian", "http://s.test/debian-security"]).unwrap();
         assert_eq!(given.roots(SECURITY), ["http://s.test/debian-security"]);
         assert!(matches!(urls(&["http://s.test/debian-security"]), Err(MirrorError::OnlySecurity)));

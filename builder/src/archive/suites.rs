@@ -146,8 +146,12 @@ fn release(
     now: i64,
 ) -> Result<(Release, Sha256), SuitesError> {
     let keyring = if archive == SECURITY { Keyring::debian_security() } else { Keyring::debian() }?;
+    let roots = mirrors.roots(archive);
+    if roots.is_empty() {
+        return Err(StoreError::NoMirror { name: format!("the index of {suite}") }.into());
+    }
     let mut refusals = Vec::new();
-    for root in mirrors.roots(archive) {
+    for root in roots {
         let url = format!("{root}/dists/{suite}/InRelease");
         match client.read(&url, MAX_RELEASE) {
             Ok(file) => match Release::verify(&file, &keyring, suite, now) {

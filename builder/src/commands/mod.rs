@@ -1,6 +1,7 @@
 //! The subcommands, one file each: an `Args` for clap and a `run`.
 
 mod check;
+mod lock;
 mod run;
 
 use crate::report;
@@ -9,6 +10,7 @@ use crate::report;
 #[derive(clap::Subcommand)]
 pub enum Command {
     Check(check::Args),
+    Lock(lock::Args),
     Run(run::Args),
 }
 
@@ -17,6 +19,7 @@ impl Command {
     pub fn run(self) -> Result<(), report::Error> {
         match self {
             Self::Check(args) => check::run(args),
+            Self::Lock(args) => lock::run(args),
             Self::Run(args) => run::run(args),
         }
     }

@@ -120,7 +120,7 @@ impl Store {
 
     fn fetch(&self, client: &Client, want: &Want, roots: &[String], job: &Job, stop: &AtomicBool) -> Outcome {
         if roots.is_empty() {
-            return Outcome::Failed(StoreError::NoMirror { name: want.name.clone(), archive: want.archive.clone() });
+            return Outcome::Failed(StoreError::NoMirror { name: want.name.clone() });
         }
         let target = self.path(want.sha256);
         let path = self.partial().join(want.sha256.to_string());

@@ -60,12 +60,13 @@ pub enum StoreError {
         attempts: Vec<String>,
     },
     /// There is nowhere to fetch it from.
-    #[error("{name} can't be fetched: no mirror of `{archive}` is known; give one with --mirror URL")]
+    #[error(
+        "{name} can't be fetched: no mirror of Debian is in this machine's apt configuration; give one with --mirror \
+         URL, like http://HOST/debian"
+    )]
     NoMirror {
         /// What it is.
         name: String,
-        /// The archive that holds it.
-        archive: String,
     },
 }
 
