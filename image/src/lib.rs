@@ -15,6 +15,7 @@ pub mod manifest;
 pub mod modules;
 pub mod recipe;
 pub mod source;
+pub mod uki;
 pub mod verity;
 
 #[cfg(test)]

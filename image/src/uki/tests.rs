@@ -1,0 +1,131 @@
+//! UKIs judged by binutils and sbsigntool. The stub is that of the package `systemd-boot-efi`.
+
+use std::{fs, path::Path};
+
+use super::*;
+use crate::testing::run;
+
+const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+
+fn sample() -> Uki {
+    Uki {
+        stub: fs::read(STUB).unwrap_or_else(|error| panic!("{STUB}: {error}: run ci/setup")),
+        os_release: "ID=rackstick\nVERSION_ID=2026.11.1\n".into(),
+        cmdline: "panic=10 oops=panic".into(),
+        uname: "6.12.57+deb13-amd64".into(),
+        microcode: None,
+        initrd: Source::Bytes((0..3_000_001_u32).map(|at| (at >> 3) as u8).collect()),
+        linux: Source::Bytes(vec![0x90; 123_457]),
+    }
+}
+
+fn make(uki: &Uki) -> Vec<u8> {
+    let mut out = Vec::new();
+    assert_eq!(write(uki, &mut out).unwrap(), out.len() as u64);
+    out
+}
+
+fn objcopy(section: &str, uki: &Path, to: &Path) -> Vec<u8> {
+    run("objcopy", ["-O", "binary", "--only-section", section, uki.to_str().unwrap(), to.to_str().unwrap()]);
+    fs::read(to).unwrap()
+}
+
+#[test]
+fn binutils_find_every_section_with_its_bytes_and_no_overlap() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, part) = (folder.path().join("uki.efi"), folder.path().join("part"));
+    let mut uki = sample();
+    uki.microcode = Some(Source::Bytes(vec![5; 2048]));
+    fs::write(&path, make(&uki)).unwrap();
+    let listed = run("objdump", ["-h".as_ref(), path.as_os_str()]);
+    let mut sections = Vec::new();
+    for line in listed.lines() {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        if let [_, name, size, address, _, offset, _] = fields[..]
+            && name.starts_with('.')
+        {
+            let number = |text| u64::from_str_radix(text, 16).unwrap();
+            sections.push((name.to_string(), number(size), number(address), number(offset)));
+        }
+    }
+    let names: Vec<&str> = sections.iter().map(|section| section.0.as_str()).collect();
+    assert!(names.ends_with(&[".osrel", ".cmdline", ".uname", ".ucode", ".initrd", ".linux"]), "{names:?}");
+    assert!(names.contains(&".sbat"));
+    for pair in sections.windows(2) {
+        let ((_, size, address, offset), (name, _, next_address, next_offset)) = (&pair[0], &pair[1]);
+        assert!(address + size <= *next_address && offset + size <= *next_offset, "{name} overlaps\n{listed}");
+    }
+    for (name, expected) in [
+        (".initrd", &uki.initrd),
+        (".linux", &uki.linux),
+        (".cmdline", &Source::Bytes(b"panic=10 oops=panic".to_vec())),
+    ] {
+        let Source::Bytes(expected) = expected else { unreachable!() };
+        assert!(objcopy(name, &path, &part) == *expected, "{name}");
+    }
+    assert_eq!(make(&uki), make(&uki));
+}
+
+#[test]
+fn sbsign_signs_it_and_sbverify_accepts_the_signature() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    fs::write(at("uki.efi"), make(&sample())).unwrap();
+    let (key, certificate) = (at("key"), at("certificate"));
+    run(
+        "openssl",
+        [
+            "req",
+            "-new",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-noenc",
+            "-subj",
+            "/CN=test",
+            "-keyout",
+            &key,
+            "-out",
+            &certificate,
+        ],
+    );
+    let listed = run("sbverify", ["--list", &at("uki.efi")]);
+    assert!(listed.contains("No signature table present"), "{listed}");
+    let signed = run("sbsign", ["--key", &key, "--cert", &certificate, "--output", &at("signed.efi"), &at("uki.efi")]);
+    // It warns of bytes that no section covers: they would be outside of what firmware measures.
+    assert!(!signed.contains("warning"), "{signed}");
+    assert!(run("sbverify", ["--cert", &certificate, &at("signed.efi")]).contains("Signature verification OK"));
+}
+
+#[test]
+fn a_damaged_or_cut_stub_gives_an_error_or_a_uki_but_no_panic() {
+    let whole = sample();
+    let small = Uki { initrd: Source::Bytes(vec![1]), linux: Source::Bytes(vec![2]), ..whole };
+    for length in (0..2048).chain((2048..small.stub.len()).step_by(997)) {
+        let stub = small.stub[..length].to_vec();
+        let result = write(&Uki { stub, ..small.clone() }, io::sink());
+        // The bookworm stub has symbols behind its last section, which are not needed.
+        assert!(matches!(result, Err(UkiError::Stub(_))) || length > small.stub.len() / 2, "{length}");
+    }
+    for at in 0..2048 {
+        for value in [0, 1, 0x7f, 0x80, 0xff] {
+            let mut stub = small.stub.clone();
+            stub[at] = value;
+            let _ = write(&Uki { stub, ..small.clone() }, io::sink());
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_or_is_there_already_is_refused() {
+    let uki = sample();
+    let twice = Uki { stub: make(&uki), ..uki.clone() };
+    assert!(matches!(write(&twice, io::sink()), Err(UkiError::Stub(_))));
+    for size in [u64::from(u32::MAX), u64::MAX] {
+        let huge = Source::Path { path: "/nowhere".into(), size };
+        let error = write(&Uki { initrd: huge, ..uki.clone() }, io::sink()).unwrap_err();
+        assert!(matches!(error, UkiError::Stub(StubError::TooLarge(_))), "{error}");
+    }
+    let gone = Source::Path { path: "/nowhere".into(), size: 5 };
+    assert!(matches!(write(&Uki { linux: gone, ..uki }, io::sink()), Err(UkiError::Source(_))));
+}
