@@ -1,0 +1,30 @@
+# shellcheck shell=bash
+# What the scripts beside this file share: where things are, and how to say what happens.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Packages, layers and, under CI, cargo's target folder lie here, so that a fresh clone is quick.
+cache=${RACKSTICK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rackstick}
+target=${CARGO_TARGET_DIR:-}
+if [[ -z $target ]]; then
+    if [[ ${CI:-} == true ]]; then target=$cache/target; else target=target; fi
+fi
+CARGO_TARGET_DIR=$(realpath -m "$target")
+export CARGO_TARGET_DIR
+
+# Where binaries land: the target is named in .cargo/config.toml.
+# shellcheck disable=SC2034 # used by the scripts that read this file
+release=$CARGO_TARGET_DIR/x86_64-unknown-linux-gnu/release
+
+say() { printf '\n== %s\n' "$*" >&2; }
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+# For every compilation of the release profile: takes this machine's paths out of the binaries, so that two clones give the
+# same bytes. Crates of the workspace are named by relative paths anyway.
+# shellcheck disable=SC2034
+flags=(--locked --config
+    "target.x86_64-unknown-linux-gnu.rustflags=['--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo']")

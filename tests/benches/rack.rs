@@ -1,0 +1,48 @@
+//! From packages to an image, and from power-on to a healthy rack: the figures that a newcomer feels.
+
+use std::{fs, process::Command, time::Instant};
+
+use rackstick_tests::{
+    bench::{Measure, report},
+    image::Image,
+    place,
+    rack::{Options, Rack},
+    tool,
+};
+
+/// Interleaved, so that another load on this machine strikes both measures.
+const RUNS: usize = 3;
+
+fn main() {
+    let (mut build, mut boot, mut memory, mut size) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    // Fetches the packages, which no run measures.
+    Image::lab();
+    for run in 0..RUNS {
+        let (caches, out) = (place::caches_without_layers(), place::test_folder("bench-image"));
+        let mut command = tool::rackstick();
+        command.arg("build").arg(place::clone().join("recipes/lab.toml")).arg("-o").arg(&out);
+        let started = Instant::now();
+        tool::output(command.env("RACKSTICK_CACHE", caches.path()));
+        build.push(started.elapsed().as_secs_f64());
+        let image = Image::only_one_in(&out);
+        let allocated = tool::output(Command::new("du").args(["--block-size=1", "--summarize"]).arg(&image.path));
+        size.extend(allocated.split_ascii_whitespace().next().and_then(|bytes| bytes.parse::<f64>().ok()));
+
+        let mut rack = Rack::start(&format!("bench-{run}"), &image, Options::default());
+        let status = rack.until_healthy();
+        boot.push(rack.seconds());
+        memory.push(status.host_memory_kib as f64 / 1024.0);
+        rack.power_off();
+        fs::remove_dir_all(&out).expect("what was made can be removed");
+    }
+    size.iter_mut().for_each(|bytes| *bytes /= f64::from(1 << 20));
+    report(
+        "rack",
+        &[
+            Measure::median("packages to image", build, "s", "<= 60"),
+            Measure::median("image on disk", size, "MiB", ""),
+            Measure::median("power-on to all guests healthy", boot, "s", "<= 240"),
+            Measure::median("host memory without guests", memory, "MiB", "<= 160"),
+        ],
+    );
+}

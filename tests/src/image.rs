@@ -1,0 +1,68 @@
+//! Images built by `rackstick build`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use rackstick_image::manifest::Manifest;
+
+use crate::{place, tool};
+
+/// A disk image with its manifest beside it.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The raw disk.
+    pub path: PathBuf,
+    /// What is in it.
+    pub manifest: Manifest,
+}
+
+impl Image {
+    /// The image at `path`.
+    pub fn open(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        let beside = path.with_extension("json");
+        let bytes = fs::read(&beside).unwrap_or_else(|error| panic!("can't read {}: {error}", beside.display()));
+        let manifest = serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{}: {error}", beside.display()));
+        Self { path, manifest }
+    }
+
+    /// `recipes/lab.toml` as it stands in the clone, built once per test program.
+    pub fn lab() -> &'static Self {
+        static LAB: OnceLock<Image> = OnceLock::new();
+        LAB.get_or_init(|| {
+            let out = place::rig().join("images");
+            fs::create_dir_all(&out).unwrap_or_else(|error| panic!("can't make {}: {error}", out.display()));
+            let recipe = place::clone().join("recipes/lab.toml");
+            let started = std::time::Instant::now();
+            tool::output(tool::rackstick().arg("build").arg(&recipe).arg("-o").arg(&out));
+            println!("lab built in {:.1} s", started.elapsed().as_secs_f64());
+            Self::only_one_in(&out)
+        })
+    }
+
+    /// The only image in a folder.
+    pub fn only_one_in(folder: &Path) -> Self {
+        let images = images_in(folder);
+        let [image] = &images[..] else { panic!("one image must lie in {}, not {images:?}", folder.display()) };
+        Self::open(image)
+    }
+
+    /// A copy in another folder, sparse where the original is.
+    pub fn copy_to(&self, folder: &Path) -> Self {
+        let name = self.path.file_name().expect("an image has a name");
+        let copy = folder.join(name);
+        tool::ask("cp", [Path::new("--sparse=always"), Path::new("--reflink=auto"), &self.path, &copy]);
+        tool::ask("cp", [self.path.with_extension("json"), copy.with_extension("json")]);
+        Self { path: copy, manifest: self.manifest.clone() }
+    }
+}
+
+/// Everything in a folder that bears the name of a finished image.
+pub fn images_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("can't read {}: {error}", folder.display()));
+    let paths = entries.map(|entry| entry.expect("a folder can be read to its end").path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "img")).collect()
+}

@@ -1,0 +1,256 @@
+//! One rack, booted by `rackstick run`.
+
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rackstick_api::{
+    client::{Client, ClientError},
+    rack::{Guest, Request, Status},
+};
+use rustix::fs::{FlockOperation, flock};
+use tempfile::TempDir;
+
+use crate::{image::Image, place, tool, wait};
+
+/// How long one answer of the API may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a rack may take until all guests are healthy. The goal is 240 s on an idle machine; this one may be busy.
+pub const HEALTHY_LIMIT: Duration = Duration::from_secs(480);
+/// How long a rack may take until its API answers.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(240);
+/// How long a clean end may take.
+pub const POWER_OFF_LIMIT: Duration = Duration::from_secs(120);
+/// How much of a console is shown when a test fails.
+const TAIL_LINES: usize = 40;
+
+/// How to boot.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// What the rack writes stays in the image.
+    pub persist: bool,
+    /// The disk is a SATA disk.
+    pub ahci: bool,
+}
+
+/// A running rack. Dropped, it is killed; dropped by a panic, it leaves its logs and says where.
+#[derive(Debug)]
+pub struct Rack {
+    folder: PathBuf,
+    command: Child,
+    started: Instant,
+    client: Client,
+    forwards: Vec<(String, SocketAddr)>,
+    _socket: TempDir,
+    _alone: File,
+}
+
+impl Rack {
+    /// Boots `image`; logs go to `<target>/rig/<name>/`. Waits while another rack runs: two at once would only
+    /// starve each other.
+    pub fn start(name: &str, image: &Image, options: Options) -> Self {
+        Self::start_in(place::test_folder(name), &image.path, options)
+    }
+
+    /// Boots the disk image at `image`, with logs in `folder`.
+    pub fn start_in(folder: PathBuf, image: &Path, options: Options) -> Self {
+        let alone = File::create(place::rig().join("lock")).expect("the rig's folder can be written");
+        flock(&alone, FlockOperation::LockExclusive).expect("a file can be locked");
+        // The path of a socket may have 107 bytes at most, and the target folder's may be long.
+        let socket = tempfile::Builder::new().prefix("rackstick-").tempdir().expect("a temporary folder can be made");
+        let client = Client::new(socket.path().join("api"), ANSWER_LIMIT);
+        let log = |name| File::create(folder.join(name)).expect("the test's folder can be written");
+
+        let run = tool::rackstick();
+        // If this test dies, so does the rack.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(run.get_program()).arg("run").arg(image);
+        command.arg("--api").arg(client.path()).arg("--console").arg(folder.join("console.log"));
+        if options.persist {
+            command.arg("--persist");
+        }
+        if options.ahci {
+            command.args(["--disk", "ahci"]);
+        }
+        command.env("TMPDIR", &folder).stdout(log("run.out")).stderr(log("run.err"));
+        let started = Instant::now();
+        let child = command.spawn().unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
+        let mut rack =
+            Self { folder, command: child, started, client, forwards: Vec::new(), _socket: socket, _alone: alone };
+        rack.forwards = rack.until("QEMU to start", Duration::from_secs(20), |rack| {
+            let said = rack.log("run.err");
+            said.lines().any(|line| line.starts_with("api ")).then(|| forwards(&said))
+        });
+        rack
+    }
+
+    /// Where a port of the rack, as `53/udp`, is reached from here.
+    pub fn address(&self, port: &str) -> SocketAddr {
+        let found = self.forwards.iter().find(|(known, _)| known == port);
+        found.unwrap_or_else(|| panic!("{port} is not forwarded, only {:?}", self.forwards)).1
+    }
+
+    /// The rack's API.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Seconds since power-on.
+    pub fn seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    /// What the rack wrote to its serial console so far.
+    pub fn console(&self) -> String {
+        self.log("console.log")
+    }
+
+    fn log(&self, name: &str) -> String {
+        // Absent until QEMU opens it.
+        fs::read(self.folder.join(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// Waits for something to come true; panics at once if the rack ends meanwhile.
+    pub fn until<T>(&mut self, what: &str, limit: Duration, mut condition: impl FnMut(&Self) -> Option<T>) -> T {
+        wait::until(what, limit, || {
+            if let Some(value) = condition(self) {
+                return Some(value);
+            }
+            let ended = self.command.try_wait().expect("a child can be waited for");
+            assert!(ended.is_none(), "the rack ended ({ended:?}) while waiting for: {what}\n{}", self.log("run.err"));
+            None
+        })
+    }
+
+    /// Waits until the serial console shows `text`.
+    pub fn until_console(&mut self, text: &str, limit: Duration) {
+        self.until(&format!("`{text}` on the console"), limit, |rack| rack.console().contains(text).then_some(()));
+    }
+
+    /// Waits until the rack's status fulfils a condition, and returns that status.
+    pub fn until_status(&mut self, what: &str, limit: Duration, condition: impl Fn(&Status) -> bool) -> Status {
+        let mut last = String::new();
+        self.until(what, limit, |rack| match rack.client.status() {
+            Ok(status) if condition(&status) => Some(status),
+            Ok(status) => {
+                let now = summary(&status);
+                if now != last {
+                    println!("{:6.1} s {now}", rack.seconds());
+                    last = now;
+                }
+                None
+            }
+            Err(error @ (ClientError::Malformed { .. } | ClientError::Refused(_))) => panic!("{error}"),
+            // Still booting, or between two daemons.
+            Err(_) => None,
+        })
+    }
+
+    /// Waits until every guest is healthy.
+    pub fn until_healthy(&mut self) -> Status {
+        let status = self.until_status("all guests healthy", HEALTHY_LIMIT, |status| {
+            !status.guests.is_empty() && status.guests.iter().all(|guest| guest.healthy)
+        });
+        println!("all guests healthy {:.1} s after power-on", self.seconds());
+        status
+    }
+
+    /// Orders the rack to switch itself off and waits for its end.
+    pub fn power_off(mut self) {
+        self.client.order(Request::PowerOff).unwrap_or_else(|error| panic!("the rack can't be switched off: {error}"));
+        let status = self.ended(POWER_OFF_LIMIT);
+        assert!(status.success(), "rackstick run ended with {status}:\n{}", self.log("run.err"));
+    }
+
+    /// Asks `rackstick run` to end, as Ctrl-C does, and returns how it ended.
+    pub fn interrupt(&mut self) -> ExitStatus {
+        let pid =
+            i32::try_from(self.command.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a child has an id");
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a child can be signalled");
+        self.ended(POWER_OFF_LIMIT + ANSWER_LIMIT)
+    }
+
+    fn ended(&mut self, limit: Duration) -> ExitStatus {
+        wait::until("the rack's end", limit, || self.command.try_wait().expect("a child can be waited for"))
+    }
+
+    /// Ends it as a power cut would, but for what the page cache of this machine still writes.
+    pub fn kill_hard(mut self) {
+        self.kill();
+    }
+
+    fn kill(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.command.kill();
+        let _ = self.command.wait();
+        // QEMU dies by the kernel's hand a moment later; its image stays locked until then.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while std::os::unix::net::UnixStream::connect(self.client.path()).is_ok() && Instant::now() < deadline {
+            thread::yield_now();
+        }
+    }
+
+    /// Writes what the rack still tells beside its other logs, and shows the end of the console.
+    fn dump(&self) {
+        let client = Client::new(self.client.path(), Duration::from_secs(3));
+        let mut report = String::new();
+        match client.status() {
+            Ok(status) => {
+                report += &format!("{status:#?}\n");
+                for guest in &status.guests {
+                    let console = client.text(Request::Console { guest: guest.name.clone() });
+                    report +=
+                        &format!("---- console of {}\n{}\n", guest.name, console.unwrap_or_else(|e| e.to_string()));
+                }
+            }
+            Err(error) => report += &format!("{error}\n"),
+        }
+        let path = self.folder.join("status.log");
+        // The test has failed already; what can't be written is shown below all the same.
+        let _ = fs::write(&path, &report);
+        let console = self.console();
+        let lines: Vec<&str> = console.lines().collect();
+        println!("---- end of the rack's console, {:.0} s after power-on", self.seconds());
+        lines.iter().skip(lines.len().saturating_sub(TAIL_LINES)).for_each(|line| println!("{line}"));
+        println!("---- rackstick run said\n{}---- status\n{report}", self.log("run.err"));
+        println!("---- the logs are in {}", self.folder.display());
+    }
+}
+
+impl Drop for Rack {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.dump();
+        }
+        self.kill();
+    }
+}
+
+/// The guest with this name.
+pub fn guest<'a>(status: &'a Status, name: &str) -> &'a Guest {
+    let found = status.guests.iter().find(|guest| guest.name == name);
+    found.unwrap_or_else(|| panic!("no guest `{name}` in {status:?}"))
+}
+
+fn summary(status: &Status) -> String {
+    let guests = status.guests.iter().map(|guest| {
+        let health = if guest.healthy { "healthy" } else { "not healthy" };
+        format!("{} {:?}, {health} {}", guest.name, guest.state, guest.detail)
+    });
+    format!("{}; {:?}", guests.collect::<Vec<_>>().join("; "), status.problems)
+}
+
+/// The lines `lan 53/udp -> 127.0.0.1:10053 dns` of what `rackstick run` prints.
+fn forwards(said: &str) -> Vec<(String, SocketAddr)> {
+    let parse = |line: &str| {
+        let (left, right) = line.split_once(" -> ")?;
+        let port = left.split_ascii_whitespace().nth(1)?;
+        Some((port.to_owned(), right.split_ascii_whitespace().next()?.parse().ok()?))
+    };
+    said.lines().filter_map(parse).collect()
+}

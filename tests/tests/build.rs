@@ -1,0 +1,125 @@
+//! Ring 3: what `rackstick build` promises, judged by other people's tools.
+
+use std::{fs, path::Path, process::Command};
+
+use rackstick_tests::{
+    disk::Partition,
+    image::{Image, images_in},
+    place,
+    recipe::Recipes,
+    tool::{self, Said},
+};
+
+/// The largest host file, in bytes.
+const UKI_GOAL: u64 = 64_000_000;
+
+/// A build that must fail: returns what it said, after a look that nothing was left behind.
+fn failing_build(recipe: &Path, change: impl FnOnce(&mut Command)) -> Said {
+    let out = tempfile::tempdir().unwrap();
+    let mut command = tool::rackstick();
+    command.arg("build").arg(recipe).arg("-o").arg(out.path());
+    change(&mut command);
+    let said = tool::run(&mut command);
+    assert!(!said.success, "the build must fail:\n{}", said.stderr);
+    assert_eq!(images_in(out.path()), [""; 0].map(std::path::PathBuf::from), "{}", said.stderr);
+    said
+}
+
+#[test]
+fn the_image_is_whole_for_other_peoples_tools_and_the_host_is_small() {
+    let image = Image::lab();
+    let said = tool::ask("sgdisk", ["--verify".as_ref(), image.path.as_os_str()]);
+    assert!(said.contains("No problems found"), "{said}");
+
+    let data = Partition::of(&image.path, 2);
+    tool::ask("e2fsck", ["-fn", &data.for_e2fsprogs()]);
+
+    let esp = Partition::of(&image.path, 1);
+    let folder = tempfile::tempdir().unwrap();
+    // fsck.fat takes no offset.
+    let copy = folder.path().join("esp");
+    let [skip, count] = [format!("skip={}", esp.offset), format!("count={}", esp.length)];
+    let (from, to) = (format!("if={}", image.path.display()), format!("of={}", copy.display()));
+    tool::ask("dd", [&from, &to, &skip, &count, "bs=1M", "iflag=skip_bytes,count_bytes", "conv=sparse", "status=none"]);
+    tool::ask("fsck.fat", ["-n".as_ref(), copy.as_os_str()]);
+
+    let hosts = tool::ask("mdir", ["-b", "-i", &esp.for_mtools(), "::EFI/Linux"]);
+    let hosts: Vec<&str> = hosts.lines().filter(|line| line.ends_with(".efi")).collect();
+    let [host] = hosts[..] else { panic!("one host must lie on the ESP, not {hosts:?}") };
+    let copy = folder.path().join("host.efi");
+    tool::ask("mcopy", ["-i".as_ref(), esp.for_mtools().as_ref(), host.as_ref(), copy.as_os_str()]);
+    let size = fs::metadata(&copy).unwrap().len();
+    println!("{host} {:.1} MB", size as f64 / 1e6);
+    assert!(size <= UKI_GOAL, "{size} bytes");
+}
+
+#[test]
+fn the_same_recipe_and_lock_give_the_same_image_whatever_the_machine() {
+    let here = Image::lab();
+    let recipes = Recipes::copy();
+    let (out, caches) = (tempfile::tempdir_in(place::rig()).unwrap(), place::caches_without_layers());
+    let rackstick = tool::rackstick();
+    // Another folder, time zone, umask, number of CPUs, language and cache.
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", "0", "sh", "-c", "umask 077; exec \"$@\"", "sh"]).arg(rackstick.get_program());
+    command.arg("build").arg(recipes.path("lab.toml")).arg("-o").arg(out.path());
+    command.env("TZ", "Pacific/Kiritimati").env("LC_ALL", "C").env("RACKSTICK_CACHE", caches.path());
+    tool::output(&mut command);
+
+    let there = Image::only_one_in(out.path());
+    assert_eq!(here.path.file_name(), there.path.file_name());
+    let said = tool::run(Command::new("cmp").args([&here.path, &there.path]));
+    assert!(said.success, "{}{}", said.stdout, said.stderr);
+    assert_eq!(here.manifest, there.manifest);
+}
+
+#[test]
+fn a_full_disk_leaves_no_image() {
+    // Filled beforehand, so that the image itself must fail wherever the caches lie.
+    let script = r#"mount -t tmpfs -o size=16m tmpfs "$1" && shift && "$@"; code=$?; ls "$OUT" >&2; exit $code"#;
+    let out = tempfile::tempdir().unwrap();
+    let recipe = place::clone().join("recipes/lab.toml");
+    // Only the build's own image may be missing: all else lies in the cache.
+    Image::lab();
+    let mut command = Command::new("unshare");
+    // Mounting needs a namespace of users too, unless one is root already.
+    command.arg(if rustix::process::geteuid().is_root() { "-m" } else { "-rm" });
+    command.args(["sh", "-c", script, "sh"]).arg(out.path()).arg(tool::rackstick().get_program());
+    command.arg("build").arg(recipe).arg("-o").arg(out.path()).env("OUT", out.path());
+    let said = tool::run(&mut command);
+    assert!(!said.success, "{}", said.stderr);
+    assert!(said.stderr.contains("No space left on device"), "{}", said.stderr);
+    assert!(!said.stderr.lines().any(|line| line.ends_with(".img")), "{}", said.stderr);
+}
+
+#[test]
+fn a_package_that_does_not_exist_is_named() {
+    let recipes = Recipes::copy();
+    recipes.edit("images/web.toml", "\"nginx-light\"", "\"nginx-lihgt\"");
+    fs::remove_file(recipes.path("lab.lock")).unwrap();
+    let said = failing_build(&recipes.path("lab.toml"), |_| {});
+    assert!(said.stderr.contains("nginx-lihgt"), "{}", said.stderr);
+    assert!(!recipes.path("lab.lock").exists(), "a lock was written");
+}
+
+#[test]
+fn a_lock_that_no_longer_fits_its_recipe_is_refused_and_kept() {
+    let recipes = Recipes::copy();
+    recipes.edit("images/web.toml", "\"nginx-light\"", "\"nginx-light\", \"lynx\"");
+    let before = fs::read(recipes.path("lab.lock")).unwrap();
+    let said = failing_build(&recipes.path("lab.toml"), |_| {});
+    assert!(said.stderr.contains("lynx") && said.stderr.contains("--update"), "{}", said.stderr);
+    assert_eq!(fs::read(recipes.path("lab.lock")).unwrap(), before);
+}
+
+#[test]
+fn a_mirror_that_is_down_is_named() {
+    let caches = tempfile::tempdir().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mirror = format!("http://{}/debian", listener.local_addr().unwrap());
+    drop(listener);
+    let said = failing_build(&place::clone().join("recipes/lab.toml"), |command| {
+        command.args(["--mirror", &mirror]).env("RACKSTICK_CACHE", caches.path());
+    });
+    assert!(said.stderr.contains(&mirror), "{}", said.stderr);
+}

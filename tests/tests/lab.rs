@@ -1,0 +1,52 @@
+//! Ring 3: the lab as its users meet it.
+
+use std::{fs, time::Duration};
+
+use rackstick_api::rack::State;
+use rackstick_tests::{
+    client::{Transport, curl, dig},
+    image::Image,
+    place,
+    rack::{BOOT_LIMIT, Options, Rack, guest},
+};
+
+/// What the host may use for itself, in KiB.
+const HOST_MEMORY_GOAL_KIB: u64 = 160 * 1024;
+
+#[test]
+fn the_lab_comes_up_answers_its_clients_and_switches_off_cleanly() {
+    let mut rack = Rack::start("lab", Image::lab(), Options::default());
+    let status = rack.until_healthy();
+    rack.until_console("2/2 guests healthy", Duration::from_secs(10));
+
+    assert_eq!((status.rack.as_str(), status.problems.as_slice()), ("lab", [].as_slice()));
+    for name in ["dns", "web"] {
+        let guest = guest(&status, name);
+        assert_eq!((guest.state, guest.restarts, guest.detail.as_str()), (State::Running, 0, ""), "{name}");
+    }
+    println!("host memory {:.1} MiB", status.host_memory_kib as f64 / 1024.0);
+    assert!((1..=HOST_MEMORY_GOAL_KIB).contains(&status.host_memory_kib), "{} KiB", status.host_memory_kib);
+
+    for (port, transport) in [("53/udp", Transport::Udp), ("53/tcp", Transport::Tcp)] {
+        assert_eq!(
+            dig(rack.address(port), transport, "www.lab.internal").as_deref(),
+            Ok(&["10.20.0.80".to_owned()][..])
+        );
+    }
+    let page = fs::read_to_string(place::clone().join("recipes/images/web/index.html")).unwrap();
+    assert_eq!(curl(rack.address("8080/tcp"), "/"), Ok(page));
+
+    rack.power_off();
+}
+
+#[test]
+fn ctrl_c_switches_a_rack_on_a_sata_disk_off_cleanly() {
+    let mut rack = Rack::start("sata", Image::lab(), Options { ahci: true, ..Options::default() });
+    // A guest runs: so the data partition was found, mounted, grown and its layers verified.
+    let status = rack.until_status("a guest to run", BOOT_LIMIT, |status| {
+        status.guests.iter().any(|guest| guest.state == State::Running)
+    });
+    assert_eq!(status.problems, [""; 0]);
+    let ended = rack.interrupt();
+    assert!(ended.success(), "{ended}");
+}
