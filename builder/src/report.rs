@@ -3,7 +3,7 @@
 
 use std::io::IsTerminal;
 
-use miette::{GraphicalReportHandler, GraphicalTheme, NamedSource, SourceSpan, ThemeCharacters};
+use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, ThemeCharacters};
 use rackstick_image::recipe::{Diagnostic, Diagnostics};
 
 /// What a command fails with. Any `thiserror` enum converts with `?`.
@@ -62,9 +62,8 @@ struct Drawn {
     message: String,
     #[source_code]
     file: NamedSource<String>,
-    #[label("{label}")]
-    span: SourceSpan,
-    label: String,
+    #[label(collection)]
+    marks: [LabeledSpan; 1],
     #[help]
     hint: Option<String>,
 }
@@ -73,16 +72,65 @@ fn draw(handler: &GraphicalReportHandler, diagnostic: &Diagnostic) -> String {
     let source = &diagnostic.place.source;
     let start = diagnostic.place.span.start.min(source.text.len());
     let end = diagnostic.place.span.end.clamp(start, source.text.len());
+    let label = Some(diagnostic.label.clone()).filter(|label| !label.is_empty());
     let drawn = Drawn {
         message: diagnostic.message.clone(),
         file: NamedSource::new(source.path.display().to_string(), source.text.clone()),
-        span: (start, end - start).into(),
-        label: diagnostic.label.clone(),
+        marks: [LabeledSpan::new_primary_with_span(label, (start, end - start))],
         hint: diagnostic.hint.clone(),
     };
     let mut out = String::new();
     match handler.render_report(&mut out, &drawn) {
         Ok(()) => out,
         Err(std::fmt::Error) => format!("error: {diagnostic}\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::PathBuf, sync::Arc};
+
+    use rackstick_image::recipe::{LoadError, Place, Source};
+
+    use super::*;
+
+    const LOG: Look = Look { terminal: false, colour: false, width: UNWRAPPED };
+    const TERMINAL: Look = Look { terminal: true, colour: true, width: 80 };
+
+    fn wrong(file: &str, span: std::ops::Range<usize>) -> LoadError {
+        let source = Arc::new(Source { path: PathBuf::from("lab.toml"), text: file.to_owned() });
+        LoadError::Invalid(Diagnostic::new(Place { source, span }, "this is wrong").hint("do better").into())
+    }
+
+    #[test]
+    fn a_diagnostic_is_drawn_with_its_place_wherever_it_stands_in_the_chain() {
+        let drawn = text(&wrong("one\ntwo = 2\n", 10..11), LOG);
+        assert!(drawn.contains("error: this is wrong\n") && drawn.contains("[lab.toml:2:7]\n"), "{drawn}");
+        assert!(drawn.contains("help: do better\n"), "{drawn}");
+        assert!(!drawn.contains('\u{1b}') && drawn.is_ascii(), "{drawn}");
+        assert!(text(&wrong("one\ntwo = 2\n", 10..11), TERMINAL).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn every_place_can_be_drawn_even_one_outside_the_file() {
+        for file in ["", "\n", "a", "a\r\nb", "\t\té = 1\n\n\n", "\u{1F600}\n"] {
+            for start in 0..file.len() + 3 {
+                for end in start..file.len() + 4 {
+                    for look in [LOG, TERMINAL] {
+                        let drawn = text(&wrong(file, start..end), look);
+                        assert!(
+                            drawn.contains("this is wrong") && drawn.contains("lab.toml"),
+                            "{file:?} {start}..{end}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_without_a_place_is_told_with_its_causes() {
+        let error = LoadError::Read(PathBuf::from("lab.toml"), std::io::ErrorKind::NotFound.into());
+        assert_eq!(text(&error, LOG), "error: can't read the recipe lab.toml\n  caused by: entity not found\n");
     }
 }

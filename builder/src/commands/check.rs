@@ -1,10 +1,10 @@
 //! `rackstick check RECIPE`: says whether a recipe is right, and whether its lock still fits it. Touches no network.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rackstick_image::recipe::{self, Network, Rack};
 
-use crate::report;
+use crate::{lock, lock::LockError, report, sets};
 
 /// Check a rack recipe, the image recipes it names, and whether its lock still fits
 #[derive(clap::Args)]
@@ -13,31 +13,47 @@ pub struct Args {
     recipe: PathBuf,
 }
 
-/// Checks the recipe.
+/// Checks the recipe, then the lock.
 pub fn run(args: Args) -> Result<(), report::Error> {
     let rack = recipe::load(&args.recipe)?;
-    println!("{}", summary(&rack));
+    let lock = lock_state(&args.recipe, &rack)?;
+    println!("{}: rack {} {} is fine", args.recipe.display(), rack.name, rack.version);
+    println!("  guests:   {}", listed(&guests(&rack)));
+    println!("  networks: {}", listed(&networks(&rack)));
+    println!("  lock:     {lock}");
     Ok(())
 }
 
-/// Who the rack is and what it runs, in two lines.
-fn summary(rack: &Rack) -> String {
-    let guests: Vec<String> = rack
-        .guests
-        .iter()
-        .map(|(name, guest)| format!("{name} ({} MiB)", guest.memory_mib))
-        .collect();
-    let networks: Vec<String> = rack
-        .networks
-        .iter()
-        .map(|(name, network)| match network {
-            Network::Uplink { interface, .. } => format!("{name} (uplink {})", interface.as_deref().unwrap_or("auto")),
-            Network::Private { subnet, .. } => format!("{name} ({subnet})"),
-        })
-        .collect();
-    let line = |label: &str, items: &[String]| match items {
-        [] => format!("no {label}"),
-        items => format!("{label}: {}", items.join(", ")),
+/// What is to be said about a lock that fits or is not there; one that does not fit is an error.
+fn lock_state(recipe: &Path, rack: &Rack) -> Result<String, LockError> {
+    let path = lock::path(recipe);
+    let Some(lock) = lock::read(recipe)? else {
+        return Ok(format!("none yet; `rackstick lock {}` writes it", recipe.display()));
     };
-    format!("{} {} is right: {}; {}", rack.name, rack.version, line("guests", &guests), line("networks", &networks))
+    let differences = sets::differences(rack, &lock);
+    if !differences.is_empty() {
+        return Err(LockError::Unfit { path, recipe: recipe.to_owned(), differences });
+    }
+    Ok(format!("{} fits, {} packages", path.display(), lock.packages.len()))
+}
+
+fn guests(rack: &Rack) -> Vec<String> {
+    let guests = rack.guests.iter().map(|(name, guest)| {
+        let addresses: Vec<String> = guest.addresses.values().map(ToString::to_string).collect();
+        let memory = format!("{} MiB", guest.memory_mib);
+        format!("{name} ({})", [addresses, vec![memory]].concat().join(", "))
+    });
+    guests.collect()
+}
+
+fn networks(rack: &Rack) -> Vec<String> {
+    let networks = rack.networks.iter().map(|(name, network)| match network {
+        Network::Uplink { interface, .. } => format!("{name} (uplink {})", interface.as_deref().unwrap_or("auto")),
+        Network::Private { subnet, .. } => format!("{name} ({subnet})"),
+    });
+    networks.collect()
+}
+
+fn listed(items: &[String]) -> String {
+    if items.is_empty() { "none".to_owned() } else { items.join(", ") }
 }

@@ -78,7 +78,7 @@ fn guest<'a>(
     let image = table.text(report, "image");
     let vcpus = match table.get("vcpus") {
         None => Some(1),
-        Some(_) => table.number(report, "vcpus", (1, VCPUS_MAX), "vCPUs"),
+        Some(_) => table.number(report, "vcpus", (1, VCPUS_MAX)),
     };
     let memory_mib = table.text(report, "memory").and_then(|text| memory(report, &text));
     let addresses = addresses(report, networks, seen, name.value, &table);
@@ -119,9 +119,11 @@ fn memory(report: &mut Report, text: &Text<'_>) -> Option<u32> {
         Ok(mib) => Some(mib),
         Err(error) => {
             let hint = match error {
-                units::SizeError::Malformed(_) => "a whole number with `MiB` or `GiB`, for example `256 MiB`".to_owned(),
+                units::SizeError::Malformed(_) => {
+                    "a whole number with `MiB` or `GiB`, for example `256 MiB`".to_owned()
+                }
                 units::SizeError::OutOfRange(_) => {
-                    format!("a guest has at least {} MiB and at most {} MiB", units::MEMORY_MIN_MIB, units::MEMORY_MAX_MIB)
+                    format!("{} MiB to {} TiB is allowed", units::MEMORY_MIN_MIB, units::MEMORY_MAX_MIB >> 20)
                 }
             };
             report.wrong(text.span.clone(), error.to_string(), hint);
@@ -191,7 +193,8 @@ fn unusable(network: &str, subnet: &ipnet::Ipv4Net, address: Ipv4Addr) -> Option
     } else {
         return None;
     };
-    let range = if second == last { format!("it can only be {last}") } else { format!("{second} to {last} are possible") };
+    let range =
+        if second == last { format!("it can only be {last}") } else { format!("{second} to {last} are possible") };
     Some((message, range))
 }
 
@@ -219,7 +222,8 @@ fn forwards<'a>(
                 continue;
             }
             Some(Some(Network::Private { .. })) => {
-                let message = format!("`{}` is not an uplink network; forwards come from outside the rack", forward.network);
+                let message =
+                    format!("`{}` is not an uplink network; forwards come from outside the rack", forward.network);
                 report.wrong(place, message, hint());
                 continue;
             }
@@ -229,7 +233,11 @@ fn forwards<'a>(
             (&other.network, other.port, other.protocol) == (&forward.network, forward.port, forward.protocol)
         };
         if let Some((_, other)) = seen.forwards.iter().find(|(other, _)| same(other)) {
-            let message = format!("port {} of `{}` leads to guest `{other}` already", forward::shown_port(&forward), forward.network);
+            let message = format!(
+                "port {} of `{}` leads to guest `{other}` already",
+                forward::shown_port(&forward),
+                forward.network
+            );
             report.wrong(text.span, message, "a port of the rack leads to one guest");
             continue;
         }

@@ -16,11 +16,12 @@ const HTTP_HINT: &str = "the guest itself is asked, so the host is left out: `ht
 pub(super) fn read(report: &mut Report, guest: &Table<'_>) -> Option<Health> {
     let at = guest.key_span("health")?;
     let table = Table::open(report, &shapes::HEALTH, "a health check", at.clone(), guest.get("health")?)?;
-    let given: Vec<&str> = shapes::HEALTH.keys.iter().map(|key| key.name).filter(|key| table.get(key).is_some()).collect();
+    let given: Vec<&str> =
+        shapes::HEALTH.keys.iter().map(|key| key.name).filter(|key| table.get(key).is_some()).collect();
     match given[..] {
         ["dns"] => table.text(report, "dns").and_then(|name| dns(report, &name)),
         ["http"] => table.text(report, "http").and_then(|url| http(report, &url)),
-        ["tcp"] => table.number(report, "tcp", (1, u16::MAX), "as a port").map(Health::Tcp),
+        ["tcp"] => table.number(report, "tcp", (1, u16::MAX)).map(Health::Tcp),
         _ => {
             let hint = "for example `health = { tcp = 25 }`; a check is `dns`, `http` or `tcp`";
             report.wrong(at, format!("`health` has {} checks, but needs exactly one", given.len()), hint);
@@ -32,7 +33,11 @@ pub(super) fn read(report: &mut Report, guest: &Table<'_>) -> Option<Health> {
 fn dns(report: &mut Report, name: &Text<'_>) -> Option<Health> {
     if !names::is_domain(name.value) {
         let message = format!("`{}` is not a domain name", shown(name.value));
-        report.wrong(name.span.clone(), message, "lower-case labels with dots between them, for example `www.lab.internal`");
+        report.wrong(
+            name.span.clone(),
+            message,
+            "lower-case labels with dots between them, for example `www.lab.internal`",
+        );
         return None;
     }
     Some(Health::Dns(name.value.to_owned()))
@@ -70,7 +75,16 @@ mod tests {
         assert_eq!(parse_http("http://"), http(80, "/"));
         assert_eq!(parse_http("http:///a"), http(80, "/a"));
         assert_eq!(parse_http("http://:8080/status?x=1"), http(8080, "/status?x=1"));
-        for bad in ["", "https://:443/", "http://web/", "http://web:80/", "http://:0/", "http://:80/a b", "http://:80/\r\nX: y", "http://:/"] {
+        for bad in [
+            "",
+            "https://:443/",
+            "http://web/",
+            "http://web:80/",
+            "http://:0/",
+            "http://:80/a b",
+            "http://:80/\r\nX: y",
+            "http://:/",
+        ] {
             assert_eq!(parse_http(bad), None, "{bad}");
         }
     }

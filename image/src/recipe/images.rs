@@ -27,7 +27,12 @@ const MODE_MAX: u32 = 0o7777;
 const HIDDEN: &[&str] = &["dev", "proc", "run", "sys", "tmp"];
 
 /// Reads an image recipe. `None` if something that was reported keeps it from being used.
-pub(super) fn read(report: &mut Report, name: &str, source: &Arc<Source>, root: &Spanned<toml::de::DeTable<'_>>) -> Image {
+pub(super) fn read(
+    report: &mut Report,
+    name: &str,
+    source: &Arc<Source>,
+    root: &Spanned<toml::de::DeTable<'_>>,
+) -> Image {
     let title = format!("image recipe `{name}`");
     let table = Table::new(report, &shapes::IMAGE, &title, 0..0, root.get_ref());
     let packages = packages(report, &table);
@@ -96,9 +101,17 @@ fn file(report: &mut Report, table: &Table<'_>, folder: &Path, item: &Spanned<De
         (true, false) => source.and_then(|text| content(report, &text, folder)),
         (false, true) => inline.map(|text| Content::Inline(text.value.to_owned())),
         (both, _) => {
-            let message = if both { "a file has both `source` and `content`" } else { "a file has neither `source` nor `content`" };
+            let message = if both {
+                "a file has both `source` and `content`"
+            } else {
+                "a file has neither `source` nor `content`"
+            };
             let at = table.key_span("content").or(table.key_span("path")).unwrap_or(item.span());
-            report.wrong(at, message, r#"exactly one: `source = "web/index.html"` beside the recipe, or `content = "text"`"#);
+            report.wrong(
+                at,
+                message,
+                r#"exactly one: `source = "web/index.html"` beside the recipe, or `content = "text"`"#,
+            );
             None
         }
     };
@@ -129,7 +142,10 @@ fn image_path(report: &mut Report, text: &Text<'_>) -> Option<Placed<String>> {
         return wrong("has control characters", "use printable characters");
     }
     if HIDDEN.contains(&parts[0]) {
-        return wrong("would never be seen", "something is mounted over /dev, /proc, /run, /sys and /tmp when the image boots");
+        return wrong(
+            "would never be seen",
+            "something is mounted over /dev, /proc, /run, /sys and /tmp when the image boots",
+        );
     }
     Some(report.placed(text))
 }
@@ -157,7 +173,11 @@ fn content(report: &mut Report, text: &Text<'_>, folder: &Path) -> Option<Conten
     let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     if text.value.is_empty() || text.value.contains('\0') || !relative.components().all(plain) {
         let message = format!("`{}` leads out of the recipe's folder", shown(text.value));
-        report.wrong(text.span.clone(), message, "a source is a relative path without `..`, beside the recipe or deeper");
+        report.wrong(
+            text.span.clone(),
+            message,
+            "a source is a relative path without `..`, beside the recipe or deeper",
+        );
         return None;
     }
     let path = folder.join(relative.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>());

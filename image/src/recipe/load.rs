@@ -37,7 +37,7 @@ pub fn load(path: &Path) -> Result<Rack, LoadError> {
     parse(path, bytes).map_err(|found| LoadError::Invalid(Diagnostics(found)))
 }
 
-fn parse(path: &Path, bytes: Vec<u8>) -> Result<Rack, Vec<Diagnostic>> {
+pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<Rack, Vec<Diagnostic>> {
     let source = decode(path, bytes)?;
     let root = syntax(&source)?;
     let mut report = Report::new(Arc::clone(&source));
@@ -88,15 +88,30 @@ fn head(report: &mut Report, root: &Table<'_>) -> Option<Rack> {
             report.wrong(text.span.clone(), format!("`{}` can't be {what}", shown(text.value)), hint);
         }
     };
-    demand(&name, |name| names::is_label(name, names::NAME_MAX), "the name of a rack", names::label_rule(names::NAME_MAX));
+    demand(
+        &name,
+        |name| names::is_label(name, names::NAME_MAX),
+        "the name of a rack",
+        names::label_rule(names::NAME_MAX),
+    );
     demand(
         &version,
         names::is_version,
         "a version",
         format!("1 to {} letters, digits, `.`, `-`, `~` and `^`, as in `2026.11.1`", names::VERSION_MAX),
     );
-    demand(&base, |base| BASES.contains(&base), "the base", format!("supported is {}", names::list(BASES.iter().copied())));
-    demand(&domain, names::is_domain, "a domain", "lower-case labels with dots between them, as in `lab.internal`".to_owned());
+    demand(
+        &base,
+        |base| BASES.contains(&base),
+        "the base",
+        format!("supported is {}", names::list(BASES.iter().copied())),
+    );
+    demand(
+        &domain,
+        names::is_domain,
+        "a domain",
+        "lower-case labels with dots between them, as in `lab.internal`".to_owned(),
+    );
     let name = name?.value.to_owned();
     Some(Rack {
         domain: domain.map_or_else(|| format!("{name}.internal"), |domain| domain.value.to_owned()),
@@ -117,7 +132,9 @@ fn image_recipes<'a>(report: &mut Report, rack: &Path, drafts: &BTreeMap<String,
     let folder = rack.parent().unwrap_or(Path::new(""));
     let mut stems = BTreeMap::new();
     let mut sources: BTreeMap<String, Arc<Source>> = BTreeMap::new();
-    for Draft { image, .. } in drafts.values() {
+    let mut images: Vec<&Text<'_>> = drafts.values().map(|draft| &draft.image).collect();
+    images.sort_by_key(|image| image.span.start);
+    for image in images {
         if stems.contains_key(image.value) {
             continue;
         }
@@ -153,15 +170,24 @@ fn image_recipes<'a>(report: &mut Report, rack: &Path, drafts: &BTreeMap<String,
 /// The image's name and the recipe's path, if both are right.
 fn image_path(report: &mut Report, text: &Text<'_>, folder: &Path) -> Option<(String, PathBuf)> {
     let relative = Path::new(text.value);
-    if relative.is_absolute() || text.value.contains('\0') || relative.extension().is_none_or(|suffix| suffix != "toml") {
+    if relative.is_absolute() || text.value.contains('\0') || relative.extension().is_none_or(|suffix| suffix != "toml")
+    {
         let message = format!("`{}` is not the path of an image recipe", shown(text.value));
-        report.wrong(text.span.clone(), message, "a path relative to this file that ends in `.toml`, for example `images/web.toml`");
+        report.wrong(
+            text.span.clone(),
+            message,
+            "a path relative to this file that ends in `.toml`, for example `images/web.toml`",
+        );
         return None;
     }
     let name = relative.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     if !names::is_label(name, names::NAME_MAX) {
         let message = format!("`{}` can't be the name of an image", shown(name));
-        report.wrong(text.span.clone(), message, format!("its file's name without `.toml` is {}", names::label_rule(names::NAME_MAX)));
+        report.wrong(
+            text.span.clone(),
+            message,
+            format!("its file's name without `.toml` is {}", names::label_rule(names::NAME_MAX)),
+        );
         return None;
     }
     let path = folder.join(relative.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>());

@@ -26,10 +26,7 @@ const SHOWN_MAX: usize = 60;
 /// Whether the text is a host name of one label, in lower case.
 pub(super) fn is_label(text: &str, max: usize) -> bool {
     let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=max).contains(&text.len())
-        && text.bytes().all(inside)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
+    (1..=max).contains(&text.len()) && text.bytes().all(inside) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 /// What [`is_label`] wants, for a hint.
@@ -73,17 +70,17 @@ pub(super) fn unit(text: &str) -> Option<String> {
     (!stem.is_empty() && !stem.starts_with('.') && unit.len() <= UNIT_MAX && stem.bytes().all(inside)).then_some(unit)
 }
 
-/// `did you mean ...?`, if one of the candidates is near.
-pub(super) fn suggest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+/// The candidate that was probably meant, if one is near.
+pub(super) fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > SUGGEST_MAX {
         return None;
     }
-    let near = candidates
+    candidates
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(&word.to_lowercase(), candidate), candidate))
         .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).max(1))
-        .min()?;
-    Some(format!("did you mean `{}`?", near.1))
+        .min()
+        .map(|(_, candidate)| candidate)
 }
 
 /// The names in quotes, with commas.
@@ -99,10 +96,10 @@ pub(super) fn suggest_or_list<'a>(
     candidates: impl IntoIterator<Item = &'a str, IntoIter: Clone>,
 ) -> String {
     let candidates = candidates.into_iter();
-    match suggest(word, candidates.clone()) {
-        Some(hint) => hint,
+    match closest(word, candidates.clone()) {
+        Some(near) => format!("did you mean `{near}`?"),
         None if candidates.clone().next().is_none() => format!("this rack has no {what}"),
-        None => format!("this rack has the {what} {}", list(candidates)),
+        None => format!("{what} of this rack: {}", list(candidates)),
     }
 }
 
@@ -163,10 +160,10 @@ mod tests {
     #[test]
     fn hints_come_only_for_near_names() {
         let known = ["image", "memory", "vcpus"];
-        assert_eq!(suggest("memry", known).as_deref(), Some("did you mean `memory`?"));
-        assert_eq!(suggest("Memory", known).as_deref(), Some("did you mean `memory`?"));
-        assert_eq!(suggest("volumes", known), None);
-        assert_eq!(suggest(&"m".repeat(1 << 20), known), None);
+        assert_eq!(closest("memry", known), Some("memory"));
+        assert_eq!(closest("Memory", known), Some("memory"));
+        assert_eq!(closest("volumes", known), None);
+        assert_eq!(closest(&"m".repeat(1 << 20), known), None);
     }
 
     #[test]

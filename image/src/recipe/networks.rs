@@ -17,8 +17,9 @@ use crate::manifest::UplinkAddress;
 const PREFIX_MIN: u8 = 8;
 /// Narrowest subnet: the rack and one other.
 const PREFIX_MAX: u8 = 30;
-const SUBNET_HINT: &str = "a subnet is a.b.c.d/8 to a.b.c.d/30, for example `10.20.0.0/24`";
-const ADDRESS_HINT: &str = r#"`"dhcp"`, or the rack's own address with its prefix length, for example `"192.168.1.10/24"`"#;
+const SUBNET_HINT: &str = "for example `10.20.0.0/24`: the prefix length is 8 to 30, and loopback, link-local and multicast are not for hosts";
+const ADDRESS_HINT: &str =
+    r#"`"dhcp"`, or the rack's own address with its prefix length, for example `"192.168.1.10/24"`"#;
 
 /// The networks by name. A network in which something is wrong is there too, as `None`, so that what refers to it is
 /// not called wrong for it.
@@ -26,12 +27,18 @@ pub(super) type Networks = BTreeMap<String, Option<Network>>;
 
 /// Names of those that could be uplinks.
 pub(super) fn uplinks(networks: &Networks) -> impl Iterator<Item = &str> + Clone {
-    networks.iter().filter(|(_, network)| !matches!(network, Some(Network::Private { .. }))).map(|(name, _)| name.as_str())
+    networks
+        .iter()
+        .filter(|(_, network)| !matches!(network, Some(Network::Private { .. })))
+        .map(|(name, _)| name.as_str())
 }
 
 /// Names of those that could be private.
 pub(super) fn privates(networks: &Networks) -> impl Iterator<Item = &str> + Clone {
-    networks.iter().filter(|(_, network)| !matches!(network, Some(Network::Uplink { .. }))).map(|(name, _)| name.as_str())
+    networks
+        .iter()
+        .filter(|(_, network)| !matches!(network, Some(Network::Uplink { .. })))
+        .map(|(name, _)| name.as_str())
 }
 
 /// The rack's own address on a private network: the first.
@@ -78,7 +85,11 @@ fn network<'a>(
 ) -> Option<Network> {
     let title = format!("network `{}`", shown(name.value));
     let DeValue::Table(content) = value.get_ref() else {
-        report.wrong(value.span(), format!("{title} must be a table"), format!("for example `[networks.{}]`", shown(name.value)));
+        report.wrong(
+            value.span(),
+            format!("{title} must be a table"),
+            format!("for example `[networks.{}]`", shown(name.value)),
+        );
         return None;
     };
     let has = |key: &str| content.keys().any(|known| known.get_ref() == key);
@@ -205,9 +216,9 @@ fn usable(net: &Ipv4Net) -> bool {
 
 fn check_nics(report: &mut Report, seen: &Seen<'_>) {
     for (index, (nic, _)) in seen.nics.iter().enumerate() {
-        let other = seen.nics[..index].iter().find(|(other, _)| {
-            other.value == nic.value || other.value == "auto" || nic.value == "auto"
-        });
+        let other = seen.nics[..index]
+            .iter()
+            .find(|(other, _)| other.value == nic.value || other.value == "auto" || nic.value == "auto");
         if let Some((_, other)) = other {
             report.wrong(
                 nic.span.clone(),

@@ -51,9 +51,10 @@ impl Report {
         self.found.extend(found);
     }
 
-    /// All that was found, by place.
+    /// All that was found, by place, what was found elsewhere last.
     pub fn finish(mut self) -> Vec<Diagnostic> {
-        self.found.sort_by_key(|diagnostic| diagnostic.place.span.start);
+        let own = &self.source.path;
+        self.found.sort_by_key(|Diagnostic { place, .. }| (place.source.path != *own, place.span.start));
         self.found
     }
 }
@@ -98,16 +99,22 @@ impl<'a> Table<'a> {
         at: Range<usize>,
         content: &'a DeTable<'a>,
     ) -> Self {
+        let mut mistyped = Vec::new();
         for key in content.keys() {
             let name: &str = key.get_ref();
             if shape.keys.iter().all(|known| known.name != name) {
                 let known = shape.keys.iter().map(|known| known.name);
-                let hint = names::suggest(name, known.clone())
-                    .unwrap_or_else(|| format!("{} has the keys {}", shape.what, names::list(known)));
+                let near = names::closest(name, known.clone());
+                mistyped.extend(near);
+                let hint = match near {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("{} has the keys {}", shape.what, names::list(known)),
+                };
                 report.wrong(key.span(), format!("unknown key `{}` in {title}", names::shown(name)), hint);
             }
         }
-        for key in shape.keys.iter().filter(|key| key.required) {
+        // A key that was only mistyped is not missing too.
+        for key in shape.keys.iter().filter(|key| key.required && !mistyped.contains(&key.name)) {
             if content.keys().all(|name| name.get_ref() != key.name) {
                 report.wrong(
                     at.clone(),
@@ -130,7 +137,8 @@ impl<'a> Table<'a> {
         match value.get_ref() {
             DeValue::Table(content) => Some(Self::new(report, shape, title, at, content)),
             other => {
-                let hint = format!("{} has the keys {}", shape.what, names::list(shape.keys.iter().map(|key| key.name)));
+                let hint =
+                    format!("{} has the keys {}", shape.what, names::list(shape.keys.iter().map(|key| key.name)));
                 report.wrong(value.span(), format!("{title} must be a table, not {}", kind(other)), hint);
                 None
             }
@@ -158,20 +166,21 @@ impl<'a> Table<'a> {
     }
 
     /// A whole number within a range.
-    pub fn number<T: TryFrom<i64>>(&self, report: &mut Report, name: &str, range: (T, T), unit: &str) -> Option<T>
+    pub fn number<T>(&self, report: &mut Report, name: &str, range: (T, T)) -> Option<T>
     where
-        T: Copy + PartialOrd + std::fmt::Display,
+        T: TryFrom<i64> + Copy + PartialOrd + std::fmt::Display,
     {
         let value = self.get(name)?;
         let DeValue::Integer(integer) = value.get_ref() else {
             self.wrong_type(report, name, "a whole number", value);
             return None;
         };
-        let number = i64::from_str_radix(integer.as_str(), integer.radix()).ok().and_then(|number| T::try_from(number).ok());
+        let number =
+            i64::from_str_radix(integer.as_str(), integer.radix()).ok().and_then(|number| T::try_from(number).ok());
         let number = number.filter(|number| (range.0..=range.1).contains(number));
         if number.is_none() {
             let message = format!("`{name}` is out of range: {integer}");
-            report.wrong(value.span(), message, format!("{} to {} {unit} are possible", range.0, range.1));
+            report.wrong(value.span(), message, format!("{} to {} is allowed", range.0, range.1));
         }
         number
     }
@@ -193,14 +202,18 @@ impl<'a> Table<'a> {
         texts
     }
 
-    /// The entries of a table whose keys the user chooses: `[networks.NAME]`, `address = { NAME = ... }`.
+    /// The entries of a table whose keys the user chooses, `[networks.NAME]` or `address = { NAME = ... }`, in the
+    /// file's order: of two that clash, the second is wrong.
     pub fn entries(&self, report: &mut Report, name: &str) -> Vec<(Text<'a>, &'a Spanned<DeValue<'a>>)> {
         let Some(value) = self.get(name) else { return Vec::new() };
         let DeValue::Table(content) = value.get_ref() else {
             self.wrong_type(report, name, "a table", value);
             return Vec::new();
         };
-        content.iter().map(|(key, value)| (Text { value: key.get_ref(), span: key.span() }, value)).collect()
+        let entries = content.iter().map(|(key, value)| (Text { value: key.get_ref(), span: key.span() }, value));
+        let mut entries: Vec<_> = entries.collect();
+        entries.sort_by_key(|(name, _)| name.span.start);
+        entries
     }
 
     /// Reports a value of the wrong type; `value` may be the key's or one inside it.

@@ -1,1 +1,255 @@
+//! Recipes as a whole: the project's own, everything wrong at once, and random damage.
 
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use super::*;
+use crate::{
+    digest::VerityDigest,
+    guid,
+    manifest::{self, Blob, Health, Protocol, UplinkAddress},
+};
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn load_text(text: &str) -> Result<Rack, Vec<Diagnostic>> {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("web.toml"), "").unwrap();
+    load::parse(&folder.path().join("rack.toml"), text.as_bytes().to_vec())
+}
+
+const SMALL: &str = r#"
+    [rack]
+    name = "lab"
+    version = "1"
+    base = "debian:trixie"
+    [networks.lan]
+    uplink = "auto"
+    [networks.servers]
+    subnet = "10.20.0.0/29"
+"#;
+
+#[test]
+fn the_lab_is_read_as_its_recipe_says() {
+    let rack = load(&project().join("recipes/lab.toml")).unwrap();
+    assert_eq!((&*rack.name, &*rack.domain, &*rack.base.value), ("lab", "lab.internal", "debian:trixie"));
+    assert_eq!(rack.networks["lan"], Network::Uplink { interface: None, address: UplinkAddress::Dhcp });
+    let servers = Network::Private { subnet: "10.20.0.0/24".parse().unwrap(), nat: Some("lan".to_owned()) };
+    assert_eq!(rack.networks["servers"], servers);
+    let web = &rack.guests["web"];
+    assert_eq!((web.image.as_str(), web.vcpus, web.memory_mib), ("web", 1, 256));
+    assert_eq!(web.addresses["servers"], Ipv4Addr::new(10, 20, 0, 80));
+    assert_eq!((web.forwards[0].port, web.forwards[0].guest_port, web.forwards[0].protocol), (8080, 80, Protocol::Tcp));
+    assert_eq!(web.health, Some(Health::Http { port: 80, path: "/".to_owned() }));
+    assert_eq!(web.after, ["dns"]);
+    assert_eq!(rack.guests["dns"].forwards.len(), 2);
+    let package = &rack.images["dns"].packages[0];
+    assert_eq!(package.value, "bind9");
+    let Place { source, span } = &package.place;
+    assert_eq!(&source.text[span.clone()], "\"bind9\"");
+    assert_eq!(rack.images["dns"].services[0].value, "named.service");
+    for file in &rack.images["dns"].files {
+        let Content::File(path) = &file.content else { panic!("{file:?}") };
+        assert!(path.is_file(), "{path:?}");
+    }
+}
+
+#[test]
+fn a_static_uplink_and_everything_left_out_have_their_meaning() {
+    let rack =
+        load_text(&SMALL.replace("\"auto\"", "\"eth0\"\naddress = \"192.0.2.9/24\"\ngateway = \"192.0.2.1\"")).unwrap();
+    let address =
+        UplinkAddress::Static { address: [192, 0, 2, 9].into(), prefix: 24, gateway: Some([192, 0, 2, 1].into()) };
+    assert_eq!(rack.networks["lan"], Network::Uplink { interface: Some("eth0".to_owned()), address });
+    assert_eq!(rack.domain, "lab.internal");
+    assert!(rack.guests.is_empty());
+}
+
+#[test]
+fn guests_with_the_same_image_recipe_share_one_image() {
+    let guests =
+        "[guests.a]\nimage = 'web.toml'\nmemory = '64 MiB'\n[guests.b]\nimage = './web.toml'\nmemory = '1 GiB'\n";
+    let rack = load_text(&format!("{SMALL}{guests}")).unwrap();
+    assert_eq!(rack.images.len(), 1);
+    assert_eq!(rack.guests["a"].image, rack.guests["b"].image);
+}
+
+#[test]
+fn every_usable_address_of_a_subnet_can_be_a_guests() {
+    for (last, right) in [(0, false), (1, false), (2, true), (6, true), (7, false), (8, false)] {
+        let guest =
+            format!("[guests.a]\nimage = 'web.toml'\nmemory = '64 MiB'\naddress = {{ servers = '10.20.0.{last}' }}\n");
+        assert_eq!(load_text(&format!("{SMALL}{guest}")).is_ok(), right, "10.20.0.{last}");
+    }
+}
+
+#[test]
+fn everything_wrong_is_found_at_once_in_the_files_order() {
+    let text = format!(
+        "{}[guests.a]\nimage = 'web.toml'\nmemory = '1 MiB'\nforward = ['lan:x/tcp', 'wan:1/tcp']\nafter = ['b', 'a']\n",
+        SMALL.replace("\"1\"", "1").replace("/29", "/31")
+    );
+    let found = load_text(&text).unwrap_err();
+    let marked: Vec<&str> = found.iter().map(|wrong| &text[wrong.place.span.clone()]).collect();
+    assert_eq!(marked, ["1", "\"10.20.0.0/31\"", "'1 MiB'", "x", "wan", "'b'", "'a'"]);
+    assert!(found.iter().all(|wrong| wrong.hint.is_some()));
+}
+
+#[test]
+fn a_place_counts_lines_and_characters_from_one() {
+    let text = "# é\n[rack]\nname = 'ä' # ö\nversion = '1'\nbase = 'debian:trixie'\n'ü' = 1\n";
+    let found = load_text(text).unwrap_err();
+    let places: Vec<_> = found.iter().map(|wrong| wrong.place.line_column()).collect();
+    assert_eq!(places, [(3, 8), (6, 1)]);
+}
+
+fn blob(label: &str) -> Blob {
+    Blob { digest: VerityDigest([0; 32]), size: 4096, label: label.to_owned() }
+}
+
+fn built(rack: &Rack) -> BTreeMap<String, manifest::Image> {
+    let image = manifest::Image {
+        layers: vec![blob("base")],
+        kernel: blob("kernel"),
+        initrd: blob("initrd"),
+        cmdline: String::new(),
+        init: vec!["/sbin/init".to_owned()],
+    };
+    rack.images.keys().map(|name| (name.clone(), image.clone())).collect()
+}
+
+#[test]
+fn a_manifest_has_the_guests_in_starting_order_with_macs_of_their_own() {
+    let rack = load(&project().join("recipes/lab.toml")).unwrap();
+    let manifest = manifest(&rack, built(&rack), guid::derive(&[b"data"])).unwrap();
+    assert_eq!(manifest.guests.iter().map(|guest| guest.name.as_str()).collect::<Vec<_>>(), ["dns", "web"]);
+    let macs: Vec<&str> = manifest.guests.iter().map(|guest| guest.interfaces[0].mac.as_str()).collect();
+    assert_ne!(macs[0], macs[1]);
+    for mac in macs {
+        let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        assert_eq!((bytes.len(), bytes[0] & 3), (6, 2), "{mac} must be local and for one station");
+    }
+    let manifest::Network::Private { gateway, prefix, .. } = manifest.networks["servers"] else { panic!() };
+    assert_eq!((gateway, prefix), (Ipv4Addr::new(10, 20, 0, 1), 24));
+    let text = serde_json::to_string(&manifest).unwrap();
+    assert_eq!(serde_json::from_str::<manifest::Manifest>(&text).unwrap(), manifest);
+}
+
+#[test]
+fn a_manifest_without_one_of_its_images_is_refused() {
+    let rack = load(&project().join("recipes/lab.toml")).unwrap();
+    let mut images = built(&rack);
+    images.remove("web");
+    let error = manifest(&rack, images, guid::derive(&[b"data"])).unwrap_err();
+    assert_eq!(error, GenerationError::NoImage { guest: "web".to_owned(), image: "web".to_owned() });
+}
+
+/// Steele, Lea, Flood: SplitMix64. The same damage in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % limit.max(1) as u64) as usize
+    }
+
+    fn damage(&mut self, bytes: &mut Vec<u8>) {
+        const PIECES: &[&[u8]] = &[
+            b"[[",
+            b"]",
+            b"{",
+            b"\"\"\"",
+            b"\n",
+            b".",
+            b"=",
+            b"'",
+            b"\\u00e9",
+            "ä".as_bytes(),
+            b"-1",
+            b"0x",
+            b"[rack]\n",
+        ];
+        for _ in 0..=self.below(3) {
+            let at = self.below(bytes.len());
+            match self.below(5) {
+                0 => bytes.truncate(at),
+                1 => bytes.splice(at..at, PIECES[self.below(PIECES.len())].iter().copied()).for_each(drop),
+                2 => bytes.drain(at..(at + self.below(40)).min(bytes.len())).for_each(drop),
+                3 => {
+                    let piece: Vec<u8> = bytes[at..(at + self.below(80)).min(bytes.len())].to_vec();
+                    let to = self.below(bytes.len());
+                    bytes.splice(to..to, piece).for_each(drop);
+                }
+                _ => {
+                    if let Some(byte) = bytes.get_mut(at) {
+                        *byte ^= 1 << self.below(8);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_damage_to_a_recipe_makes_it_panic_and_every_place_lies_in_the_file() {
+    let mut random = Random(2);
+    let folder = tempfile::tempdir().unwrap();
+    let recipes = project().join("recipes");
+    let texts = ["lab.toml", "images/dns.toml"].map(|name| fs::read(recipes.join(name)).unwrap());
+    for round in 0..2000 {
+        let mut bytes = texts[round % 2].clone();
+        random.damage(&mut bytes);
+        let found = if round % 2 == 0 {
+            load::parse(&recipes.join("lab.toml"), bytes).err()
+        } else {
+            fs::create_dir_all(folder.path().join("images")).unwrap();
+            fs::write(folder.path().join("images/dns.toml"), bytes).unwrap();
+            let rack = format!("{SMALL}[guests.dns]\nimage = 'images/dns.toml'\nmemory = '64 MiB'\n");
+            load::parse(&folder.path().join("rack.toml"), rack.into_bytes()).err()
+        };
+        for wrong in found.into_iter().flatten() {
+            let Place { source, span } = &wrong.place;
+            assert!(span.start <= span.end && span.end <= source.text.len(), "round {round}: {wrong}");
+            assert!(!wrong.to_string().contains('\u{1b}'), "round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_recipe_nested_without_end_is_refused() {
+    for nested in
+        ["[".repeat(100_000), "a.".repeat(100_000), format!("a = {}", "[".repeat(100_000)), "a={".repeat(100_000)]
+    {
+        assert!(load_text(&nested).is_err());
+    }
+}
+
+#[test]
+fn every_key_is_explained_in_the_documentation() {
+    let docs = fs::read_to_string(project().join("docs/recipes.md")).unwrap();
+    let shapes = [
+        shapes::RECIPE,
+        shapes::RACK,
+        shapes::UPLINK,
+        shapes::PRIVATE,
+        shapes::GUEST,
+        shapes::HEALTH,
+        shapes::IMAGE,
+        shapes::FILE,
+    ];
+    for key in shapes.iter().skip(1).flat_map(|shape| shape.keys) {
+        let explained =
+            docs.contains(&format!("| `{}` |", key.name)) || docs.contains(&format!("### `[[{}]]`", key.name));
+        assert!(explained, "`{}` is not explained", key.name);
+        assert!(docs.contains(key.example), "no example `{}`", key.example);
+    }
+}

@@ -1,0 +1,99 @@
+//! Every recipe under `tests/bad-recipes` is refused, with the place and a hint: its stderr is the file beside it.
+//! `BLESS=1` writes those files anew; look at the difference before committing it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+fn check(folder: &Path, recipe: &str) -> io::Result<Output> {
+    Command::new(env!("CARGO_BIN_EXE_rackstick")).current_dir(folder).args(["check", recipe]).output()
+}
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+#[test]
+fn every_bad_recipe_is_refused_with_its_place_and_a_hint() {
+    let folder = project().join("tests/bad-recipes");
+    let mut names: Vec<String> = fs::read_dir(&folder)
+        .unwrap()
+        .filter_map(|entry| Some(entry.unwrap().file_name().to_str()?.strip_suffix(".toml")?.to_owned()))
+        .collect();
+    names.sort();
+    assert!(names.len() > 50, "only {} bad recipes", names.len());
+    let mut wrong = Vec::new();
+    for name in &names {
+        let output = check(&folder, &format!("{name}.toml")).unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{name}: {stderr}");
+        assert_eq!(output.stdout, b"", "{name}");
+        // `[file:line:column]`, and what to do about it.
+        let place = |line: &str| line.contains(&format!("{name}.toml:")) && line.ends_with(']');
+        assert!(stderr.lines().any(place), "{name}: no place\n{stderr}");
+        assert!(stderr.contains("  help: "), "{name}: no hint\n{stderr}");
+        let golden = folder.join(format!("{name}.stderr"));
+        if std::env::var_os("BLESS").is_some() {
+            fs::write(&golden, &stderr).unwrap();
+        } else if fs::read_to_string(&golden).ok().as_deref() != Some(stderr.as_str()) {
+            wrong.push(format!("--- {name}.stderr is not what is printed now (BLESS=1 accepts it):\n{stderr}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_recipes_that_users_copy_are_right() {
+    for entry in fs::read_dir(project().join("recipes")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|suffix| suffix == "toml") {
+            let output = check(&project(), path.to_str().unwrap()).unwrap();
+            let stdout = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8(output.stderr).unwrap());
+            assert!(stdout.contains(" is fine\n"), "{stdout}");
+        }
+    }
+}
+
+#[test]
+fn a_lock_of_other_packages_no_longer_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("rack.toml"), "[rack]\nname = 'a'\nversion = '1'\nbase = 'debian:trixie'\n").unwrap();
+    let output = check(folder.path(), "rack.toml").unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8(output.stderr).unwrap());
+    assert!(String::from_utf8(output.stdout).unwrap().contains("rackstick lock rack.toml"));
+
+    let mut lock = "format = 1\nbuilder = '0'\nepoch = 0\nbase = 'debian:trixie'\nindexes = []\n\
+        [roots]\nhost = ['linux-image-amd64']\n'image:web' = ['nginx']\n\
+        [sets]\nhost = ['linux-image-amd64']\n'image:web' = ['nginx']\n"
+        .to_owned();
+    for name in ["linux-image-amd64", "nginx"] {
+        lock.push_str(&format!(
+            "[packages.{name}]\nversion = '1'\narchitecture = 'amd64'\narchive = 'debian'\n\
+             path = 'pool/main/{name}_1_amd64.deb'\nsize = 1\nsha256 = '{}'\n",
+            "0".repeat(64)
+        ));
+    }
+    fs::write(folder.path().join("rack.lock"), lock).unwrap();
+    let output = check(folder.path(), "rack.toml").unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    for line in [
+        "`systemd-boot-efi` was added to `host`",
+        "the lock has no set `base`",
+        "`image:web` is no longer in the recipe",
+    ] {
+        assert!(stderr.contains(line), "no line {line}:\n{stderr}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_apart_from_a_wrong_recipe() {
+    let usage = Command::new(env!("CARGO_BIN_EXE_rackstick")).arg("check").output().unwrap();
+    assert_eq!(usage.status.code(), Some(2));
+    let missing = check(&project(), "no/such/recipe.toml").unwrap();
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8(missing.stderr).unwrap().contains("can't read the recipe no/such/recipe.toml"));
+}
