@@ -18,7 +18,8 @@ fn main() -> ExitCode {
     let mut arguments = env::args_os();
     let called_as = arguments.next().unwrap_or_default();
     let name = Path::new(&called_as).file_name().unwrap_or_default();
-    let role = if name == "init" || name == "modprobe" { name.to_owned() } else { arguments.next().unwrap_or_default() };
+    let role =
+        if name == "init" || name == "modprobe" { name.to_owned() } else { arguments.next().unwrap_or_default() };
     if role == OsStr::new("init") {
         init::run()
     } else if role == OsStr::new("modprobe") {

@@ -36,7 +36,10 @@ fn devices() -> Vec<File> {
     let names = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
     // A terminal that is listed but can't be opened (a serial port without hardware) is no loss.
     let named = |name: &str| {
-        OpenOptions::new().write(true).custom_flags(OFlags::NOCTTY.bits().cast_signed()).open(Path::new("/dev").join(name))
+        OpenOptions::new()
+            .write(true)
+            .custom_flags(OFlags::NOCTTY.bits().cast_signed())
+            .open(Path::new("/dev").join(name))
     };
     names.split_whitespace().filter_map(|name| named(name).ok()).collect()
 }

@@ -103,7 +103,11 @@ pub fn check(file: &Path, blob: &Blob) -> Result<(), Error> {
     if verity::measure(&opened).map_err(verity)?.is_none() {
         let started = Instant::now();
         verity::enable(&opened).map_err(verity)?;
-        log::info!("fs-verity switched on for {label} ({} MiB) in {:.1} s", found >> 20, started.elapsed().as_secs_f32());
+        log::info!(
+            "fs-verity switched on for {label} ({} MiB) in {:.1} s",
+            found >> 20,
+            started.elapsed().as_secs_f32()
+        );
     }
     match verity::measure(&opened).map_err(verity)? {
         Some(found) if found == digest => Ok(()),

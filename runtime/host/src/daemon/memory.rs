@@ -5,7 +5,8 @@ use std::{fs, io};
 
 /// The host's memory in KiB, now.
 pub fn used_kib() -> io::Result<u64> {
-    used(&fs::read_to_string("/proc/meminfo")?).ok_or_else(|| io::Error::other("/proc/meminfo lacks a line it always had"))
+    used(&fs::read_to_string("/proc/meminfo")?)
+        .ok_or_else(|| io::Error::other("/proc/meminfo lacks a line it always had"))
 }
 
 fn used(meminfo: &str) -> Option<u64> {
@@ -25,7 +26,8 @@ mod tests {
 
     #[test]
     fn clean_page_cache_does_not_count_but_tmpfs_does() {
-        let meminfo = "MemTotal: 1000 kB\nMemFree: 400 kB\nBuffers: 10 kB\nCached: 200 kB\nDirty: 5 kB\nShmem: 105 kB\n";
+        let meminfo =
+            "MemTotal: 1000 kB\nMemFree: 400 kB\nBuffers: 10 kB\nCached: 200 kB\nDirty: 5 kB\nShmem: 105 kB\n";
         assert_eq!(used(meminfo), Some(1000 - 400 - 100));
         assert_eq!(used("MemTotal: 1000 kB\n"), None);
         assert!(used_kib().unwrap() > 0);

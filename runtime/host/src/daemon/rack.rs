@@ -22,7 +22,8 @@ use rustix::{
 use super::{
     Event, MachineEnd, api,
     guest::{self, Guest, Obstacle},
-    layers, power::Buttons,
+    layers,
+    power::Buttons,
 };
 use crate::init;
 
@@ -229,12 +230,12 @@ impl Rack {
     fn answer(&mut self, request: Request, now: Instant) -> Response {
         match request {
             Request::Status => Response::Status(self.status()),
-            Request::Console { guest } => self.with(&guest, |guest| {
-                match guest::folder::console(&guest.spec.name, CONSOLE_BYTES) {
+            Request::Console { guest } => {
+                self.with(&guest, |guest| match guest::folder::console(&guest.spec.name, CONSOLE_BYTES) {
                     Ok(bytes) => Response::Text(api::console_text(&bytes)),
                     Err(error) => Response::Error(format!("{}'s console can't be read: {error}", guest.spec.name)),
-                }
-            }),
+                })
+            }
             Request::Stop { guest } => self.with(&guest, |guest| {
                 guest.stop(now);
                 Response::Ok

@@ -53,7 +53,9 @@ pub fn run(manifest: &Arc<Manifest>, events: &Sender<Event>) {
     send(Event::Devices);
     match host_memory() {
         Ok(kib) => send(Event::HostMemory(kib)),
-        Err(error) => send(Event::Problem("memory".into(), Some(format!("the host's memory can't be measured: {error}")))),
+        Err(error) => {
+            send(Event::Problem("memory".into(), Some(format!("the host's memory can't be measured: {error}"))))
+        }
     };
     match network::bring_up(manifest, process::uid) {
         Ok(()) => send(Event::NetworksUp),
@@ -162,9 +164,9 @@ fn give_devices() -> io::Result<()> {
 
 fn check_layers(manifest: &Manifest, events: &Sender<Event>) {
     let send = |event| events.send(event).is_ok();
-    let mounted = Uevents::open().map_err(|error| error.to_string()).and_then(|uevents| {
-        data::bring_up(&manifest.data_partition, &uevents).map_err(|error| error.to_string())
-    });
+    let mounted = Uevents::open()
+        .map_err(|error| error.to_string())
+        .and_then(|uevents| data::bring_up(&manifest.data_partition, &uevents).map_err(|error| error.to_string()));
     match mounted {
         Ok(device) => log::info!("data partition {} is mounted at {}", device.display(), data::MOUNT),
         Err(error) => {

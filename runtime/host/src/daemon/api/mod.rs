@@ -112,7 +112,8 @@ mod tests {
 
     #[test]
     fn calls_are_answered_with_their_number_and_empty_lines_with_nothing() {
-        let output = talk(b"\n{\"id\":7,\"request\":\"status\"}\n\n{\"id\":8,\"request\":{\"stop\":{\"guest\":\"x\"}}}\n");
+        let output =
+            talk(b"\n{\"id\":7,\"request\":\"status\"}\n\n{\"id\":8,\"request\":{\"stop\":{\"guest\":\"x\"}}}\n");
         let answers: Vec<Answer> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(answers[0], Answer { id: 7, response: Response::Text("Status".into()) });
         assert_eq!(answers[1].id, 8);

@@ -23,8 +23,8 @@ use rackstick_vmm::exit::Exit;
 use rustix::process::Signal;
 
 use super::Event;
-pub use health::Health;
 use health::Checks;
+pub use health::Health;
 use process::Process;
 use record::Record;
 
@@ -399,7 +399,10 @@ impl Guest {
         let stopped = matches!(self.phase, Phase::Stopped);
         let record = Record { monitor, restarts: self.restarts, stopped, failed };
         if let Err(error) = record.save(&self.spec.name) {
-            log::error!("{}: its state can't be remembered ({error}); a restarted daemon won't find it", self.spec.name);
+            log::error!(
+                "{}: its state can't be remembered ({error}); a restarted daemon won't find it",
+                self.spec.name
+            );
         }
     }
 }

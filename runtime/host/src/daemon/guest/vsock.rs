@@ -9,7 +9,10 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    net::{AddressFamily, SocketFlags, SocketType, addr::SocketAddrArg, addr::SocketAddrLen, addr::SocketAddrOpaque, sockopt},
+    net::{
+        AddressFamily, SocketFlags, SocketType, addr::SocketAddrArg, addr::SocketAddrLen, addr::SocketAddrOpaque,
+        sockopt,
+    },
 };
 
 /// `struct sockaddr_vm`: a guest's context id and a port on it.

@@ -99,10 +99,7 @@ fn forwards(table: &mut Table, manifest: &Manifest) {
 
 /// The private network and address at which forwards reach a guest: those of the interface that has its default
 /// gateway, so that answers come back the same way.
-pub fn reachable<'a>(
-    manifest: &Manifest,
-    guest: &'a rackstick_image::manifest::Guest,
-) -> Option<(&'a str, Ipv4Addr)> {
+pub fn reachable<'a>(manifest: &Manifest, guest: &'a rackstick_image::manifest::Guest) -> Option<(&'a str, Ipv4Addr)> {
     let index = default_interface(manifest, guest)?;
     let interface = guest.interfaces.get(index)?;
     Some((&interface.network, interface.address?))
@@ -120,3 +117,6 @@ pub fn default_interface(manifest: &Manifest, guest: &rackstick_image::manifest:
     };
     private(true).or_else(|| private(false))
 }
+
+#[cfg(test)]
+pub mod tests;

@@ -5,6 +5,8 @@ mod dhcp;
 pub mod firewall;
 pub mod names;
 mod nft;
+#[cfg(test)]
+mod testing;
 mod uplink;
 
 use std::{
@@ -88,7 +90,10 @@ pub fn start_uplinks(manifest: &Arc<Manifest>, report: impl Fn(News) + Send + Cl
             resolvers: resolvers.clone(),
         };
         let report = report.clone();
-        thread::Builder::new().name(format!("uplink {name}")).spawn(move || uplink.run(report)).map_err(Error::Thread)?;
+        thread::Builder::new()
+            .name(format!("uplink {name}"))
+            .spawn(move || uplink.run(report))
+            .map_err(Error::Thread)?;
     }
     Ok(())
 }

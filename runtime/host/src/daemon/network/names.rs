@@ -35,6 +35,6 @@ mod tests {
         }
         assert_ne!(bridge("a-network-with-a-long-name"), bridge("b-network-with-a-long-name"));
         assert_eq!(bridge("servers"), "br-servers");
-        assert_eq!(tap("52:54:00:Ab:cd:01"), "tap52540" .to_owned() + "0abcd01");
+        assert_eq!(tap("52:54:00:Ab:cd:01"), "tap52540".to_owned() + "0abcd01");
     }
 }

@@ -67,7 +67,9 @@ pub enum Error {
     #[error("the firewall could not be set: netlink: {0}")]
     Netlink(#[from] io::Error),
     /// The kernel refused a part; nothing was changed.
-    #[error("the firewall could not be set: the kernel refused {what}: {source}; if it is a missing module (nft_*, nf_nat), the host's module list lacks it")]
+    #[error(
+        "the firewall could not be set: the kernel refused {what}: {source}; if it is a missing module (nft_*, nf_nat), the host's module list lacks it"
+    )]
     Refused {
         /// The part, in words.
         what: String,
@@ -213,10 +215,8 @@ impl Rule {
 
     /// Goes to one of the rack's own addresses.
     pub fn to_this_host(self) -> Self {
-        let data = Attributes::default()
-            .number(1, NFT_REG_1)
-            .number(2, NFT_FIB_RESULT_ADDRTYPE)
-            .number(3, NFTA_FIB_F_DADDR);
+        let data =
+            Attributes::default().number(1, NFT_REG_1).number(2, NFT_FIB_RESULT_ADDRTYPE).number(3, NFTA_FIB_F_DADDR);
         self.expression("fib", data).equals(&RTN_LOCAL.to_ne_bytes())
     }
 

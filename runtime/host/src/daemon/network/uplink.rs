@@ -173,5 +173,9 @@ impl From<dhcp::Lease> for Configuration {
 
 /// A wireless card can't be a port of a bridge.
 fn wireless(name: &str) -> bool {
-    Path::new("/sys/class/net").join(name).join("phy80211").exists() || fs::exists(format!("/sys/class/net/{name}/wireless")).unwrap_or(false)
+    Path::new("/sys/class/net").join(name).join("phy80211").exists()
+        || fs::exists(format!("/sys/class/net/{name}/wireless")).unwrap_or(false)
 }
+
+#[cfg(test)]
+mod tests;

@@ -146,8 +146,7 @@ impl Client {
 
     fn request(&mut self, offer: Reply, tries: u32, now: Instant) -> Action {
         self.back_off(now);
-        let message =
-            Request { requested: Some(offer.address), server: offer.server, ..self.message(now) };
+        let message = Request { requested: Some(offer.address), server: offer.server, ..self.message(now) };
         self.state = State::Requesting { offer, tries };
         Action::Send(MessageType::Request, message, None)
     }

@@ -190,8 +190,8 @@ mod tests {
     #[test]
     fn an_answer_is_read_and_one_for_another_client_is_not() {
         let datagram = answer(&[
-            53, 1, 5, 54, 4, 192, 168, 7, 1, 1, 4, 255, 255, 254, 0, 3, 4, 192, 168, 7, 1, 6, 8, 9, 9, 9, 9, 1, 1, 1, 1,
-            51, 4, 0, 0, 14, 16, 255,
+            53, 1, 5, 54, 4, 192, 168, 7, 1, 1, 4, 255, 255, 254, 0, 3, 4, 192, 168, 7, 1, 6, 8, 9, 9, 9, 9, 1, 1, 1,
+            1, 51, 4, 0, 0, 14, 16, 255,
         ]);
         let reply = Reply::parse(&datagram, MAC).unwrap();
         assert_eq!((reply.kind, reply.prefix, reply.lease_s), (Kind::Ack, 23, Some(3600)));
@@ -203,9 +203,12 @@ mod tests {
     #[test]
     fn no_datagram_makes_the_client_panic() {
         // Client FQDN and lease query status that are too short, a mask with a hole, options that run off the end.
-        for options in
-            [&[53, 1, 5, 81, 1, 0, 255][..], &[53, 1, 5, 151, 0, 255], &[53, 1, 5, 1, 4, 255, 0, 255, 0], &[53, 1, 5, 6, 200, 1]]
-        {
+        for options in [
+            &[53, 1, 5, 81, 1, 0, 255][..],
+            &[53, 1, 5, 151, 0, 255],
+            &[53, 1, 5, 1, 4, 255, 0, 255, 0],
+            &[53, 1, 5, 6, 200, 1],
+        ] {
             let _ = Reply::parse(&answer(options), MAC);
         }
         let whole = answer(&[53, 1, 5, 54, 4, 192, 168, 7, 1, 255]);

@@ -13,8 +13,8 @@ use std::{
 
 use dhcproto::v4::{CLIENT_PORT, SERVER_PORT};
 
-use machine::{Action, Client};
 pub use machine::Lease;
+use machine::{Action, Client};
 
 /// How long to wait after the socket failed: an interface that is gone makes every call fail at once.
 const FAILURE_PAUSE: Duration = Duration::from_secs(5);

@@ -1,0 +1,194 @@
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
+    time::Duration,
+};
+
+use rackstick_image::manifest::{Forward, Guest, Interface, UplinkAddress};
+
+use super::{
+    super::testing::{Machine, enter_new, run},
+    *,
+};
+
+/// How long a packet that should arrive may take; and how long to wait for one that should not.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+fn guest(name: &str, network: &str, address: [u8; 4], forwards: Vec<Forward>) -> Guest {
+    let interface = Interface {
+        network: network.into(),
+        mac: format!("52:54:00:00:00:{:02x}", address[3]),
+        address: Some(address.into()),
+    };
+    Guest {
+        name: name.into(),
+        image: "none".into(),
+        vcpus: 1,
+        memory_mib: 64,
+        interfaces: vec![interface],
+        forwards,
+        health: None,
+        after: vec![],
+    }
+}
+
+fn forward(port: u16, guest_port: u16, protocol: Protocol) -> Forward {
+    Forward { network: "lan".into(), port, guest_port, protocol }
+}
+
+/// An uplink `lan`, a network `servers` with NAT and a guest with two forwards, a network `lab` without NAT.
+pub fn manifest() -> Manifest {
+    let private = |gateway: [u8; 4], nat: Option<&str>| Network::Private {
+        gateway: gateway.into(),
+        prefix: 24,
+        nat: nat.map(str::to_owned),
+    };
+    let lan = Network::Uplink { interface: None, address: UplinkAddress::Dhcp };
+    Manifest {
+        format: rackstick_image::manifest::FORMAT,
+        rack: "test".into(),
+        version: "1".into(),
+        domain: "test.internal".into(),
+        data_partition: String::new(),
+        networks: BTreeMap::from([
+            ("lan".into(), lan),
+            ("servers".into(), private([10, 20, 0, 1], Some("lan"))),
+            ("lab".into(), private([10, 30, 0, 1], None)),
+        ]),
+        images: BTreeMap::new(),
+        guests: vec![
+            guest(
+                "web",
+                "servers",
+                [10, 20, 0, 80],
+                vec![forward(8080, 80, Protocol::Tcp), forward(53, 5353, Protocol::Udp)],
+            ),
+            guest("lab", "lab", [10, 30, 0, 5], vec![]),
+        ],
+    }
+}
+
+fn resolvers() -> BTreeMap<String, Ipv4Addr> {
+    BTreeMap::from([("lan".into(), Ipv4Addr::new(10, 9, 0, 2))])
+}
+
+#[test]
+fn the_kernel_holds_the_ruleset_that_was_meant() {
+    thread::spawn(|| {
+        enter_new();
+        // Twice: it replaces itself.
+        apply(&manifest(), &resolvers()).unwrap();
+        apply(&manifest(), &resolvers()).unwrap();
+        assert_eq!(run("nft list ruleset"), include_str!("expected.nft"));
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn what_the_kernel_refuses_is_named_and_the_old_ruleset_stays() {
+    thread::spawn(|| {
+        enter_new();
+        apply(&manifest(), &resolvers()).unwrap();
+        let before = run("nft list ruleset");
+        let mut table = Table::new(TABLE);
+        table.rule("nowhere", "nothing", Rule::default().accept());
+        let error = table.commit().unwrap_err().to_string();
+        assert!(error.contains("chain nowhere's rule for nothing"), "{error}");
+        assert_eq!(run("nft list ruleset"), before);
+    })
+    .join()
+    .unwrap();
+}
+
+/// Answers every TCP connection on the machine with the client's address.
+fn answer_tcp(machine: &Machine, port: u16) {
+    let listener = machine.on(|| TcpListener::bind(("0.0.0.0", port)).unwrap());
+    thread::spawn(move || {
+        while let Ok((mut stream, peer)) = listener.accept() {
+            stream.write_all(peer.ip().to_string().as_bytes()).unwrap();
+        }
+    });
+}
+
+/// Answers every datagram on the machine with the client's address.
+fn answer_udp(machine: &Machine, port: u16) {
+    let socket = machine.on(|| UdpSocket::bind(("0.0.0.0", port)).unwrap());
+    thread::spawn(move || {
+        let mut buffer = [0; 16];
+        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            socket.send_to(peer.ip().to_string().as_bytes(), peer).unwrap();
+        }
+    });
+}
+
+/// What a connection from the machine to this address is answered with.
+fn tcp(machine: &Machine, to: &str) -> Option<String> {
+    let to: SocketAddr = to.parse().unwrap();
+    machine.on(|| {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok().map(|_| text)
+    })
+}
+
+/// What a datagram from the machine to this address is answered with.
+fn udp(machine: &Machine, to: &str) -> Option<String> {
+    machine.on(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.connect(to).unwrap();
+        socket.send(b"?").ok()?;
+        let mut buffer = [0; 64];
+        let length = socket.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    })
+}
+
+#[test]
+fn packets_go_where_the_recipe_says_and_nowhere_else() {
+    thread::spawn(|| {
+        enter_new();
+        for (bridge, address) in [("br-lan", "10.9.0.1/24"), ("br-servers", "10.20.0.1/24"), ("br-lab", "10.30.0.1/24")]
+        {
+            run(&format!("ip link add {bridge} type bridge"));
+            run(&format!("ip addr add {address} dev {bridge}"));
+            run(&format!("ip link set {bridge} up"));
+        }
+        let pc = Machine::new("c0", Some("br-lan"), "10.9.0.2/24", Some("10.9.0.1"));
+        let web = Machine::new("c1", Some("br-servers"), "10.20.0.80/24", Some("10.20.0.1"));
+        let lab = Machine::new("c2", Some("br-lab"), "10.30.0.5/24", Some("10.30.0.1"));
+        apply(&manifest(), &resolvers()).unwrap();
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        let rack = TcpListener::bind("0.0.0.0:22").unwrap();
+        for machine in [&pc, &web, &lab] {
+            for port in [80, 7777] {
+                answer_tcp(machine, port);
+            }
+            for port in [53, 5353] {
+                answer_udp(machine, port);
+            }
+        }
+        let heard = |text: &str| Some(text.to_owned());
+
+        // Forwards, with the client's own address.
+        assert_eq!(tcp(&pc, "10.9.0.1:8080"), heard("10.9.0.2"));
+        assert_eq!(udp(&pc, "10.9.0.1:53"), heard("10.9.0.2"));
+        // Out by NAT, and names by the gateway.
+        assert_eq!(tcp(&web, "10.9.0.2:7777"), heard("10.9.0.1"));
+        assert_eq!(udp(&web, "10.20.0.1:53"), heard("10.9.0.1"));
+        // Not around the forwards, not between private networks, not out without NAT.
+        assert_eq!(tcp(&pc, "10.20.0.80:80"), None);
+        assert_eq!(tcp(&pc, "10.9.0.1:7777"), None);
+        assert_eq!(tcp(&web, "10.30.0.5:80"), None);
+        assert_eq!(tcp(&lab, "10.20.0.80:80"), None);
+        assert_eq!(tcp(&lab, "10.9.0.2:7777"), None);
+        // Not into the rack.
+        assert_eq!(tcp(&pc, "10.9.0.1:22"), None);
+        assert_eq!(tcp(&web, "10.20.0.1:22"), None);
+        drop(rack);
+    })
+    .join()
+    .unwrap();
+}
