@@ -13,6 +13,7 @@ mod store;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rackstick::layers;
 
 /// Turns a recipe into a bootable server rack.
 #[derive(Parser)]
@@ -24,6 +25,9 @@ struct Cli {
 
 /// 0: done; 1: failed, and stderr says why; 2: wrong usage (clap's own exit code).
 fn main() -> ExitCode {
+    if let Some(code) = layers::stage::part_of_stage() {
+        return code;
+    }
     match Cli::parse().command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,0 +1,127 @@
+//! Where finished layers are kept: by the hash of all that decides their bytes. A layer is there only once its `.json` is;
+//! whatever else lies under its key is what a build left that was cut off.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::{Error, Layer, stage::protocol::Written};
+
+/// The cache.
+#[derive(Debug)]
+pub struct Cache {
+    folder: PathBuf,
+    /// Hash of the command itself: another builder may make other layers of the same inputs.
+    builder: String,
+}
+
+/// One key's place, held by this builder alone until dropped.
+#[derive(Debug)]
+pub struct Slot {
+    folder: PathBuf,
+    key: String,
+    _lock: File,
+}
+
+impl Cache {
+    /// Opens or creates it, for nobody else: trees in it hold set-user-id programs.
+    pub fn open(folder: &Path, program: &Path) -> Result<Self, Error> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed("created", folder))?;
+        let mut hasher = Sha256::new();
+        let mut file = File::open(program).map_err(failed("compared with this builder", program))?;
+        io::copy(&mut file, &mut hasher).map_err(failed("compared with this builder", program))?;
+        let folder = fs::canonicalize(folder).map_err(failed("opened", folder))?;
+        Ok(Self { folder, builder: hex(hasher) })
+    }
+
+    /// The key of something that is decided by `inputs`.
+    pub fn key(&self, inputs: &impl Serialize) -> Result<String, Error> {
+        let mut hasher = Sha256::new();
+        hasher.update(&self.builder);
+        hasher.update(serde_json::to_vec(inputs).map_err(Error::Key)?);
+        Ok(hex(hasher))
+    }
+
+    /// Takes a key's place; waits while another builder has it.
+    pub fn slot(&self, key: &str) -> Result<Slot, Error> {
+        let path = self.folder.join(format!("{key}.lock"));
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed("opened", &path))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|error| failed("locked", &path)(error.into()))?;
+        Ok(Slot { folder: self.folder.clone(), key: key.to_owned(), _lock: lock })
+    }
+}
+
+impl Slot {
+    fn path(&self, suffix: &str) -> PathBuf {
+        self.folder.join(format!("{}.{suffix}", self.key))
+    }
+
+    /// The tree of a base.
+    pub fn tree(&self) -> PathBuf {
+        self.path("tree")
+    }
+
+    /// A folder to work in.
+    pub fn work(&self) -> PathBuf {
+        self.path("work")
+    }
+
+    /// Where a layer is written before it is finished.
+    pub fn partial(&self) -> PathBuf {
+        self.path("partial")
+    }
+
+    /// What a build that was cut off left behind.
+    pub fn leftovers(&self) -> Vec<PathBuf> {
+        [self.tree(), self.work(), self.partial()].into_iter().filter(|path| path.exists()).collect()
+    }
+
+    /// The layer, if it is there.
+    pub fn finished(&self, with_tree: bool) -> Result<Option<Layer>, Error> {
+        let (note, path) = (self.path("json"), self.path("erofs"));
+        let text = match fs::read(&note) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            result => result.map_err(failed("read", &note))?,
+        };
+        let Ok(Written { digest, size }) = serde_json::from_slice(&text) else {
+            return Ok(None);
+        };
+        // Somebody may have made room by hand.
+        let whole =
+            fs::metadata(&path).is_ok_and(|metadata| metadata.len() == size) && (!with_tree || self.tree().is_dir());
+        Ok(whole.then_some(Layer { path, digest, size }))
+    }
+
+    /// Gives a written layer its final name.
+    pub fn finish(&self, written: Written) -> Result<Layer, Error> {
+        let (path, note, new) = (self.path("erofs"), self.path("json"), self.path("json.new"));
+        fs::rename(self.partial(), &path).map_err(failed("renamed", &self.partial()))?;
+        let store = || -> io::Result<()> {
+            // A base's tree was written without any waiting for the disk; from here on it counts as whole.
+            rustix::fs::syncfs(File::open(&self.folder)?)?;
+            let mut file = File::create(&new)?;
+            file.write_all(&serde_json::to_vec(&written)?)?;
+            file.sync_all()?;
+            fs::rename(&new, &note)
+        };
+        store().map_err(failed("written", &note))?;
+        Ok(Layer { path, digest: written.digest, size: written.size })
+    }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Error + use<> {
+    let path = path.to_owned();
+    move |source| Error::Cache { path: path.clone(), what, source }
+}
+
+fn hex(hasher: Sha256) -> String {
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,171 @@
+//! Runs the maintainer scripts, by the image's own dpkg: it knows the order, the triggers and the conffiles. Follows Debian
+//! Policy 6 and dpkg(1).
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    database,
+    deb::Control,
+    generators,
+    stage::{
+        program::{Program, STATUS_FD},
+        protocol::Failure,
+    },
+    tree::Tree,
+};
+
+/// Refuses to start services, which invoke-rc.d and deb-systemd-invoke ask before each one.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+/// What has to be configured before everything else on an empty system: users and groups, and what stands on them.
+const FIRST: [&str; 2] = ["base-passwd", "base-files"];
+
+/// A tree whose packages get configured.
+pub struct Configure<'a> {
+    /// The tree.
+    pub tree: &'a Tree,
+    /// The same as a path of this process.
+    pub root: &'a Path,
+    /// `SOURCE_DATE_EPOCH`.
+    pub epoch: i64,
+    /// What is told about progress.
+    pub step: &'a dyn Fn(String),
+}
+
+impl Configure<'_> {
+    /// Runs the preinst scripts of `packages`.
+    pub fn preinst<'a>(&self, packages: impl Iterator<Item = &'a Control>) -> Result<(), Failure> {
+        let mut with: Vec<&Control> = packages.filter(|control| control.members.contains_key("preinst")).collect();
+        with.sort_by_key(|control| {
+            (FIRST.iter().position(|first| *first == control.package).unwrap_or(FIRST.len()), &control.package)
+        });
+        for control in with {
+            let script = format!("{}/info/{}.preinst", database::ADMIN, control.database_name());
+            let environment = [
+                ("DPKG_MAINTSCRIPT_NAME", "preinst"),
+                ("DPKG_MAINTSCRIPT_PACKAGE", &control.package),
+                ("DPKG_MAINTSCRIPT_ARCH", &control.architecture),
+                ("DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT", "1"),
+                ("DPKG_ADMINDIR", database::ADMIN),
+                ("DPKG_ROOT", ""),
+            ];
+            let what = format!("the preinst script of package {}", control.package);
+            self.run(&what, &[&script, "install"], &environment, self.masks(std::iter::once(control)))?;
+        }
+        Ok(())
+    }
+
+    /// Configures all that is unpacked.
+    pub fn configure<'a>(
+        &self,
+        packages: impl Iterator<Item = &'a Control> + Clone,
+        bootstrap: bool,
+    ) -> Result<(), Failure> {
+        let (tree, names) = (self.tree, packages.clone().map(|control| control.package.as_str()));
+        let policy = Path::new(POLICY);
+        tree.write(policy, b"#!/bin/sh\nexit 101\n", 0o755).map_err(failed(POLICY))?;
+        for generator in generators::of(names.clone()) {
+            generator.suppress(tree).map_err(failed(generator.creates))?;
+        }
+        let masks = self.masks(packages.clone());
+        if bootstrap {
+            let known: Vec<&str> = FIRST.into_iter().filter(|first| names.clone().any(|name| name == *first)).collect();
+            if !known.is_empty() {
+                self.dpkg(&["--force-depends"], &known, masks.clone())?;
+            }
+        }
+        self.dpkg(&[], &["-a"], masks)?;
+        for generator in generators::of(names) {
+            generator.defer(tree).map_err(failed(generator.creates))?;
+        }
+        tree.remove(policy).map_err(failed(POLICY))
+    }
+
+    /// Enables a unit as an administrator would.
+    pub fn enable(&self, service: &str) -> Result<(), Failure> {
+        self.run(&format!("systemctl enable {service}"), &["systemctl", "enable", "--", service], &[], Vec::new())
+    }
+
+    /// Indexes the modules of a kernel.
+    pub fn depmod(&self, version: &str) -> Result<(), Failure> {
+        self.run(&format!("depmod {version}"), &["depmod", version], &[], Vec::new())
+    }
+
+    fn masks<'a>(&self, packages: impl Iterator<Item = &'a Control> + Clone) -> Vec<PathBuf> {
+        let names = packages.map(|control| control.package.as_str());
+        generators::of(names).flat_map(|generator| generator.masked).map(PathBuf::from).collect()
+    }
+
+    fn dpkg(&self, options: &[&str], packages: &[&str], masked: Vec<PathBuf>) -> Result<(), Failure> {
+        let fixed = [
+            "dpkg",
+            "--status-fd",
+            STATUS_FD,
+            "--log=/dev/null",
+            "--abort-after=1",
+            "--force-confnew",
+            "--force-confmiss",
+            "--no-pager",
+        ];
+        let arguments = [&fixed[..], options, &["--configure"], packages].concat();
+        let program = self.program(&arguments, masked);
+        let ended = program.run(self.epoch, &[], &mut |note| {
+            if let Some(package) = note.strip_prefix("processing: ") {
+                (self.step)(package.replace(": ", " "));
+            }
+        });
+        let ended = ended.map_err(failed("dpkg"))?;
+        if ended.success() {
+            return Ok(());
+        }
+        // `status: <package>: error: ...` names the culprit; without it, the last package that dpkg began with.
+        let culprit = ended.notes.lines().find_map(|line| {
+            let rest = line.strip_prefix("status: ")?;
+            let (package, rest) = rest.split_once(" : ").or_else(|| rest.split_once(": "))?;
+            rest.trim_start().starts_with("error").then(|| package.to_owned())
+        });
+        let last = || {
+            ended
+                .notes
+                .lines()
+                .rev()
+                .find_map(|line| Some(line.strip_prefix("processing: ")?.rsplit(": ").next()?.to_owned()))
+        };
+        let what = match culprit.or_else(last) {
+            Some(package) => format!("the scripts of package {package}"),
+            None => "dpkg --configure".to_owned(),
+        };
+        Err(Failure::Script { what, how: ended.how(), output: ended.output })
+    }
+
+    fn run(
+        &self,
+        what: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        masked: Vec<PathBuf>,
+    ) -> Result<(), Failure> {
+        (self.step)(what.to_owned());
+        let ended = self.program(arguments, masked).run(self.epoch, environment, &mut |_| ()).map_err(failed(what))?;
+        if ended.success() {
+            return Ok(());
+        }
+        Err(Failure::Script { what: what.to_owned(), how: ended.how(), output: ended.output })
+    }
+
+    fn program(&self, arguments: &[&str], masked: Vec<PathBuf>) -> Program {
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        Program { root: self.root.to_owned(), masked, arguments }
+    }
+}
+
+/// An error of the system, said of `what`.
+pub fn failed(what: &str) -> impl Fn(io::Error) -> Failure + use<> {
+    let what = what.to_owned();
+    move |error| match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Failure::NoSpace(what.clone()),
+        _ => Failure::Other(format!("{what}: {error}")),
+    }
+}

@@ -1,0 +1,179 @@
+//! Debian binary packages: an `ar` archive of `debian-binary`, `control.tar*` and `data.tar*`. Follows deb(5) and
+//! deb-control(5). The bytes were checked against the lock before; what stands in them is not trusted all the same.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufReader, Read, Seek},
+};
+
+use deb822_fast::Deb822;
+
+/// Bytes of an unpacked `control.tar` at most: stops an archive that unpacks into memory without end.
+const MAX_CONTROL_BYTES: u64 = 64 << 20;
+/// Members of an unpacked `control.tar` at most, for the same reason.
+const MAX_CONTROL_MEMBERS: usize = 256;
+/// Bytes of an unpacked `data.tar` at most: stops a package that fills the disk with zeros.
+const MAX_DATA_BYTES: u64 = 32 << 30;
+/// zstd window accepted: dpkg-deb's largest level uses 128 MiB, and the decoder allocates what the archive asks for.
+const MAX_ZSTD_WINDOW: u64 = 128 << 20;
+
+/// Why a package can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// {0}
+    #[error("can't be read: {0}")]
+    Read(#[from] io::Error),
+    /// A member is missing.
+    #[error("is no Debian package: it has no `{0}` (download it again)")]
+    NoMember(&'static str),
+    /// The format is another than 2.x.
+    #[error("has format `{0}`, only 2.x is known")]
+    Format(String),
+    /// A member is compressed in a way that is not known.
+    #[error("has a member `{0}`: only .tar, .tar.gz, .tar.xz and .tar.zst are known")]
+    Compression(String),
+    /// zstd refused.
+    #[error("has a damaged member: {0}")]
+    Zstd(String),
+    /// Larger than allowed.
+    #[error("has a control part of more than {MAX_CONTROL_BYTES} bytes or {MAX_CONTROL_MEMBERS} members")]
+    ControlTooLarge,
+    /// The control file does not say what it must.
+    #[error("has a control file without a valid `{0}`")]
+    Field(&'static str),
+    /// A control member whose name would lead out of the database's folder.
+    #[error("has a control member with the name `{0}`")]
+    MemberName(String),
+}
+
+/// The control part.
+#[derive(Debug, Clone)]
+pub struct Control {
+    /// Package name.
+    pub package: String,
+    /// `amd64`, `all`.
+    pub architecture: String,
+    /// The control file's one paragraph as it stands there, without empty lines, ending in a newline.
+    pub paragraph: String,
+    /// Whether packages of the same name but other architectures may be installed beside it.
+    pub multi_arch_same: bool,
+    /// All members but `control`: maintainer scripts, conffiles, triggers, checksums. By name: mode and content.
+    pub members: BTreeMap<String, (u32, Vec<u8>)>,
+}
+
+impl Control {
+    /// A member as text lines, without comments and empty ones; none if there is no such member.
+    pub fn lines(&self, member: &str) -> Vec<String> {
+        let bytes = self.members.get(member).map(|(_, bytes)| bytes.as_slice()).unwrap_or_default();
+        String::from_utf8_lossy(bytes)
+            .lines()
+            .map(|line| line.split('#').next().unwrap_or_default().trim().to_owned())
+            .filter(|line| !line.is_empty())
+            .collect()
+    }
+
+    /// The name under which dpkg's database keeps its files: `libc6:amd64`, `bash`.
+    pub fn database_name(&self) -> String {
+        if self.multi_arch_same { format!("{}:{}", self.package, self.architecture) } else { self.package.clone() }
+    }
+}
+
+/// Reads the control part.
+pub fn control(deb: &File) -> Result<Control, Error> {
+    with_member(deb, "control.tar", |member| {
+        let mut members = BTreeMap::new();
+        let mut limited = tar::Archive::new(member.take(MAX_CONTROL_BYTES));
+        for entry in limited.entries()? {
+            let mut entry = entry?;
+            if !entry.header().entry_type().is_file() {
+                continue;
+            }
+            let path = entry.path()?.into_owned();
+            let name = path.strip_prefix(".").unwrap_or(&path).to_string_lossy().into_owned();
+            if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
+                return Err(Error::MemberName(name));
+            }
+            if entry.size() > MAX_CONTROL_BYTES || members.len() >= MAX_CONTROL_MEMBERS {
+                return Err(Error::ControlTooLarge);
+            }
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes)?;
+            let mode = entry.header().mode()? & 0o777;
+            members.insert(name, (mode, bytes));
+        }
+        let (_, text) = members.remove("control").ok_or(Error::NoMember("control"))?;
+        let text = String::from_utf8(text).map_err(|_| Error::Field("Package"))?;
+        parse(&text, members)
+    })
+}
+
+fn parse(text: &str, members: BTreeMap<String, (u32, Vec<u8>)>) -> Result<Control, Error> {
+    let document: Deb822 = text.parse().map_err(|_| Error::Field("Package"))?;
+    let fields = document.iter().next().ok_or(Error::Field("Package"))?;
+    let field = |name: &'static str| {
+        let value = fields.get(name).unwrap_or_default();
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+        let starts_well = value.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if starts_well && value.chars().all(plain) { Ok(value.to_owned()) } else { Err(Error::Field(name)) }
+    };
+    let paragraph: String =
+        text.lines().filter(|line| !line.trim().is_empty()).map(|line| format!("{line}\n")).collect();
+    Ok(Control {
+        package: field("Package")?,
+        architecture: field("Architecture")?,
+        multi_arch_same: fields.get("Multi-Arch").is_some_and(|value| value.trim() == "same"),
+        paragraph,
+        members,
+    })
+}
+
+/// Hands the data part to `visit`, as a tar archive.
+pub fn data<T, E: From<Error>>(
+    deb: &File,
+    visit: impl FnOnce(&mut tar::Archive<&mut dyn Read>) -> Result<T, E>,
+) -> Result<T, E> {
+    with_member(deb, "data.tar", |member| {
+        let mut limited = member.take(MAX_DATA_BYTES);
+        visit(&mut tar::Archive::new(&mut limited as &mut dyn Read))
+    })
+}
+
+fn with_member<T, E: From<Error>>(
+    mut deb: &File,
+    stem: &'static str,
+    visit: impl FnOnce(&mut dyn Read) -> Result<T, E>,
+) -> Result<T, E> {
+    deb.rewind().map_err(Error::Read)?;
+    let mut archive = ar::Archive::new(BufReader::with_capacity(1 << 16, deb));
+    let mut first = true;
+    while let Some(entry) = archive.next_entry() {
+        let mut entry = entry.map_err(Error::Read)?;
+        let name = String::from_utf8_lossy(entry.header().identifier()).trim_end_matches('/').to_owned();
+        if first {
+            check_version(&name, &mut entry)?;
+            first = false;
+        } else if let Some(suffix) = name.strip_prefix(stem) {
+            return match suffix {
+                "" => visit(&mut entry),
+                ".gz" => visit(&mut flate2::read::MultiGzDecoder::new(entry)),
+                ".xz" => visit(&mut lzma_rust2::XzReader::new(entry, true)),
+                ".zst" => {
+                    let decoder = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(entry, MAX_ZSTD_WINDOW);
+                    visit(&mut decoder.map_err(|error| Error::Zstd(error.to_string()))?)
+                }
+                _ => Err(Error::Compression(name).into()),
+            };
+        }
+    }
+    Err(Error::NoMember(stem).into())
+}
+
+fn check_version(name: &str, member: &mut impl Read) -> Result<(), Error> {
+    if name != "debian-binary" {
+        return Err(Error::NoMember("debian-binary"));
+    }
+    let mut version = String::new();
+    member.take(16).read_to_string(&mut version)?;
+    if version.starts_with("2.") { Ok(()) } else { Err(Error::Format(version.trim().to_owned())) }
+}

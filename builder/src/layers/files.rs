@@ -1,0 +1,153 @@
+//! The files that a recipe puts into an image: which ones there are, with which mode, and the hash of each.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Component, Path, PathBuf},
+};
+
+use rackstick_image::digest::Sha256;
+use sha2::Digest;
+
+use super::{
+    FileHash,
+    stage::protocol::{Content, PlacedFile},
+};
+
+/// Files that one entry of a recipe may bring: stops a source such as `/`.
+const MAX_FILES: usize = 100_000;
+/// Mode of files whose recipe names none. Not the source's own: that depends on the umask of whoever cloned it.
+const FILE_MODE: u32 = 0o644;
+/// Mode of folders.
+const FOLDER_MODE: u32 = 0o755;
+
+/// One entry of a recipe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecipeFile {
+    /// Absolute path in the image.
+    pub path: PathBuf,
+    /// A file or folder of this machine.
+    pub source: PathBuf,
+    /// Permission bits of a file, or of all files in a folder; 0644 if none.
+    pub mode: Option<u32>,
+}
+
+/// Why a recipe's file can't be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It can't be read.
+    #[error("the recipe's file {path} can't be read: {source}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its place in the image is none.
+    #[error("`{0}` is no place for a file in an image: an absolute path without `..` is needed")]
+    Place(PathBuf),
+    /// Devices, sockets.
+    #[error("the recipe's file {0} is neither a file nor a folder nor a symlink")]
+    Kind(PathBuf),
+    /// Too many.
+    #[error("the recipe's folder {0} holds more than {MAX_FILES} files")]
+    TooMany(PathBuf),
+}
+
+/// Resolves a recipe's entries into single files, in their order; folders are taken whole, sorted.
+pub fn collect(entries: &[RecipeFile]) -> Result<(Vec<PlacedFile>, Vec<FileHash>), Error> {
+    let mut placed = Vec::new();
+    for RecipeFile { path, source, mode } in entries {
+        let fine = |component| matches!(component, Component::RootDir | Component::Normal(_));
+        if !path.is_absolute() || path.file_name().is_none() || !path.components().all(fine) {
+            return Err(Error::Place(path.clone()));
+        }
+        let read = |error| Error::Read { path: source.clone(), source: error };
+        // The source itself may be a symlink; those inside of a folder stay what they are.
+        let source = &fs::canonicalize(source).map_err(read)?;
+        let end = placed.len() + MAX_FILES;
+        add(&mut placed, end, path, source, mode.unwrap_or(FILE_MODE))?;
+    }
+    let hashed = placed.iter().map(hash).collect::<Result<_, _>>()?;
+    Ok((placed, hashed))
+}
+
+fn add(placed: &mut Vec<PlacedFile>, end: usize, path: &Path, source: &Path, mode: u32) -> Result<(), Error> {
+    let read = |error| Error::Read { path: source.to_owned(), source: error };
+    if placed.len() >= end {
+        return Err(Error::TooMany(source.to_owned()));
+    }
+    let kind = fs::symlink_metadata(source).map_err(read)?.file_type();
+    let (content, mode) = if kind.is_dir() {
+        (Content::Folder, FOLDER_MODE)
+    } else if kind.is_symlink() {
+        (Content::Symlink(fs::read_link(source).map_err(read)?), 0o777)
+    } else if kind.is_file() {
+        (Content::Copy(source.to_owned()), mode)
+    } else {
+        return Err(Error::Kind(source.to_owned()));
+    };
+    placed.push(PlacedFile { path: path.to_owned(), content, mode });
+    if kind.is_dir() {
+        let mut names: Vec<_> = fs::read_dir(source).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(read)?;
+        names.sort_by_key(fs::DirEntry::file_name);
+        for entry in names {
+            add(placed, end, &path.join(entry.file_name()), &entry.path(), mode)?;
+        }
+    }
+    Ok(())
+}
+
+/// A placed file as the cache's key sees it: by content, wherever on the machine it lies.
+fn hash(placed: &PlacedFile) -> Result<FileHash, Error> {
+    let Content::Copy(source) = &placed.content else {
+        return Ok((placed.clone(), None));
+    };
+    let digest = || -> io::Result<Sha256> {
+        let mut hasher = sha2::Sha256::new();
+        io::copy(&mut File::open(source)?, &mut hasher)?;
+        Ok(Sha256(hasher.finalize().into()))
+    };
+    let sha256 = digest().map_err(|error| Error::Read { path: source.clone(), source: error })?;
+    Ok((PlacedFile { content: Content::Copy(PathBuf::new()), ..placed.clone() }, Some(sha256)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_is_taken_whole_and_sorted_and_known_by_content() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("b")).unwrap();
+        fs::write(dir.path().join("b/y"), "1").unwrap();
+        fs::write(dir.path().join("a"), "2").unwrap();
+        symlink("a", dir.path().join("c")).unwrap();
+        let entry = RecipeFile { path: "/srv/x".into(), source: dir.path().into(), mode: Some(0o600) };
+        let (placed, hashes) = collect(std::slice::from_ref(&entry)).unwrap();
+        let paths: Vec<_> = placed.iter().map(|file| (file.path.to_str().unwrap(), file.mode)).collect();
+        assert_eq!(
+            paths,
+            [("/srv/x", 0o755), ("/srv/x/a", 0o600), ("/srv/x/b", 0o755), ("/srv/x/b/y", 0o600), ("/srv/x/c", 0o777)]
+        );
+        let copy = tempfile::tempdir().unwrap();
+        fs::create_dir(copy.path().join("b")).unwrap();
+        fs::write(copy.path().join("a"), "2").unwrap();
+        symlink("a", copy.path().join("c")).unwrap();
+        fs::write(copy.path().join("b/y"), "1").unwrap();
+        let moved = RecipeFile { source: copy.path().into(), ..entry };
+        assert_eq!(collect(std::slice::from_ref(&moved)).unwrap().1, hashes);
+        fs::write(copy.path().join("b/y"), "3").unwrap();
+        assert_ne!(collect(&[moved]).unwrap().1, hashes);
+    }
+
+    #[test]
+    fn files_have_a_place_inside_the_image() {
+        for path in ["etc/x", "/", "/etc/../x"] {
+            let entry = RecipeFile { path: path.into(), source: "/etc/hostname".into(), mode: None };
+            assert!(matches!(collect(&[entry]), Err(Error::Place(_))), "{path}");
+        }
+    }
+}

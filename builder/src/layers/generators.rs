@@ -1,0 +1,104 @@
+//! Generators: what packages draw at random when they are installed. An image is the same for everybody, so nothing random
+//! may be in it: here stands what is kept from running at build time and what a guest runs instead, when it first boots.
+
+use std::{io, path::Path};
+
+use super::tree::Tree;
+
+/// One thing that is drawn.
+#[derive(Debug)]
+pub struct Generator {
+    /// Short name, part of the unit's.
+    pub name: &'static str,
+    /// The package whose scripts would draw it.
+    pub package: &'static str,
+    /// What it is, for people.
+    pub what: &'static str,
+    /// The programs that do nothing while packages are configured.
+    pub masked: &'static [&'static str],
+    /// What the guest looks for: if it is there, nothing is drawn.
+    pub creates: &'static str,
+    /// Files that the scripts expect to have been drawn; they stand there empty while they run.
+    pub expected: &'static [&'static str],
+    /// What the guest runs.
+    pub run: &'static str,
+    /// The unit that needs it.
+    pub before: &'static str,
+}
+
+/// All of them.
+pub const GENERATORS: &[Generator] = &[
+    Generator {
+        name: "rndc-key",
+        package: "bind9",
+        what: "the key with which rndc controls named",
+        masked: &["/usr/sbin/rndc-confgen"],
+        creates: "/etc/bind/rndc.key",
+        expected: &["/etc/bind/rndc.key"],
+        run: "/usr/sbin/rndc-confgen -a -u bind",
+        before: "named.service",
+    },
+    Generator {
+        name: "ssh-host-keys",
+        package: "openssh-server",
+        what: "the host keys of the SSH server",
+        masked: &["/usr/bin/ssh-keygen"],
+        creates: "/etc/ssh/ssh_host_ed25519_key",
+        expected: &[],
+        run: "/usr/bin/ssh-keygen -A",
+        before: "ssh.service",
+    },
+    Generator {
+        name: "ssl-cert",
+        package: "ssl-cert",
+        what: "the self-signed certificate that services start with",
+        masked: &["/usr/sbin/make-ssl-cert"],
+        creates: "/etc/ssl/private/ssl-cert-snakeoil.key",
+        expected: &[],
+        run: "/usr/sbin/make-ssl-cert generate-default-snakeoil",
+        before: "basic.target",
+    },
+];
+
+/// Those of the packages that are being configured.
+pub fn of<'a>(packages: impl Iterator<Item = &'a str> + Clone) -> impl Iterator<Item = &'static Generator> {
+    let wanted = move |generator: &&Generator| packages.clone().any(|package| package == generator.package);
+    let found: Vec<_> = GENERATORS.iter().filter(wanted).collect();
+    found.into_iter()
+}
+
+impl Generator {
+    /// Before the packages are configured.
+    pub fn suppress(&self, tree: &Tree) -> io::Result<()> {
+        self.expected.iter().try_for_each(|path| tree.write(Path::new(path), b"", 0o600))
+    }
+
+    /// After it: nothing of it stays, and the guest draws it before it is needed.
+    pub fn defer(&self, tree: &Tree) -> io::Result<()> {
+        self.expected.iter().try_for_each(|path| tree.remove(Path::new(path)))?;
+        let unit = format!("rackstick-generate-{}.service", self.name);
+        let units = Path::new("/usr/lib/systemd/system");
+        tree.write(&units.join(&unit), self.unit().as_bytes(), 0o644)?;
+        tree.symlink(&Path::new("..").join(&unit), &units.join(format!("{}.requires", self.before)).join(&unit))
+    }
+
+    fn unit(&self) -> String {
+        let Self { what, creates, run, before, .. } = self;
+        format!(
+            "# Drawn by each guest for itself: images hold nothing random.\n\
+             [Unit]\n\
+             Description=Draw {what}\n\
+             DefaultDependencies=no\n\
+             ConditionPathExists=!{creates}\n\
+             RequiresMountsFor={creates}\n\
+             After=sysinit.target\n\
+             Before={before} shutdown.target\n\
+             Conflicts=shutdown.target\n\
+             \n\
+             [Service]\n\
+             Type=oneshot\n\
+             RemainAfterExit=yes\n\
+             ExecStart={run}\n"
+        )
+    }
+}

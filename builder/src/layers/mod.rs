@@ -1,0 +1,220 @@
+//! Layers: from verified packages and a recipe's files to EROFS files. A base is one layer, what an image adds to it the
+//! next, a guest kernel's modules a third, so that guests of different images share the base on disk and in memory.
+//!
+//! The same inputs give the same bytes on every machine; so a layer that is in the cache under its inputs' hash is taken
+//! from there.
+
+mod cache;
+mod clean;
+mod configure;
+mod database;
+pub mod deb;
+mod files;
+mod generators;
+mod guest;
+pub mod stage;
+mod tree;
+mod unpack;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use rackstick_image::digest::{Sha256, VerityDigest};
+use serde::Serialize;
+
+use self::{
+    cache::Cache,
+    stage::protocol::{self, PlacedFile, Request, Task},
+};
+
+pub use files::RecipeFile;
+
+/// Changes whenever the same inputs shall give other layers.
+const FORMAT: u32 = 1;
+
+/// A verified package file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// SHA-256 of the .deb, already checked.
+    pub sha256: Sha256,
+    /// The .deb.
+    #[serde(skip)]
+    pub deb: PathBuf,
+}
+
+/// What an image adds to its base.
+#[derive(Debug, Clone, Default)]
+pub struct Additions {
+    /// Packages that the base does not have.
+    pub packages: Vec<Package>,
+    /// Files from beside the recipe.
+    pub files: Vec<RecipeFile>,
+    /// systemd units to enable.
+    pub services: Vec<String>,
+}
+
+/// A finished layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// The EROFS file, in the cache; not to be changed.
+    pub path: PathBuf,
+    /// Its fs-verity digest.
+    pub digest: VerityDigest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A finished base: its layer, and its tree on which images are built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// The layer.
+    pub layer: Layer,
+    key: String,
+    tree: PathBuf,
+}
+
+/// Why a layer can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The cache.
+    #[error("the cache of layers: {path} can't be {what}: {source}")]
+    Cache {
+        /// Where.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Inputs that have no name in text.
+    #[error("the inputs of a layer can't be written down, their names must be UTF-8: {0}")]
+    Key(serde_json::Error),
+    /// A file of the recipe.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// The stage.
+    #[error("{label}: {source}")]
+    Stage {
+        /// Which layer.
+        label: String,
+        /// What happened.
+        source: stage::Error,
+    },
+    /// The clock is wrong, so files made now would not look newer than those of the packages.
+    #[error(
+        "this machine's clock says {now} s since 1970, which is before the lock's date ({epoch} s): set it and build again"
+    )]
+    Clock {
+        /// The clock.
+        now: u64,
+        /// The lock's date.
+        epoch: i64,
+    },
+}
+
+/// Makes layers. Calls may run at the same time on several threads, and several builders may share one cache.
+#[derive(Debug)]
+pub struct Layers {
+    cache: Cache,
+    program: PathBuf,
+    epoch: i64,
+    threads: usize,
+}
+
+impl Layers {
+    /// `folder` is where layers are kept (`$XDG_CACHE_HOME/rackstick/layers`), `program` the command `rackstick`, which is
+    /// started again for the work, `epoch` the lock's `SOURCE_DATE_EPOCH`, `threads` how many unpack at once.
+    pub fn new(folder: &Path, program: &Path, epoch: i64, threads: usize) -> Result<Self, Error> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+        if i64::try_from(now).is_ok_and(|now| now < epoch) {
+            return Err(Error::Clock { now, epoch });
+        }
+        Ok(Self { cache: Cache::open(folder, program)?, program: program.to_owned(), epoch, threads: threads.max(1) })
+    }
+
+    /// The base: all of its packages, configured, and made fit for a guest.
+    pub fn base(&self, packages: &[Package], step: &dyn Fn(&str)) -> Result<Base, Error> {
+        let packages = sorted(packages);
+        let key = self.cache.key(&("base", FORMAT, self.epoch, &packages))?;
+        let slot = self.cache.slot(&key)?;
+        let tree = slot.tree();
+        let layer = match slot.finished(true)? {
+            Some(layer) => layer,
+            None => {
+                self.remove("base", &slot.leftovers())?;
+                let task = Task::Base { root: tree.clone(), packages: staged(&packages), out: slot.partial() };
+                self.make("base", task, &slot, step)?
+            }
+        };
+        Ok(Base { layer, key, tree })
+    }
+
+    /// The layer of the image `name` above `base`.
+    pub fn image(&self, name: &str, base: &Base, additions: &Additions, step: &dyn Fn(&str)) -> Result<Layer, Error> {
+        let packages = sorted(&additions.packages);
+        let (files, hashes) = files::collect(&additions.files)?;
+        let identity = ("image", FORMAT, self.epoch, &base.key, &packages, &hashes, &additions.services);
+        let key = self.cache.key(&identity)?;
+        let slot = self.cache.slot(&key)?;
+        if let Some(layer) = slot.finished(false)? {
+            return Ok(layer);
+        }
+        self.remove(name, &slot.leftovers())?;
+        let (packages, services) = (staged(&packages), additions.services.clone());
+        let (base, work, out) = (base.tree.clone(), slot.work(), slot.partial());
+        self.make(name, Task::Image { base, work, packages, files, services, out }, &slot, step)
+    }
+
+    /// The modules of the kernel in `package`, indexed by the `depmod` of `base`.
+    pub fn kernel(&self, base: &Base, package: &Package, step: &dyn Fn(&str)) -> Result<Layer, Error> {
+        let key = self.cache.key(&("kernel", FORMAT, self.epoch, &base.key, package))?;
+        let slot = self.cache.slot(&key)?;
+        if let Some(layer) = slot.finished(false)? {
+            return Ok(layer);
+        }
+        self.remove("kernel", &slot.leftovers())?;
+        let (work, out) = (slot.work(), slot.partial());
+        let package = protocol::Package { name: package.name.clone(), deb: package.deb.clone() };
+        self.make("kernel", Task::Kernel { base: base.tree.clone(), work, package, out }, &slot, step)
+    }
+
+    fn make(&self, label: &str, task: Task, slot: &cache::Slot, step: &dyn Fn(&str)) -> Result<Layer, Error> {
+        let written = self.run(label, task, step)?;
+        let written = written.ok_or_else(|| Error::Stage {
+            label: label.to_owned(),
+            source: stage::Error::Failed("the stage wrote no layer".to_owned()),
+        })?;
+        slot.finish(written)
+    }
+
+    fn remove(&self, label: &str, trees: &[PathBuf]) -> Result<(), Error> {
+        if trees.is_empty() {
+            return Ok(());
+        }
+        self.run(label, Task::Remove { trees: trees.to_vec() }, &|_| ()).map(|_| ())
+    }
+
+    fn run(&self, label: &str, task: Task, step: &dyn Fn(&str)) -> Result<Option<protocol::Written>, Error> {
+        let request = Request { task, epoch: self.epoch, threads: self.threads };
+        stage::run(&self.program, &request, step).map_err(|source| Error::Stage { label: label.to_owned(), source })
+    }
+}
+
+fn sorted(packages: &[Package]) -> Vec<Package> {
+    let mut packages = packages.to_vec();
+    packages.sort_by(|a, b| (&a.name, &a.sha256).cmp(&(&b.name, &b.sha256)));
+    packages
+}
+
+fn staged(packages: &[Package]) -> Vec<protocol::Package> {
+    packages.iter().map(|package| protocol::Package { name: package.name.clone(), deb: package.deb.clone() }).collect()
+}
+
+/// What of a recipe's file decides a layer's bytes.
+type FileHash = (PlacedFile, Option<Sha256>);

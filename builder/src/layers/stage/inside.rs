@@ -1,0 +1,275 @@
+//! The work of a stage, done as root of its own user namespace and as PID 1 of its own PID namespace: whatever a script
+//! leaves running ends with it.
+
+use std::{
+    ffi::CString,
+    fs::{self, File},
+    io,
+    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use rackstick_image::{
+    erofs::{self, Origin, ScanOptions, WriteOptions},
+    verity,
+};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use super::{
+    super::{
+        clean,
+        configure::{Configure, failed},
+        database,
+        deb::{self, Control},
+        guest,
+        tree::Tree,
+        unpack::{self, Existing, Listing, MERGED, Opened},
+    },
+    protocol::{Content, Failure, Package, PlacedFile, Request, Task, Written},
+};
+
+/// Where a kernel's modules live in its package and in its layer.
+const MODULES: &str = "usr/lib/modules";
+/// Folders that programs need and that the package base-files ships.
+const MOUNT_POINTS: [&str; 4] = ["dev", "proc", "run", "tmp"];
+
+/// A task that is being done.
+pub struct Work<'a> {
+    /// The whole request.
+    pub request: &'a Request,
+    /// What is told about progress.
+    pub step: &'a dyn Fn(String),
+}
+
+impl Work<'_> {
+    /// Does the task. If it fails, what it made is removed.
+    pub fn run(&self) -> Result<Option<Written>, Failure> {
+        let (result, leftovers): (_, Vec<&Path>) = match &self.request.task {
+            Task::Base { root, packages, out } => (self.base(root, packages, out), vec![root, out]),
+            Task::Image { base, work, packages, files, services, out } => {
+                let result = self.image(base, work, out, &|configure| {
+                    self.install(configure, packages, false)?;
+                    place(configure.tree, files)?;
+                    services.iter().try_for_each(|service| configure.enable(service))
+                });
+                remove(work)?;
+                (result, vec![out])
+            }
+            Task::Kernel { base, work, package, out } => {
+                let result = self.kernel(base, work, package, out);
+                remove(work)?;
+                (result, vec![out])
+            }
+            Task::Remove { trees } => {
+                trees.iter().try_for_each(|tree| remove(tree))?;
+                return Ok(None);
+            }
+        };
+        if result.is_err() {
+            for path in leftovers {
+                remove(path)?;
+            }
+        }
+        result.map(Some)
+    }
+
+    fn base(&self, root: &Path, packages: &[Package], out: &Path) -> Result<Written, Failure> {
+        make_folder(root)?;
+        let tree = Tree::open(root).map_err(failed(&shown(root)))?;
+        for name in MERGED {
+            let made = tree.create_dirs(&Path::new("/usr").join(name), &mut |_| ());
+            made.map_err(failed("/usr"))?;
+            tree.symlink(&Path::new("usr").join(name), &Path::new("/").join(name)).map_err(failed(name))?;
+        }
+        let configure = self.configure(&tree, root);
+        self.install(&configure, packages, true)?;
+        guest::prepare(&tree).map_err(failed("the base's own files"))?;
+        clean::clean(&tree).map_err(failed("cleaning"))?;
+        guest::mark_updated(&tree, self.request.epoch).map_err(failed("/etc/.updated"))?;
+        self.write(root, Origin::Plain, out)
+    }
+
+    fn image(
+        &self,
+        base: &Path,
+        work: &Path,
+        out: &Path,
+        fill: &dyn Fn(&Configure<'_>) -> Result<(), Failure>,
+    ) -> Result<Written, Failure> {
+        let merged = self.overlay(base, work)?;
+        {
+            let tree = Tree::open(&merged).map_err(failed(&shown(&merged)))?;
+            fill(&self.configure(&tree, &merged))?;
+            clean::clean(&tree).map_err(failed("cleaning"))?;
+        }
+        unmount(&merged, UnmountFlags::empty()).map_err(|error| failed("unmounting the overlay")(error.into()))?;
+        self.write(&work.join("upper"), Origin::OverlayUpper, out)
+    }
+
+    fn kernel(&self, base: &Path, work: &Path, package: &Package, out: &Path) -> Result<Written, Failure> {
+        // Unpacked before the overlay is mounted: folders made under it would be opaque and hide those of other layers.
+        make_folder(&work.join("upper"))?;
+        let upper = Tree::open(&work.join("upper")).map_err(failed("upper"))?;
+        (self.step)(format!("unpacking {}", package.name));
+        let opened = open(std::slice::from_ref(package))?;
+        let existing = Existing { diversions: Default::default(), owners: &Default::default };
+        let modules = |path: &Path| path.starts_with(MODULES);
+        unpack::unpack(&upper, &opened, &existing, 1, &modules).map_err(|error| unpacking(&error))?;
+        let versions = upper.entries(Path::new(MODULES)).map_err(failed(MODULES))?;
+        let [(version, _)] = versions.as_slice() else {
+            return Err(Failure::Other(format!(
+                "package {} holds modules of {} kernels, not of one",
+                package.name,
+                versions.len()
+            )));
+        };
+        let version = version.to_string_lossy().into_owned();
+        self.image(base, work, out, &|configure| configure.depmod(&version))
+    }
+
+    fn configure<'a>(&'a self, tree: &'a Tree, root: &'a Path) -> Configure<'a> {
+        Configure { tree, root, epoch: self.request.epoch, step: self.step }
+    }
+
+    /// Mounts `base` below a new folder `work/upper`.
+    fn overlay(&self, base: &Path, work: &Path) -> Result<PathBuf, Failure> {
+        let folders = ["upper", "overlay", "merged"].map(|name| work.join(name));
+        folders.iter().try_for_each(|folder| make_folder(folder))?;
+        let [upper, overlay, merged] = folders;
+        // By descriptors: mount options have no sure way to hold a path with a comma or a colon.
+        let open = |path: &Path| File::open(path).map_err(failed(&shown(path)));
+        let (lower, upper, overlay) = (open(base)?, open(&upper)?, open(&overlay)?);
+        let options = format!(
+            "lowerdir=/proc/self/fd/{},upperdir=/proc/self/fd/{},workdir=/proc/self/fd/{},userxattr,volatile",
+            lower.as_raw_fd(),
+            upper.as_raw_fd(),
+            overlay.as_raw_fd()
+        );
+        let options = CString::new(options).map_err(|error| failed("overlay")(error.into()))?;
+        mount("overlay", &merged, "overlay", MountFlags::empty(), options.as_c_str()).map_err(|error| {
+            Failure::Other(format!(
+                "an overlay can't be mounted in {} ({error}): layers need an ext4, xfs, btrfs or tmpfs folder and Linux 5.11; \
+                 XDG_CACHE_HOME names another one",
+                work.display()
+            ))
+        })?;
+        Ok(merged)
+    }
+
+    fn install(&self, configure: &Configure<'_>, packages: &[Package], bootstrap: bool) -> Result<(), Failure> {
+        if packages.is_empty() {
+            return Ok(());
+        }
+        let tree = configure.tree;
+        let opened = open(packages)?;
+        let controls = || opened.iter().map(|package| &package.control);
+        let database = failed(database::ADMIN);
+        database::create(tree).map_err(&database)?;
+        controls().try_for_each(|control| database::add_control(tree, control)).map_err(&database)?;
+        // On a running system dpkg runs preinst first: it may divert what is in the way. An empty one can't run anything.
+        if !bootstrap {
+            configure.preinst(controls())?;
+        }
+        (self.step)(format!("unpacking {} packages", packages.len()));
+        let existing = Existing {
+            diversions: database::diversions(tree).map_err(&database)?,
+            owners: &|| database::owners(tree).unwrap_or_default(),
+        };
+        let listings = unpack::unpack(tree, &opened, &existing, self.request.threads, &|_| true);
+        let listings: Vec<Listing> = listings.map_err(|error| unpacking(&error))?;
+        for point in MOUNT_POINTS {
+            tree.create_dirs(Path::new(point), &mut |_| ()).map_err(failed(point))?;
+        }
+        let unpacked: Vec<(&Control, &Listing)> = controls().zip(&listings).collect();
+        database::add_unpacked(tree, &unpacked).map_err(&database)?;
+        if bootstrap {
+            configure.preinst(controls())?;
+        }
+        configure.configure(controls(), bootstrap)
+    }
+
+    fn write(&self, folder: &Path, origin: Origin, out: &Path) -> Result<Written, Failure> {
+        (self.step)("writing the layer".to_owned());
+        let said = |error: &(dyn std::error::Error + 'static)| full_or_other(error);
+        let options = ScanOptions { clamp_mtime: Some(self.request.epoch), origin };
+        let tree = erofs::scan(folder, &options).map_err(|error| said(&error))?;
+        let file = File::create_new(out).map_err(failed(&shown(out)))?;
+        let build_time = erofs::Mtime::from_seconds(self.request.epoch);
+        let summary =
+            erofs::write(&tree, &file, &WriteOptions { uuid: None, build_time }).map_err(|error| said(&error))?;
+        let written = File::open(out).and_then(verity::digest).map_err(failed(&shown(out)))?;
+        // The file gets its final name next, and is then taken as it is for ever.
+        file.sync_all().map_err(failed(&shown(out)))?;
+        Ok(Written { digest: written, size: summary.size })
+    }
+}
+
+fn open(packages: &[Package]) -> Result<Vec<Opened>, Failure> {
+    packages
+        .iter()
+        .map(|package| {
+            let file = File::open(&package.deb).map_err(failed(&shown(&package.deb)))?;
+            let control = deb::control(&file).map_err(|error| {
+                Failure::Other(format!("package {} ({}) {error}", package.name, package.deb.display()))
+            })?;
+            Ok(Opened { deb: file, control })
+        })
+        .collect()
+}
+
+fn place(tree: &Tree, files: &[PlacedFile]) -> Result<(), Failure> {
+    for PlacedFile { path, content, mode } in files {
+        let at = failed(&shown(path));
+        match content {
+            Content::Folder => {
+                let chmod = |fd| {
+                    rustix::fs::chmodat(fd, ".", rustix::fs::Mode::from_raw_mode(*mode), rustix::fs::AtFlags::empty())
+                };
+                tree.create_dirs(path, &mut |_| ()).and_then(|fd| Ok(chmod(fd)?)).map_err(at)?;
+            }
+            Content::Symlink(target) => tree.symlink(target, path).map_err(at)?,
+            Content::Copy(source) => {
+                let mut file = File::open(source).map_err(failed(&shown(source)))?;
+                tree.write_from(path, &mut file, *mode).map_err(at)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn make_folder(path: &Path) -> Result<(), Failure> {
+    let make = || {
+        fs::create_dir_all(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+    };
+    make().map_err(failed(&shown(path)))
+}
+
+fn remove(path: &Path) -> Result<(), Failure> {
+    let is_folder = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    let removed = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&shown(path))(error)),
+        _ => Ok(()),
+    }
+}
+
+fn unpacking(error: &unpack::Error) -> Failure {
+    full_or_other(error)
+}
+
+/// A full disk is told apart wherever it stands in the chain of causes.
+fn full_or_other(error: &(dyn std::error::Error + 'static)) -> Failure {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(this) = cause {
+        if this.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::StorageFull) {
+            return Failure::NoSpace(error.to_string());
+        }
+        cause = this.source();
+    }
+    Failure::Other(error.to_string())
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
