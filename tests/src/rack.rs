@@ -90,6 +90,7 @@ impl Rack {
     }
 
     /// Where a port of the rack, as `53/udp`, is reached from here.
+    #[track_caller]
     pub fn address(&self, port: &str) -> SocketAddr {
         let found = self.forwards.iter().find(|(known, _)| known == port);
         found.unwrap_or_else(|| panic!("{port} is not forwarded, only {:?}", self.forwards)).1
@@ -116,6 +117,7 @@ impl Rack {
     }
 
     /// Waits for something to come true; panics at once if the rack ends meanwhile.
+    #[track_caller]
     pub fn until<T>(&mut self, what: &str, limit: Duration, mut condition: impl FnMut(&Self) -> Option<T>) -> T {
         wait::until(what, limit, || {
             if let Some(value) = condition(self) {
@@ -128,11 +130,13 @@ impl Rack {
     }
 
     /// Waits until the serial console shows `text`.
+    #[track_caller]
     pub fn until_console(&mut self, text: &str, limit: Duration) {
         self.until(&format!("`{text}` on the console"), limit, |rack| rack.console().contains(text).then_some(()));
     }
 
     /// Waits until the rack's status fulfils a condition, and returns that status.
+    #[track_caller]
     pub fn until_status(&mut self, what: &str, limit: Duration, condition: impl Fn(&Status) -> bool) -> Status {
         let mut last = String::new();
         self.until(what, limit, |rack| match rack.client.status() {
@@ -152,6 +156,7 @@ impl Rack {
     }
 
     /// Waits until every guest is healthy.
+    #[track_caller]
     pub fn until_healthy(&mut self) -> Status {
         let status = self.until_status("all guests healthy", HEALTHY_LIMIT, |status| {
             !status.guests.is_empty() && status.guests.iter().all(|guest| guest.healthy)
@@ -161,6 +166,7 @@ impl Rack {
     }
 
     /// Orders the rack to switch itself off and waits for its end.
+    #[track_caller]
     pub fn power_off(mut self) {
         self.client.order(Request::PowerOff).unwrap_or_else(|error| panic!("the rack can't be switched off: {error}"));
         let status = self.ended(POWER_OFF_LIMIT);
@@ -168,6 +174,7 @@ impl Rack {
     }
 
     /// Asks `rackstick run` to end, as Ctrl-C does, and returns how it ended.
+    #[track_caller]
     pub fn interrupt(&mut self) -> ExitStatus {
         let pid =
             i32::try_from(self.command.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a child has an id");
@@ -175,6 +182,7 @@ impl Rack {
         self.ended(POWER_OFF_LIMIT + ANSWER_LIMIT)
     }
 
+    #[track_caller]
     fn ended(&mut self, limit: Duration) -> ExitStatus {
         wait::until("the rack's end", limit, || self.command.try_wait().expect("a child can be waited for"))
     }

@@ -9,6 +9,7 @@ use std::{
 const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Looks again and again until `condition` gives a value, and returns it; panics after `limit`, naming `what`.
+#[track_caller]
 pub fn until<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {

@@ -128,7 +128,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
 }
 
 fn boot(args: &Args) -> Result<(), RunError> {
-    let image = file("find", &args.image, fs::canonicalize(&args.image))?;
+    let image = file("find the image", &args.image, fs::canonicalize(&args.image))?;
     check_image(&image)?;
     let manifest = read_manifest(&image)?;
     let (accel, why) = choose(args.accel)?;

@@ -83,9 +83,10 @@ impl FromStr for Rule {
 
 impl fmt::Display for Forward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (network, guest) = self.label.as_ref().map_or(("rack", ""), |(network, guest)| (network, guest));
+        let network = self.label.as_ref().map_or("rack", |(network, _)| network);
         let port = format!("{}/{}", self.port, name(self.protocol));
-        write!(f, "{network} {port:<9} -> {}:{:<5} {guest}", Ipv4Addr::LOCALHOST, self.host_port)
+        write!(f, "{network} {port:<9} -> {}:{}", Ipv4Addr::LOCALHOST, self.host_port)?;
+        self.label.iter().try_for_each(|(_, guest)| write!(f, " ({guest})"))
     }
 }
 
@@ -186,7 +187,7 @@ mod tests {
         let manifest = manifest(&[(53, Protocol::Udp), (53, Protocol::Tcp), (8080, Protocol::Tcp)]);
         let forwards = resolve(Some(&manifest), &[], |_, _| true).unwrap();
         assert_eq!(host_ports(&forwards), [10053, 10053, 8080]);
-        assert_eq!(forwards[0].to_string(), "lan 53/udp    -> 127.0.0.1:10053 dns");
+        assert_eq!(forwards[0].to_string(), "lan 53/udp    -> 127.0.0.1:10053 (dns)");
     }
 
     #[test]
