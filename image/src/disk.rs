@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -26,6 +27,9 @@ pub enum DiskError {
         /// What the system said.
         source: io::Error,
     },
+    /// Another process writes the same image.
+    #[error("{0} is being written by another build: wait for it, or build into another folder")]
+    Busy(PathBuf),
     /// The path names no file in a folder.
     #[error("{0} cannot be the name of an image: give a file name")]
     Name(PathBuf),
@@ -74,14 +78,7 @@ pub fn write(path: &Path, disk: &Disk) -> Result<Extents, DiskError> {
     let name = path.file_name().ok_or_else(|| DiskError::Name(path.to_path_buf()))?;
     let mut partial_name = name.to_os_string();
     partial_name.push(".partial");
-    let partial = Partial { path: path.with_file_name(partial_name), done: false };
-    let failed = |what, path: &Path| {
-        let path = path.to_path_buf();
-        move |source| DiskError::Io { what, path, source }
-    };
-    let mut options = File::options();
-    let options = options.read(true).write(true).create(true).truncate(true);
-    let file = options.open(&partial.path).map_err(failed("create", &partial.path))?;
+    let (partial, file) = Partial::create(path.with_file_name(partial_name))?;
 
     let esp = (ALIGNMENT, esp::SIZE);
     let data = (esp.0 + esp.1, disk.data.size());
@@ -99,6 +96,10 @@ pub fn write(path: &Path, disk: &Disk) -> Result<Extents, DiskError> {
     Ok(extents)
 }
 
+fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DiskError + use<'a> {
+    move |source| DiskError::Io { what, path: path.to_path_buf(), source }
+}
+
 /// The unfinished image, deleted if it stays so.
 struct Partial {
     path: PathBuf,
@@ -106,6 +107,31 @@ struct Partial {
 }
 
 impl Partial {
+    /// Opens or creates the file and locks it, so that of two builds only one writes. What a killed build left is overwritten.
+    fn create(path: PathBuf) -> Result<(Self, File), DiskError> {
+        use rustix::{fs::FlockOperation, io::Errno};
+        loop {
+            let mut options = File::options();
+            // Not truncated before the lock is ours: it may be another build's.
+            let options = options.read(true).write(true).create(true).truncate(false);
+            let file = options.open(&path).map_err(failed("create", &path))?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => return Err(DiskError::Busy(path)),
+                result => result.map_err(|error| failed("lock", &path)(error.into()))?,
+            }
+            let locked = file.metadata().map_err(failed("read", &path))?;
+            let named = match fs::metadata(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                other => Some(other.map_err(failed("read", &path))?),
+            };
+            // Otherwise another build finished in between and renamed this very file.
+            if named.is_some_and(|named| (named.dev(), named.ino()) == (locked.dev(), locked.ino())) {
+                file.set_len(0).map_err(failed("truncate", &path))?;
+                return Ok((Self { path, done: false }, file));
+            }
+        }
+    }
+
     fn rename(mut self, to: &Path) -> io::Result<()> {
         fs::rename(&self.path, to)?;
         self.done = true;
@@ -125,7 +151,7 @@ impl Drop for Partial {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, os::unix::fs::MetadataExt};
+    use std::collections::BTreeMap;
 
     use super::*;
     use crate::{
@@ -189,11 +215,35 @@ mod tests {
     #[test]
     fn a_failed_build_leaves_the_old_image_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("lab.img");
+        let small = folder.path().join("small");
+        fs::create_dir(&small).unwrap();
+        run("mount", ["-t", "tmpfs", "-o", "size=2m", "none", small.to_str().unwrap()]);
+        let path = small.join("lab.img");
         fs::write(&path, b"the old image").unwrap();
         let gone = Source::Path { path: folder.path().join("gone"), size: 5 };
-        assert!(matches!(write(&path, &sample(gone)), Err(DiskError::Data(_))));
-        assert_eq!(fs::read(&path).unwrap(), b"the old image");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        let missing = write(&path, &sample(gone));
+        let full = write(&path, &sample(Source::Bytes(vec![9; 3_000_000])));
+        let (old, files) = (fs::read(&path), fs::read_dir(&small).unwrap().count());
+        run("umount", [&small]);
+        assert!(matches!(missing, Err(DiskError::Data(_))), "{missing:?}");
+        let full = full.unwrap_err().to_string();
+        assert!(full.contains("No space left on device"), "{full}");
+        assert_eq!((old.unwrap().as_slice(), files), (&b"the old image"[..], 1));
+    }
+
+    #[test]
+    fn of_two_builds_of_one_image_only_one_writes_and_a_dead_ones_rest_is_no_obstacle() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lab.img");
+        let partial = folder.path().join("lab.img.partial");
+        let other = File::create(&partial).unwrap();
+        rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        other.set_len(5).unwrap();
+        let disk = sample(Source::Bytes(b"layer".to_vec()));
+        assert!(matches!(write(&path, &disk), Err(DiskError::Busy(_))));
+        assert_eq!(fs::metadata(&partial).unwrap().len(), 5);
+        drop(other);
+        write(&path, &disk).unwrap();
+        assert!(!partial.exists());
     }
 }

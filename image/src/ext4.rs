@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt};
 
-use mkext4::{FsBuilder, InodeHandle, Layout, Meta, Options, ROOT, RegionSink};
+use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Meta, Options, ROOT, RegionSink};
 
 use crate::{
     guid::Guid,
@@ -11,9 +11,14 @@ use crate::{
     verity,
 };
 
-/// Free space of a new data partition, in bytes: the rack writes Merkle trees, state and logs there before it has grown the
-/// partition to its disk. Sparse in the image.
+/// Free space of a new data partition, in bytes, of which the kernel keeps 2 % to itself: the rack writes state and logs there
+/// before it has grown the partition to its disk. Sparse in the image.
 pub const SLACK: u64 = 192 << 20;
+/// Blocks of the journal: 32 MiB, which stays when the file system grows to the whole disk.
+const JOURNAL_BLOCKS: u32 = 8192;
+/// One inode for so many bytes. Layers, volumes and logs are few and large, and what is spared here is spared on every
+/// block group of the grown disk.
+const BYTES_PER_INODE: u64 = 64 << 10;
 /// Sizes are multiples of this, as partitions are.
 const UNIT: u64 = 1 << 20;
 const BLOCK_SIZE: u64 = 4096;
@@ -77,9 +82,9 @@ impl Data {
             size.next_multiple_of(BLOCK_SIZE) + verity::tree_size(size) + BLOCK_SIZE
         };
         let content: u64 = self.files.values().map(of_file).sum();
-        // Inode tables take 1/64 (256 bytes for every 16 KiB), bitmaps and descriptors next to nothing, the journal of a
-        // large file system up to 1/64.
-        (content + content / 32 + SLACK).next_multiple_of(UNIT)
+        // Inode tables take 256 bytes of every BYTES_PER_INODE (1/256), bitmaps and descriptors far less.
+        let journal = u64::from(JOURNAL_BLOCKS) * BLOCK_SIZE;
+        (content + content / 128 + journal + SLACK).next_multiple_of(UNIT)
     }
 }
 
@@ -88,6 +93,8 @@ pub fn write(disk: &File, start: u64, data: &Data) -> Result<(), Ext4Error> {
     let size = data.size();
     let mut options = Options::new(size, data.uuid.0, data.epoch);
     options.label = Some(data.label.clone());
+    options.journal_blocks = Some(JOURNAL_BLOCKS);
+    options.inodes = InodeCount::Exact(u32::try_from(size / BYTES_PER_INODE).unwrap_or(u32::MAX));
     // Nobody but root writes here.
     options.reserved_percent = 0;
     let mut builder = FsBuilder::new(options)?;
@@ -272,7 +279,8 @@ mod tests {
         assert_eq!(modes, ["700", "750", "755", "444"].map(|mode| format!("{mode}{times}")).concat());
         let room = run("df", ["-B1", "--output=avail"].map(Into::into).iter().chain(&[at("")]));
         let room: u64 = room.lines().last().unwrap().trim().parse().unwrap();
-        assert!(room > SLACK * 7 / 8, "{room} bytes free");
+        // The kernel keeps 2 % to itself, for delayed allocation.
+        assert!(room.abs_diff(SLACK) < 8 << 20, "{room} bytes free");
         fs::write(at("state/new"), b"the rack writes here").unwrap();
         drop(mounted);
         run("e2fsck", ["-fn", name]);
