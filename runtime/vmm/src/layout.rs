@@ -22,8 +22,12 @@ pub const CMDLINE: u64 = 0x20000;
 pub const CMDLINE_MAX: usize = 2047;
 /// End of conventional memory; what follows up to 1 MiB is the legacy VGA and BIOS area.
 pub const LOW_MEMORY_END: u64 = 0xA_0000;
-/// The ACPI tables, in the BIOS area, where a kernel also scans for the RSDP (ACPI 6.3, 5.2.5.1).
-pub const ACPI_TABLES: Range<u64> = 0xE_0000..0x10_0000;
+/// The BIOS area: RAM that the guest is told to leave alone.
+pub const BIOS_AREA: Range<u64> = 0xE_0000..0x10_0000;
+/// The ACPI tables, where a kernel also scans for the RSDP (ACPI 6.3, 5.2.5.1).
+pub const ACPI_TABLES: Range<u64> = 0xE_0000..0xF_F000;
+/// Where a processor in real mode starts over: `FFFF:0000`.
+pub const RESET_VECTOR: u64 = 0xF_FFF0;
 /// Kernels are loaded here or above.
 pub const KERNEL_MIN: u64 = MIB;
 

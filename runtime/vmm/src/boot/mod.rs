@@ -17,6 +17,7 @@ pub use registers::Start;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::{
+    acpi::power::RESET_VALUE,
     layout::{self, MemoryMap},
     memory::GuestRam,
 };
@@ -67,6 +68,15 @@ pub enum BootError {
     Memory(#[from] vm_memory::GuestMemoryError),
 }
 
+/// All the firmware there is: `mov al, 1; mov dx, RESET_PORT; out dx, al; hlt`.
+///
+/// On hardware-reduced ACPI Linux reboots by EFI, and where there is none it goes straight to real mode and jumps to
+/// the BIOS's reset vector, without ever trying the reset register (its arch/x86/kernel/reboot.c).
+const RESET_CODE: [u8; 7] = {
+    let [low, high] = layout::RESET_PORT.to_le_bytes();
+    [0xB0, RESET_VALUE, 0xBA, low, high, 0xEE, 0xF4]
+};
+
 /// What is booted.
 #[derive(Debug, Clone, Copy)]
 pub struct Image<'a> {
@@ -99,6 +109,7 @@ pub fn load(ram: &GuestRam, map: &MemoryMap, image: Image<'_>, rsdp: u64) -> Res
     };
     let kernel = kernel.map_err(bad)?;
 
+    ram.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR))?;
     ram.write_slice(image.cmdline.as_bytes(), GuestAddress(layout::CMDLINE))?;
     ram.write_obj(0_u8, GuestAddress(layout::CMDLINE + image.cmdline.len() as u64))?;
     let handover = |kernel_end, initrd_max| {
@@ -145,7 +156,7 @@ impl Handover<'_> {
         let low_end = self.map.low_ram.end;
         let mut ranges = vec![
             (0..layout::LOW_MEMORY_END.min(low_end), MemoryKind::Ram),
-            (layout::ACPI_TABLES, MemoryKind::Reserved),
+            (layout::BIOS_AREA, MemoryKind::Reserved),
             (layout::KERNEL_MIN..low_end, MemoryKind::Ram),
             (layout::ECAM, MemoryKind::Reserved),
             (self.map.high_ram.clone(), MemoryKind::Ram),

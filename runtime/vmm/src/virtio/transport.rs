@@ -364,7 +364,8 @@ impl MutEventSubscriber for VirtioPci {
         if let Some(fd) = self.device.backend() {
             let events = Events::with_data_raw(fd, BACKEND, EventSet::IN | EventSet::EDGE_TRIGGERED);
             if let Err(error) = ops.add(events) {
-                log::warn!("{}: cannot wait for input: {error}", self.device.name());
+                // Standard input that is no terminal, pipe or socket, as /dev/null, never has anything to say.
+                log::debug!("{}: cannot wait for input: {error}", self.device.name());
             }
         }
     }
