@@ -67,6 +67,21 @@ pub enum KeyError {
     NotSigned(String),
 }
 
+/// Who may sign which archive.
+pub struct Trust {
+    /// The keys for the archive `debian`.
+    pub debian: Keyring,
+    /// The keys for the archive `debian-security`.
+    pub security: Keyring,
+}
+
+impl Trust {
+    /// Debian's keys for trixie.
+    pub fn trixie() -> Result<Self, KeyError> {
+        Ok(Self { debian: Keyring::of(&[AUTOMATIC, STABLE])?, security: Keyring::of(&[SECURITY])? })
+    }
+}
+
 /// The certificates that may sign one archive.
 pub struct Keyring(Vec<Certificate>);
 
@@ -76,16 +91,6 @@ struct Certificate {
 }
 
 impl Keyring {
-    /// The keys that sign the archive `debian` for trixie.
-    pub fn debian() -> Result<Self, KeyError> {
-        Self::of(&[AUTOMATIC, STABLE])
-    }
-
-    /// The keys that sign the archive `debian-security` for trixie.
-    pub fn debian_security() -> Result<Self, KeyError> {
-        Self::of(&[SECURITY])
-    }
-
     fn of(pinned: &[Pinned]) -> Result<Self, KeyError> {
         pinned.iter().map(|p| Certificate::read(p.owner, p.fingerprint, p.armored)).collect::<Result<_, _>>().map(Self)
     }

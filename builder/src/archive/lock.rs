@@ -9,9 +9,10 @@ use rackstick_image::{
 
 use super::{
     Mirrors, date,
+    keys::{KeyError, Trust},
     packages::{Catalogue, Id, PackagesError},
     resolve::{self, ResolveError},
-    suites::{Suites, SuitesError, TRIXIE},
+    suites::{Source, Suites, SuitesError, TRIXIE},
 };
 use crate::{
     clock,
@@ -49,6 +50,9 @@ pub enum ResolveLockError {
         /// The lock's date.
         locked: String,
     },
+    /// The built-in keys are wrong.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The suites can't be had.
     #[error(transparent)]
     Suites(#[from] SuitesError),
@@ -67,12 +71,23 @@ pub fn resolve(
     mirrors: &Mirrors,
     progress: &Progress,
 ) -> Result<Lock, ResolveLockError> {
+    let (store, client, trust) = (Store::open()?, Client::new(), Trust::trixie()?);
+    let source = Source { store: &store, client: &client, mirrors, trust: &trust, now: clock::now() };
+    resolve_from(&source, rack, previous, progress)
+}
+
+fn resolve_from(
+    source: &Source,
+    rack: &Rack,
+    previous: Option<&Lock>,
+    progress: &Progress,
+) -> Result<Lock, ResolveLockError> {
     let base = &rack.base;
     if base.value != TRIXIE {
         let diagnostic = Diagnostic::new(base.place.clone(), SuitesError::Base(base.value.clone()).to_string());
         return Err(ResolveLockError::Recipe { base: base.value.clone(), source: diagnostic.into() });
     }
-    let suites = Suites::fetch(&base.value, &Store::open()?, &Client::new(), mirrors, progress, clock::now())?;
+    let suites = Suites::fetch(&base.value, source, progress)?;
     if let Some(previous) = previous {
         not_older(&suites, previous)?;
     }

@@ -1,10 +1,18 @@
 //! From a lock to the .debs.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
-use rackstick_image::lock::Lock;
+use rackstick_image::lock::{Lock, Package};
 
-use super::{Mirrors, packages::Catalogue, suites::Suites};
+use super::{
+    Mirrors, ResolveLockError,
+    keys::Trust,
+    packages::Catalogue,
+    suites::{Source, Suites},
+};
 use crate::{
     clock,
     progress::Progress,
@@ -49,44 +57,40 @@ pub fn obtain(
     match store.obtain(&client, &wants, mirrors, progress) {
         Ok(()) => {}
         Err(StoreError::Gone(gone)) => {
-            let hashes: Vec<_> = gone.iter().map(|want| want.sha256).collect();
-            let names = lock.packages.iter().filter(|(_, package)| hashes.contains(&package.sha256));
-            let names: Vec<&str> = names.map(|(name, _)| name.as_str()).collect();
-            let now = current(lock, &store, &client, mirrors, &names);
-            let line = |name: &&str| {
-                let package = &lock.packages[*name];
-                format!("{name} {} ({}){}", package.version, package.path, now.get(*name).map_or("", String::as_str))
+            let now = current(lock, &store, &client, mirrors).map_err(|error| error.to_string());
+            let line = |(name, package): (&String, &Package)| {
+                let instead = match &now {
+                    Ok(versions) => match versions.get(name) {
+                        Some(version) => format!("the archive now has {version}"),
+                        None => "the archive no longer has it at all".to_owned(),
+                    },
+                    Err(error) => format!("what the archive has instead is not known: {error}"),
+                };
+                format!("{name} {} ({}); {instead}", package.version, package.path)
             };
-            return Err(ObtainError::Gone(names.iter().map(line).collect()));
+            let hashes: BTreeSet<_> = gone.iter().map(|want| want.sha256).collect();
+            let packages = lock.packages.iter().filter(|(_, package)| hashes.contains(&package.sha256));
+            return Err(ObtainError::Gone(packages.map(line).collect()));
         }
         Err(error) => return Err(error.into()),
     }
     Ok(lock.packages.iter().map(|(name, package)| (name.clone(), store.path(package.sha256))).collect())
 }
 
-/// What the archive has now in place of these packages, in words. If even that can't be found out, the reason.
+/// The versions that the archive has now of a lock's packages.
 fn current(
     lock: &Lock,
     store: &Store,
     client: &Client,
     mirrors: &Mirrors,
-    names: &[&str],
-) -> BTreeMap<String, String> {
-    let same = |text: String| names.iter().map(|name| ((*name).to_owned(), text.clone())).collect();
-    let suites = match Suites::fetch(&lock.base, store, client, mirrors, &Progress::quiet(), clock::now()) {
-        Ok(suites) => suites,
-        Err(error) => return same(format!("; what it has instead is not known: {error}")),
+) -> Result<BTreeMap<String, String>, ResolveLockError> {
+    let trust = Trust::trixie()?;
+    let source = Source { store, client, mirrors, trust: &trust, now: clock::now() };
+    let suites = Suites::fetch(&lock.base, &source, &Progress::quiet())?;
+    let catalogue = Catalogue::read(&suites.packages)?;
+    let version = |name: &String| {
+        let id = catalogue.find(name)?;
+        Some((name.clone(), catalogue.get(id).version.to_owned()))
     };
-    let catalogue = match Catalogue::read(&suites.packages) {
-        Ok(catalogue) => catalogue,
-        Err(error) => return same(format!("; what it has instead is not known: {error}")),
-    };
-    let describe = |name: &&str| {
-        let now = match catalogue.find(name) {
-            Some(id) => format!("; the archive now has {}", catalogue.get(id).version),
-            None => "; the archive no longer has it at all".to_owned(),
-        };
-        ((*name).to_owned(), now)
-    };
-    names.iter().map(describe).collect()
+    Ok(lock.packages.keys().filter_map(version).collect())
 }

@@ -11,7 +11,7 @@ use sha2::Digest;
 
 use super::{
     Mirrors,
-    keys::{KeyError, Keyring},
+    keys::Trust,
     mirrors::{DEBIAN, SECURITY},
     packages::PackageIndex,
     release::{Release, ReleaseError},
@@ -39,9 +39,6 @@ pub enum SuitesError {
     /// Not a base that we know.
     #[error("the base `{0}` is not known; `{TRIXIE}` is")]
     Base(String),
-    /// The built-in keys are wrong.
-    #[error(transparent)]
-    Key(#[from] KeyError),
     /// No mirror has a signed index that is accepted.
     #[error("no mirror has an acceptable index of {suite}:{}", refusals.iter().map(|r| format!("\n  {r}")).collect::<String>())]
     Release {
@@ -81,23 +78,30 @@ pub struct Suites {
     pub packages: Vec<PackageIndex>,
 }
 
+/// What is needed to fetch suites.
+pub struct Source<'a> {
+    /// Where package indexes are kept.
+    pub store: &'a Store,
+    /// How to ask.
+    pub client: &'a Client,
+    /// Whom to ask.
+    pub mirrors: &'a Mirrors,
+    /// Whose signature counts.
+    pub trust: &'a Trust,
+    /// The time at which signatures and indexes must be valid, in seconds since 1970.
+    pub now: i64,
+}
+
 impl Suites {
-    /// Fetches and checks the suites of a base, at a time in seconds since 1970.
-    pub fn fetch(
-        base: &str,
-        store: &Store,
-        client: &Client,
-        mirrors: &Mirrors,
-        progress: &Progress,
-        now: i64,
-    ) -> Result<Self, SuitesError> {
+    /// Fetches and checks the suites of a base.
+    pub fn fetch(base: &str, source: &Source, progress: &Progress) -> Result<Self, SuitesError> {
         if base != TRIXIE {
             return Err(SuitesError::Base(base.to_owned()));
         }
         let mut new = Self { indexes: Vec::new(), newest: i64::MIN, packages: Vec::new() };
         let mut wants = Vec::new();
         let releases = thread::scope(|scope| {
-            let fetch = |(archive, suite)| scope.spawn(move || release(client, mirrors, archive, suite, now));
+            let fetch = |(archive, suite)| scope.spawn(move || source.release(archive, suite));
             TRIXIE_SUITES.map(fetch).map(|thread| match thread.join() {
                 Ok(result) => result,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -126,9 +130,9 @@ impl Suites {
             });
         }
         let files: Vec<Want> = wants.iter().map(|(want, ..)| want.clone()).collect();
-        store.obtain(client, &files, mirrors, progress)?;
+        source.store.obtain(source.client, &files, source.mirrors, progress)?;
         for (want, suite, unpacked) in wants {
-            let path = store.path(want.sha256);
+            let path = source.store.path(want.sha256);
             let packed = std::fs::read(&path).map_err(|source| StoreError::Io { path, source })?;
             let text = unpack(packed, unpacked).map_err(|why| SuitesError::Unpack { suite, why })?;
             new.packages.push(PackageIndex { archive: want.archive, suite: suite.to_owned(), text });
@@ -137,31 +141,27 @@ impl Suites {
     }
 }
 
-/// The first acceptable signed index of a suite, and its hash.
-fn release(
-    client: &Client,
-    mirrors: &Mirrors,
-    archive: &'static str,
-    suite: &'static str,
-    now: i64,
-) -> Result<(Release, Sha256), SuitesError> {
-    let keyring = if archive == SECURITY { Keyring::debian_security() } else { Keyring::debian() }?;
-    let roots = mirrors.roots(archive);
-    if roots.is_empty() {
-        return Err(StoreError::NoMirror { name: format!("the index of {suite}") }.into());
-    }
-    let mut refusals = Vec::new();
-    for root in roots {
-        let url = format!("{root}/dists/{suite}/InRelease");
-        match client.read(&url, MAX_RELEASE) {
-            Ok(file) => match Release::verify(&file, &keyring, suite, now) {
-                Ok(release) => return Ok((release, Sha256(sha2::Sha256::digest(&file).into()))),
-                Err(error) => refusals.push(format!("{url}: {error}")),
-            },
-            Err(error) => refusals.push(error.to_string()),
+impl Source<'_> {
+    /// The first acceptable signed index of a suite, and its hash.
+    fn release(&self, archive: &'static str, suite: &'static str) -> Result<(Release, Sha256), SuitesError> {
+        let keyring = if archive == SECURITY { &self.trust.security } else { &self.trust.debian };
+        let roots = self.mirrors.roots(archive);
+        if roots.is_empty() {
+            return Err(StoreError::NoMirror { name: format!("the index of {suite}") }.into());
         }
+        let mut refusals = Vec::new();
+        for root in roots {
+            let url = format!("{root}/dists/{suite}/InRelease");
+            match self.client.read(&url, MAX_RELEASE) {
+                Ok(file) => match Release::verify(&file, keyring, suite, self.now) {
+                    Ok(release) => return Ok((release, Sha256(sha2::Sha256::digest(&file).into()))),
+                    Err(error) => refusals.push(format!("{url}: {error}")),
+                },
+                Err(error) => refusals.push(error.to_string()),
+            }
+        }
+        Err(SuitesError::Release { suite, refusals })
     }
-    Err(SuitesError::Release { suite, refusals })
 }
 
 /// Unpacks an index whose hash was checked, and whose signed index says how large it becomes.
@@ -180,3 +180,6 @@ fn unpack(packed: Vec<u8>, size: u64) -> Result<String, String> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests;

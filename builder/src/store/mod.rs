@@ -123,6 +123,6 @@ impl Store {
 }
 
 #[cfg(test)]
-mod server;
+pub mod server;
 #[cfg(test)]
 mod tests;

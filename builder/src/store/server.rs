@@ -88,10 +88,11 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
             if line.trim().is_empty() {
                 break;
             }
-            head.push(line.trim().to_ascii_lowercase());
+            head.push(line.trim().to_owned());
         }
         let path = head[0].split(' ').nth(1).unwrap().to_owned();
-        let range = head.iter().find_map(|line| line.strip_prefix("range: bytes=")?.strip_suffix('-')?.parse().ok());
+        let mut headers = head.iter().map(|line| line.to_ascii_lowercase());
+        let range = headers.find_map(|line| line.strip_prefix("range: bytes=")?.strip_suffix('-')?.parse().ok());
         let answer = {
             let mut state = state.lock().unwrap();
             let asked = range.map_or(path.clone(), |start: usize| format!("{path} from {start}"));

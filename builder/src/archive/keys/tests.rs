@@ -126,7 +126,8 @@ fn a_subkey_without_binding_is_refused() {
 
 #[test]
 fn the_built_in_keys_are_those_that_are_pinned_and_can_sign() {
-    for keyring in [Keyring::debian().unwrap(), Keyring::debian_security().unwrap()] {
+    let trust = Trust::trixie().unwrap();
+    for keyring in [trust.debian, trust.security] {
         for certificate in &keyring.0 {
             let now = seconds(certificate.key.primary_key.created_at()) + 86_400;
             let primary = certificate.primary_rights(now).unwrap();
