@@ -4,6 +4,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# Tools for disks and networks, which a user's PATH leaves out.
+PATH=$PATH:/usr/sbin:/sbin
+
 # Packages, layers and, under CI, cargo's target folder lie here, so that a fresh clone is quick.
 cache=${RACKSTICK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rackstick}
 target=${CARGO_TARGET_DIR:-}

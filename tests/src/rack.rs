@@ -167,7 +167,7 @@ impl Rack {
 
     /// Orders the rack to switch itself off and waits for its end.
     #[track_caller]
-    pub fn power_off(mut self) {
+    pub fn power_off(&mut self) {
         self.client.order(Request::PowerOff).unwrap_or_else(|error| panic!("the rack can't be switched off: {error}"));
         let status = self.ended(POWER_OFF_LIMIT);
         assert!(status.success(), "rackstick run ended with {status}:\n{}", self.log("run.err"));

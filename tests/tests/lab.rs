@@ -37,6 +37,10 @@ fn the_lab_comes_up_answers_its_clients_and_switches_off_cleanly() {
     assert_eq!(curl(rack.address("8080/tcp"), "/"), Ok(page));
 
     rack.power_off();
+    for name in ["dns", "web"] {
+        let stopped = format!("{name}: stopped (it switched itself off)");
+        assert!(rack.console().contains(&stopped), "`{stopped}` is not on the console");
+    }
 }
 
 #[test]
