@@ -3,12 +3,17 @@
 mod archive;
 mod clock;
 mod commands;
+mod generation;
+mod initrd;
+mod kernel;
 mod lock;
 mod progress;
 mod qemu;
 mod report;
+mod runtime;
 mod sets;
 mod store;
+mod vmlinux;
 
 use std::process::ExitCode;
 

@@ -1,5 +1,6 @@
 //! The subcommands, one file each: an `Args` for clap and a `run`.
 
+mod build;
 mod check;
 mod lock;
 mod run;
@@ -9,6 +10,7 @@ use crate::report;
 /// What to do.
 #[derive(clap::Subcommand)]
 pub enum Command {
+    Build(build::Args),
     Check(check::Args),
     Lock(lock::Args),
     Run(run::Args),
@@ -18,6 +20,7 @@ impl Command {
     /// Does it.
     pub fn run(self) -> Result<(), report::Error> {
         match self {
+            Self::Build(args) => build::run(args),
             Self::Check(args) => check::run(args),
             Self::Lock(args) => lock::run(args),
             Self::Run(args) => run::run(args),

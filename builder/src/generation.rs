@@ -1,0 +1,163 @@
+//! From verified packages to one generation: images, manifest, host, disk image.
+
+mod disk;
+mod images;
+mod uki;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rackstick_image::{
+    guid,
+    lock::Lock,
+    recipe::{self, Rack},
+};
+use thiserror::Error;
+
+use crate::{
+    initrd::{self, InitrdError},
+    kernel::{Kernel, KernelError},
+    layers,
+    progress::Progress,
+    runtime::Runtime,
+    store::{Store, StoreError},
+};
+
+/// What a generation is made of.
+pub struct Inputs<'a> {
+    /// The recipe.
+    pub rack: &'a Rack,
+    /// Its lock.
+    pub lock: &'a Lock,
+    /// Where each of the lock's packages is, verified.
+    pub packages: &'a BTreeMap<String, PathBuf>,
+    /// The rack's own binaries.
+    pub runtime: &'a Runtime,
+    /// How many threads may unpack at once.
+    pub jobs: usize,
+}
+
+/// A disk image that was built.
+pub struct Built {
+    /// The image.
+    pub image: PathBuf,
+    /// What it takes on this disk, in bytes; the rest are holes.
+    pub allocated: u64,
+    /// Size of the UKI in bytes.
+    pub uki_size: u64,
+}
+
+/// Why a generation can't be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// A layer.
+    #[error(transparent)]
+    Layer(#[from] layers::Error),
+    /// A kernel package.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// An initrd.
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
+    /// The cache.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The manifest.
+    #[error(transparent)]
+    Manifest(#[from] recipe::GenerationError),
+    /// The UKI.
+    #[error(transparent)]
+    Uki(#[from] uki::UkiError),
+    /// The disk image.
+    #[error(transparent)]
+    Disk(#[from] disk::DiskError),
+    /// A set of the lock lacks what it must hold.
+    #[error("the lock's set `{set}` holds no {what}; renew it with `rackstick lock --update`")]
+    Missing {
+        /// The set.
+        set: String,
+        /// What it must hold.
+        what: &'static str,
+    },
+    /// The lock's date does not fit the formats' clocks.
+    #[error("the lock's epoch {0} is not a date between 1980 and 2106")]
+    Epoch(i64),
+    /// A file of the build can't be written.
+    #[error("can't write {}: {source}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The program's own place is unknown.
+    #[error("can't find out where this program stands: {0}")]
+    Program(io::Error),
+}
+
+/// Files that only live as long as the build, on the store's disk.
+struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    fn new(store: &Store) -> Result<Self, BuildError> {
+        let folder = store.folder().to_owned();
+        tempfile::Builder::new()
+            .prefix("build-")
+            .tempdir_in(&folder)
+            .map(Self)
+            .map_err(|source| BuildError::Write { path: folder, source })
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+/// Builds the generation and writes its disk image into the folder `output`, its manifest beside it.
+pub fn build(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Built, BuildError> {
+    let Inputs { rack, lock, .. } = inputs;
+    let epoch = u32::try_from(lock.epoch).ok().filter(|epoch| *epoch >= EPOCH_MIN);
+    let epoch = epoch.ok_or(BuildError::Epoch(lock.epoch))?;
+    let scratch = Scratch::new(&Store::open()?)?;
+
+    let images = images::build(inputs, &scratch, epoch, progress)?;
+    let job = progress.spinner("assembling", "host and disk image");
+    let partition = guid::derive(&[b"data partition", rack.name.as_bytes(), rack.version.as_bytes()]);
+    let manifest = recipe::manifest(rack, images.manifests, partition)?;
+
+    let kernel = Kernel::read(inputs.named("host", |name| name.starts_with("linux-image-"), "kernel")?)?;
+    let boot = inputs.named("host", |name| name == "systemd-boot-efi", "boot loader")?;
+    let host_initrd = scratch.file("host-initrd");
+    initrd::host(&host_initrd, inputs.runtime, &kernel, &manifest, epoch)?;
+    let uki = uki::write(&scratch.file("uki"), rack, &kernel, boot, &host_initrd)?;
+
+    let built = disk::write(output, &manifest, partition, &uki, &images.files, epoch)?;
+    job.done("host and disk image");
+    Ok(built)
+}
+
+/// FAT's clock begins in 1980.
+const EPOCH_MIN: u32 = 315_532_800;
+
+impl Inputs<'_> {
+    /// The .deb of the package in `set` that `is` accepts.
+    fn named(&self, set: &str, is: impl Fn(&str) -> bool, what: &'static str) -> Result<&Path, BuildError> {
+        self.lock
+            .sets
+            .get(set)
+            .into_iter()
+            .flatten()
+            .find(|name| is(name))
+            .and_then(|name| self.packages.get(name))
+            .map(PathBuf::as_path)
+            .ok_or_else(|| BuildError::Missing { set: set.to_owned(), what })
+    }
+}
+
+/// Writes a file whole.
+fn write(path: &Path, content: &[u8]) -> Result<(), BuildError> {
+    fs::write(path, content).map_err(|source| BuildError::Write { path: path.to_owned(), source })
+}

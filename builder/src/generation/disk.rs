@@ -1,0 +1,122 @@
+//! What goes onto the disk: boot loader and UKI on the ESP, the generation's files on the data partition.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use rackstick_image::{
+    digest::VerityDigest,
+    disk::{self, Disk},
+    esp::EspFile,
+    ext4::{Data, DataFile},
+    guid::{self, Guid},
+    manifest::Manifest,
+    source::{Source, SourceError},
+};
+use tempfile::NamedTempFile;
+use thiserror::Error;
+
+use super::{Built, uki::Uki};
+
+/// The loader shows no menu: there is one host, or the newest that has tries left is right.
+const LOADER_CONF: &str = "timeout 0\neditor no\n";
+/// Blobs are never written again.
+const BLOB_MODE: u16 = 0o444;
+const MANIFEST_MODE: u16 = 0o444;
+const FOLDER_MODE: u16 = 0o755;
+/// Only the daemon looks into these.
+const PRIVATE_MODE: u16 = 0o700;
+
+/// Why there is no disk image. Nothing is left under its name.
+#[derive(Debug, Error)]
+pub enum DiskError {
+    /// The image.
+    #[error(transparent)]
+    Disk(#[from] disk::DiskError),
+    /// A file that goes onto it.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The manifest can't be turned into JSON.
+    #[error("can't write the manifest: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The manifest beside the image can't be written.
+    #[error("can't write {}: {source}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Writes `<rack>_<version>.img` into `output`, and its manifest beside it.
+pub fn write(
+    output: &Path,
+    manifest: &Manifest,
+    partition: Guid,
+    uki: &Uki,
+    blobs: &BTreeMap<VerityDigest, PathBuf>,
+    epoch: u32,
+) -> Result<Built, DiskError> {
+    let (rack, version) = (&manifest.rack, &manifest.version);
+    let guid = |what: &str| guid::derive(&[what.as_bytes(), rack.as_bytes(), version.as_bytes()]);
+    let json = serde_json::to_vec_pretty(manifest)?;
+    let bytes = |content: &[u8]| Source::Bytes(content.to_vec());
+    let esp = [
+        ("EFI/BOOT/BOOTX64.EFI".to_owned(), bytes(&uki.loader)),
+        ("loader/loader.conf".to_owned(), bytes(LOADER_CONF.as_bytes())),
+        (format!("EFI/Linux/rackstick_{version}.efi"), Source::file(&uki.path)?),
+    ];
+    let mut files = BTreeMap::new();
+    for (digest, path) in blobs {
+        files.insert(format!("layers/{digest}"), DataFile { mode: BLOB_MODE, source: Source::file(path)? });
+    }
+    files.insert(
+        format!("generations/{version}/manifest.json"),
+        DataFile { mode: MANIFEST_MODE, source: Source::Bytes(json.clone()) },
+    );
+    let folders = [
+        ("layers", FOLDER_MODE),
+        ("generations", FOLDER_MODE),
+        ("volumes", PRIVATE_MODE),
+        ("state", PRIVATE_MODE),
+        ("log", PRIVATE_MODE),
+    ];
+    let volume_id = guid("ESP volume");
+    let disk = Disk {
+        guid: guid("disk"),
+        esp_guid: guid("ESP"),
+        esp_volume_id: u32::from_le_bytes([volume_id.0[0], volume_id.0[1], volume_id.0[2], volume_id.0[3]]),
+        esp: esp.into_iter().map(|(path, source)| EspFile { path, source }).collect(),
+        data_guid: partition,
+        data: Data {
+            uuid: guid("data file system"),
+            label: "rackstick-data".to_owned(),
+            epoch: i64::from(epoch),
+            directories: folders.map(|(path, mode)| (path.to_owned(), mode)).into(),
+            files,
+        },
+    };
+
+    let image = output.join(format!("{rack}_{version}.img"));
+    disk::write(&image, &disk)?;
+    write_manifest(&image.with_extension("json"), &json)?;
+    let failed = |source| DiskError::Write { path: image.clone(), source };
+    let allocated = fs::metadata(&image).map_err(failed)?.blocks() * 512;
+    Ok(Built { image, allocated, uki_size: uki.size })
+}
+
+fn write_manifest(path: &Path, json: &[u8]) -> Result<(), DiskError> {
+    let failed = |source| DiskError::Write { path: path.to_owned(), source };
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut beside = NamedTempFile::new_in(folder).map_err(failed)?;
+    io::Write::write_all(&mut beside, json).map_err(failed)?;
+    beside.as_file().sync_all().map_err(failed)?;
+    let readable = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644);
+    beside.as_file().set_permissions(readable).map_err(failed)?;
+    beside.persist(path).map_err(|error| failed(error.error))?;
+    Ok(())
+}

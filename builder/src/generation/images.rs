@@ -1,0 +1,189 @@
+//! What guests boot: layers, the unpacked kernel, the initrd; and the manifest's entry for each image.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    fs,
+    io::BufReader,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use rackstick_image::{
+    digest::VerityDigest,
+    manifest::{self, Blob},
+    recipe::{Content, File, Image},
+    verity,
+};
+
+use super::{BuildError, Inputs, Scratch, write};
+use crate::{
+    initrd,
+    kernel::Kernel,
+    layers::{Additions, Base, Layer, Layers, Package, RecipeFile},
+    progress::Progress,
+    sets,
+    store::Store,
+};
+
+/// The guests' kernel command line: the console is virtio's, and a panic ends the machine at once, for the daemon to see.
+const CMDLINE: &str = "console=hvc0 panic=-1 oops=panic loglevel=4";
+/// PID 1 of an image that has systemd, as all have so far.
+const INIT: &str = "/sbin/init";
+
+/// Images by name, and the files that they consist of.
+pub struct Images {
+    /// The manifest's entries.
+    pub manifests: BTreeMap<String, manifest::Image>,
+    /// Every blob's file, once.
+    pub files: BTreeMap<VerityDigest, PathBuf>,
+}
+
+/// Builds all images of the recipe: the base first, then what each adds to it at the same time.
+pub fn build(inputs: &Inputs, scratch: &Scratch, epoch: u32, progress: &Progress) -> Result<Images, BuildError> {
+    let mut images = Images { manifests: BTreeMap::new(), files: BTreeMap::new() };
+    if inputs.rack.images.is_empty() {
+        return Ok(images);
+    }
+    let program = env::current_exe().map_err(BuildError::Program)?;
+    let layers = Layers::new(&Store::open()?.folder().join("layers"), &program, inputs.lock.epoch, inputs.jobs)?;
+
+    let job = progress.spinner("building", "layer base");
+    let base = layers.base(&inputs.set("base"), &|_| ())?;
+    job.done("layer base");
+
+    let kernel_package = inputs.named("kernel", |name| name.starts_with("linux-image-"), "kernel")?;
+    let (own, kernel) = thread::scope(|scope| {
+        let own: Vec<_> = inputs
+            .rack
+            .images
+            .iter()
+            .map(|(name, image)| (name, scope.spawn(|| own_layer(inputs, &layers, &base, image, scratch, progress))))
+            .collect();
+        let kernel = kernel(inputs, &layers, &base, kernel_package, scratch, epoch, progress);
+        let own: Vec<_> = own.into_iter().map(|(name, thread)| (name, thread.join())).collect();
+        (own, kernel)
+    });
+    let (modules, boot) = kernel?;
+
+    let base = images.add("base", &base.layer);
+    let modules = images.add(&format!("kernel {}", boot.release), &modules);
+    let kernel = images.add_file("vmlinux", &boot.vmlinux)?;
+    let initrd = images.add_file("initrd", &boot.initrd)?;
+    for (name, layer) in own {
+        let layer = layer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let own = images.add(name, &layer);
+        let image = manifest::Image {
+            layers: vec![base.clone(), modules.clone(), own],
+            kernel: kernel.clone(),
+            initrd: initrd.clone(),
+            cmdline: CMDLINE.to_owned(),
+            init: vec![INIT.to_owned()],
+        };
+        images.manifests.insert(name.to_owned(), image);
+    }
+    Ok(images)
+}
+
+/// What boots a guest, beside layers.
+struct Boot {
+    release: String,
+    vmlinux: PathBuf,
+    initrd: PathBuf,
+}
+
+fn kernel(
+    inputs: &Inputs,
+    layers: &Layers,
+    base: &Base,
+    package: &Path,
+    scratch: &Scratch,
+    epoch: u32,
+    progress: &Progress,
+) -> Result<(Layer, Boot), BuildError> {
+    let job = progress.spinner("building", "guest kernel");
+    let found = inputs.set("kernel").into_iter().find(|candidate| candidate.deb == package);
+    let found = found.ok_or_else(|| BuildError::Missing { set: "kernel".to_owned(), what: "kernel" })?;
+    let layer = layers.kernel(base, &found, &|_| ())?;
+    let kernel = Kernel::read(package)?;
+    let boot = Boot {
+        release: kernel.release.clone(),
+        vmlinux: scratch.file("vmlinux"),
+        initrd: scratch.file("guest-initrd"),
+    };
+    write(&boot.vmlinux, &kernel.vmlinux()?)?;
+    initrd::guest(&boot.initrd, inputs.runtime, &kernel, epoch)?;
+    job.done("guest kernel");
+    Ok((layer, boot))
+}
+
+fn own_layer(
+    inputs: &Inputs,
+    layers: &Layers,
+    base: &Base,
+    image: &Image,
+    scratch: &Scratch,
+    progress: &Progress,
+) -> Result<Layer, BuildError> {
+    let name = &image.name;
+    let label = format!("layer {name}");
+    let job = progress.spinner("building", &label);
+    let additions = Additions {
+        packages: inputs.set(&sets::image(name)),
+        files: files(image, scratch)?,
+        services: image.services.iter().map(|service| service.value.clone()).collect(),
+    };
+    let layer = layers.image(name, base, &additions, &|_| ())?;
+    job.done(&label);
+    Ok(layer)
+}
+
+/// An image's files as layers take them: all lie on disk.
+fn files(image: &Image, scratch: &Scratch) -> Result<Vec<RecipeFile>, BuildError> {
+    let place = |(index, file): (usize, &File)| {
+        let source = match &file.content {
+            Content::File(path) | Content::Directory(path) => path.clone(),
+            Content::Inline(text) => {
+                let path = scratch.file(&format!("{}-{index}", image.name));
+                write(&path, text.as_bytes())?;
+                path
+            }
+        };
+        Ok(RecipeFile { path: PathBuf::from(&file.path.value), source, mode: file.mode })
+    };
+    image.files.iter().enumerate().map(place).collect()
+}
+
+impl Images {
+    fn add(&mut self, label: &str, layer: &Layer) -> Blob {
+        self.files.insert(layer.digest, layer.path.clone());
+        Blob { digest: layer.digest, size: layer.size, label: label.to_owned() }
+    }
+
+    fn add_file(&mut self, label: &str, path: &Path) -> Result<Blob, BuildError> {
+        let failed = |source| BuildError::Write { path: path.to_owned(), source };
+        let file = fs::File::open(path).map_err(failed)?;
+        let size = file.metadata().map_err(failed)?.len();
+        let digest = verity::digest(BufReader::with_capacity(1 << 20, file)).map_err(failed)?;
+        self.files.insert(digest, path.to_owned());
+        Ok(Blob { digest, size, label: label.to_owned() })
+    }
+}
+
+impl Inputs<'_> {
+    /// The packages of a set, as layers take them.
+    fn set(&self, set: &str) -> Vec<Package> {
+        let names = self.lock.sets.get(set).into_iter().flatten();
+        names
+            .filter_map(|name| {
+                let (locked, deb) = (self.lock.packages.get(name)?, self.packages.get(name)?);
+                Some(Package {
+                    name: name.clone(),
+                    version: locked.version.clone(),
+                    sha256: locked.sha256,
+                    deb: deb.clone(),
+                })
+            })
+            .collect()
+    }
+}
