@@ -11,14 +11,18 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Columns when stderr is no terminal: so many that nothing is wrapped, so that logs can be searched.
 const UNWRAPPED: usize = 10_000;
+/// Columns below which wrapping would leave no text on a line.
+const NARROWEST: usize = 40;
 
 /// Writes the error to stderr.
 pub fn print(error: &(dyn std::error::Error + 'static)) {
     let stderr = std::io::stderr();
     let terminal = stderr.is_terminal();
-    let width = rustix::termios::tcgetwinsize(&stderr).map_or(UNWRAPPED, |size| usize::from(size.ws_col).max(40));
+    // A terminal that does not know its width, as on a serial line, says 0.
+    let width =
+        rustix::termios::tcgetwinsize(&stderr).ok().map(|size| usize::from(size.ws_col)).filter(|&width| width > 0);
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    eprint!("{}", text(error, Look { terminal, colour, width: if terminal { width } else { UNWRAPPED } }));
+    eprint!("{}", text(error, Look { terminal, colour, width: width.unwrap_or(UNWRAPPED).max(NARROWEST) }));
 }
 
 /// What the output can show.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::manifest::Forward;
 
-/// Most vCPUs of a guest.
+/// Most vCPUs of a guest: a slip of a digit is found here, not when the rack starts.
 pub const VCPUS_MAX: u8 = 32;
 /// Most guests of a rack: what is compared between guests takes quadratic time.
 const GUESTS_MAX: usize = 1000;

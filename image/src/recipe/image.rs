@@ -27,8 +27,8 @@ pub struct File {
     pub path: Placed<String>,
     /// What is put there.
     pub content: Content,
-    /// Permission bits, at most 0o7777. If none: 0o644, and for a source that its owner may execute 0o755.
-    /// Never given for a directory, whose files each follow that rule, as its folders have 0o755.
+    /// Permission bits of the file, or of all files in the directory, at most 0o7777; 0o644 if none. Never the source's
+    /// own, which depend on the umask of whoever cloned it.
     pub mode: Option<u32>,
 }
 

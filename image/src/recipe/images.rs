@@ -115,10 +115,6 @@ fn file(report: &mut Report, table: &Table<'_>, folder: &Path, item: &Spanned<De
             None
         }
     };
-    if let (Some(Content::Directory(_)), Some(at)) = (&content, table.key_span("mode")) {
-        let hint = "its files keep whether they can be executed: 0o755 if so, else 0o644";
-        report.wrong(at, "`mode` can't be given for a directory", hint);
-    }
     Some(File { path: path?, content: content?, mode: mode? })
 }
 
