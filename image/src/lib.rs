@@ -2,6 +2,8 @@
 //!
 //! No network, no processes, no clock, no randomness: the same input gives the same bytes.
 
+#![forbid(unsafe_code)]
+
 pub mod cpio;
 pub mod digest;
 pub mod disk;
