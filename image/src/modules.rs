@@ -197,7 +197,7 @@ impl Index {
         positions.into_iter().filter_map(|position| self.modules.get(position as usize)).collect()
     }
 
-    /// What `name` means, as modprobe(8) decides it: a module, else something built in (nothing to load), else an alias.
+    /// What `name` means, in modprobe(8)'s order: a module, else an alias of modules, else something built in (nothing to load).
     ///
     /// # Errors
     /// [`ResolveError::Unknown`] if it is none of the three.
@@ -205,11 +205,8 @@ impl Index {
         if let Some(module) = self.get(name) {
             return Ok(vec![module]);
         }
-        if self.is_builtin(name) {
-            return Ok(Vec::new());
-        }
         let found = self.by_alias(name);
-        if found.is_empty() && self.targets(name).next().is_none() {
+        if found.is_empty() && !self.is_builtin(name) && self.targets(name).next().is_none() {
             return Err(ResolveError::Unknown { name: name.to_owned() });
         }
         Ok(found)

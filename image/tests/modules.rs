@@ -92,6 +92,18 @@ fn what_is_built_in_needs_no_loading_and_what_is_nowhere_is_named() {
     );
 }
 
+/// `softdep=pre: crc32` of f2fs: the library crc32 is built in, but what is meant are the modules with that alias.
+#[test]
+fn modules_with_an_alias_come_before_what_is_built_in_under_the_same_name() {
+    let modules = vec![
+        module("f2fs.ko", &["softdep=pre: crc32"]),
+        module("crc32-pclmul.ko", &["alias=crc32"]),
+        module("crc32_generic.ko", &["alias=crc32"]),
+    ];
+    let index = Index::new(modules, "kernel/lib/crc32.ko", b"");
+    assert_eq!(names(index.closure(&["f2fs"]).unwrap()), ["crc32_generic", "crc32_pclmul", "f2fs"]);
+}
+
 #[test]
 fn a_circle_of_soft_dependencies_ends() {
     let circle = Index::new(
