@@ -1,7 +1,7 @@
 //! How an error reaches a person: the one place that draws. Diagnostics with a place are shown with the lines around
 //! it, everything else as its chain of causes.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, ThemeCharacters};
 use rackstick_image::recipe::{Diagnostic, Diagnostics};
@@ -22,7 +22,9 @@ pub fn print(error: &(dyn std::error::Error + 'static)) {
     let width =
         rustix::termios::tcgetwinsize(&stderr).ok().map(|size| usize::from(size.ws_col)).filter(|&width| width > 0);
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    eprint!("{}", text(error, Look { terminal, colour, width: width.unwrap_or(UNWRAPPED).max(NARROWEST) }));
+    let look = Look { terminal, colour, width: width.unwrap_or(UNWRAPPED).max(NARROWEST) };
+    // Where stderr itself fails there is nobody left to tell; the exit code still says it.
+    _ = stderr.lock().write_all(text(error, look).as_bytes());
 }
 
 /// What the output can show.

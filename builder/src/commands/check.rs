@@ -1,6 +1,9 @@
 //! `rackstick check RECIPE`: says whether a recipe is right, and whether its lock still fits it. Touches no network.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use rackstick_image::recipe::{self, Network, Rack};
 
@@ -17,10 +20,11 @@ pub struct Args {
 pub fn run(args: Args) -> Result<(), report::Error> {
     let rack = recipe::load(&args.recipe)?;
     let lock = lock_state(&args.recipe, &rack)?;
-    println!("{}: rack {} {} is fine", args.recipe.display(), rack.name, rack.version);
-    println!("  guests:   {}", listed(&guests(&rack)));
-    println!("  networks: {}", listed(&networks(&rack)));
-    println!("  lock:     {lock}");
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}: rack {} {} is fine", args.recipe.display(), rack.name, rack.version)?;
+    writeln!(out, "  guests:   {}", listed(&guests(&rack)))?;
+    writeln!(out, "  networks: {}", listed(&networks(&rack)))?;
+    writeln!(out, "  lock:     {lock}")?;
     Ok(())
 }
 

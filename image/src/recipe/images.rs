@@ -26,7 +26,7 @@ const MODE_MAX: u32 = 0o7777;
 /// Folders over which something is mounted when an image boots: what is put there would never be seen.
 const HIDDEN: &[&str] = &["dev", "proc", "run", "sys", "tmp"];
 
-/// Reads an image recipe. `None` if something that was reported keeps it from being used.
+/// Reads an image recipe. If anything was reported, the image lacks it and is not to be used.
 pub(super) fn read(
     report: &mut Report,
     name: &str,
