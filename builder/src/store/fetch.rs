@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,7 +16,10 @@ use std::{
 use rackstick_image::digest::Sha256;
 use sha2::Digest;
 
-use super::{Client, HttpErrorKind, Store, StoreError, THREADS, http};
+use super::{
+    Client, Store, StoreError, THREADS,
+    http::{self, HttpErrorKind},
+};
 use crate::{
     archive::Mirrors,
     progress::{Job, Progress},
@@ -349,10 +352,4 @@ fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> 
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     results.sort_unstable_by_key(|(index, _)| *index);
     results.into_iter().map(|(_, result)| result).collect()
-}
-
-/// The path of a file that is being fetched, for tests that interrupt.
-#[cfg(test)]
-pub fn partial_path(store: &Store, hash: Sha256) -> PathBuf {
-    store.partial().join(hash.to_string())
 }

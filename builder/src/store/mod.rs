@@ -13,7 +13,7 @@ use std::{
 use rackstick_image::digest::Sha256;
 
 pub use fetch::Want;
-pub use http::{Client, HttpError, HttpErrorKind};
+pub use http::Client;
 
 /// How many files are fetched and hashed at once.
 pub const THREADS: usize = 8;

@@ -41,6 +41,10 @@ impl Rig {
         fs::read(self.store.path(want.sha256)).unwrap()
     }
 
+    fn partial(&self, want: &Want) -> PathBuf {
+        self.store.partial().join(want.sha256.to_string())
+    }
+
     fn assert_nothing_is_half_done(&self) {
         let left: Vec<_> = fs::read_dir(self.store.partial()).unwrap().collect();
         assert!(left.is_empty(), "{left:?}");
@@ -117,7 +121,7 @@ fn a_later_run_goes_on_where_an_interrupted_one_stopped() {
     let rig = Rig::new();
     let good = bytes(300_000);
     let want = want("a", &good);
-    fs::write(fetch::partial_path(&rig.store, want.sha256), &good[..123_456]).unwrap();
+    fs::write(rig.partial(&want), &good[..123_456]).unwrap();
     rig.server.answer("/debian/pool/a.deb", vec![Answer::Whole(good.clone())]);
     rig.obtain(std::slice::from_ref(&want)).unwrap();
     assert_eq!(rig.content(&want), good);
@@ -133,7 +137,7 @@ fn what_an_interrupted_run_left_is_not_trusted() {
     for left in [wrong, vec![0; 300_000], vec![0; 400_000]] {
         let rig = Rig::new();
         let want = want("a", &good);
-        fs::write(fetch::partial_path(&rig.store, want.sha256), left).unwrap();
+        fs::write(rig.partial(&want), left).unwrap();
         rig.server.answer("/debian/pool/a.deb", vec![Answer::Whole(good.clone())]);
         rig.obtain(std::slice::from_ref(&want)).unwrap();
         assert_eq!(rig.content(&want), good);
@@ -266,6 +270,50 @@ fn a_file_larger_than_the_disk_is_refused_before_it_is_fetched() {
         other => panic!("{other:?}"),
     }
     assert!(rig.server.requests().is_empty());
+}
+
+/// Set in the process that has the small disk.
+const SMALL_DISK: &str = "RACKSTICK_TEST_SMALL_DISK";
+
+#[test]
+fn a_disk_that_fills_up_meanwhile_is_an_error_and_the_next_run_goes_on() {
+    let Some(disk) = std::env::var_os(SMALL_DISK).map(PathBuf::from) else {
+        // The same test again, in namespaces of its own, where a small disk can be mounted.
+        let folder = tempfile::tempdir().unwrap();
+        let status = std::process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c"])
+            .arg("mount -t tmpfs -o size=1m none \"$1\" && shift && exec \"$@\"")
+            .arg("sh")
+            .arg(folder.path())
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "store::tests::a_disk_that_fills_up_meanwhile_is_an_error_and_the_next_run_goes_on"])
+            .env(SMALL_DISK, folder.path())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    };
+    let rig = Rig { store: Store::at(disk.join("cache")).unwrap(), client: Client::new(), ..Rig::new() };
+    let good = bytes(600_000);
+    let want = want("a", &good);
+    let pause = Duration::from_millis(20);
+    rig.server.answer("/debian/pool/a.deb", vec![Answer::Slow(good.clone(), 20_000, pause)]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !fs::metadata(rig.partial(&want)).is_ok_and(|file| file.len() > 50_000) {
+                std::thread::sleep(pause / 10);
+            }
+            fs::write(disk.join("other"), bytes(1 << 20)).unwrap_err();
+        });
+        match rig.obtain(std::slice::from_ref(&want)) {
+            Err(StoreError::NoSpace { free: None, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    });
+    fs::remove_file(disk.join("other")).unwrap();
+    rig.obtain(std::slice::from_ref(&want)).unwrap();
+    assert_eq!(rig.content(&want), good);
+    assert!(rig.server.requests()[1].contains(" from "), "{:?}", rig.server.requests());
 }
 
 #[test]
