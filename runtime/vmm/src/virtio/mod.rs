@@ -9,6 +9,8 @@ pub mod net;
 pub mod pmem;
 pub mod queue;
 pub mod rng;
+#[cfg(test)]
+pub mod testing;
 pub mod transport;
 pub mod vsock;
 

@@ -63,3 +63,22 @@ impl Device for Pmem {
         self.queues = Queues::default();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{Driver, Part};
+
+    #[test]
+    fn flushes_succeed_and_nothing_else_does() {
+        let mut driver = Driver::new(0);
+        let mut pmem = Pmem::new(0, &(0x1_0000_0000..0x1_0020_0000));
+        driver.start(&mut pmem, 0);
+        for (request, result) in [(&[0; 4][..], OK), (&[1, 0, 0, 0], FAILED), (&[0; 2], FAILED), (&[], FAILED)] {
+            let answer = *driver.submit(&[Part::Out(request), Part::In(4)]).last().unwrap();
+            pmem.handle_queue(0).unwrap();
+            assert_eq!(driver.finished(), Some(4));
+            assert_eq!(driver.bytes(answer, 4), result.to_le_bytes());
+        }
+    }
+}

@@ -63,3 +63,22 @@ fn fill(chain: &Chain<'_>) -> rustix::io::Result<u32> {
     }
     Ok(chain.writable.copy_from(bytes) as u32)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{Driver, Part};
+
+    #[test]
+    fn buffers_are_filled_up_to_a_limit() {
+        let mut driver = Driver::new(0);
+        let mut rng = Rng::default();
+        driver.start(&mut rng, 0);
+        let small = driver.submit(&[Part::In(64)])[0];
+        driver.submit(&[Part::In(100_000)]);
+        driver.submit(&[Part::Out(b"nothing to write")]);
+        rng.handle_queue(0).unwrap();
+        assert_eq!([driver.finished(), driver.finished(), driver.finished()], [Some(64), Some(4096), Some(0)]);
+        assert_ne!(driver.bytes(small, 64), [0; 64]);
+    }
+}

@@ -69,3 +69,133 @@ impl Device for Blk {
         self.queues = Queues::default();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write};
+
+    use super::*;
+    use crate::virtio::{
+        blk::DiskError,
+        testing::{Driver, Part},
+    };
+
+    const OK: u8 = 0;
+    const IO_ERROR: u8 = 1;
+    const UNSUPPORTED: u8 = 2;
+
+    struct Rig {
+        driver: Driver,
+        blk: Blk,
+        file: tempfile::NamedTempFile,
+    }
+
+    fn rig(readonly: bool) -> Rig {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        (0..8).for_each(|sector: u8| file.write_all(&[sector; SECTOR as usize]).unwrap());
+        let blk = Blk::new(3, Disk::open(file.path(), readonly).unwrap());
+        Rig { driver: Driver::new(0), blk, file }
+    }
+
+    fn header(kind: u32, sector: u64) -> Vec<u8> {
+        [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+    }
+
+    impl Rig {
+        /// Status, bytes written, and what the device wrote in front of the status.
+        fn request(&mut self, header: &[u8], parts: &[Part<'_>]) -> (u8, u32, Vec<u8>) {
+            let all: Vec<_> = std::iter::once(Part::Out(header))
+                .chain(parts.iter().map(|part| match part {
+                    Part::Out(bytes) => Part::Out(bytes),
+                    Part::In(length) => Part::In(*length),
+                }))
+                .chain([Part::In(1)])
+                .collect();
+            let addresses = self.driver.submit(&all);
+            self.blk.handle_queue(0).unwrap();
+            let written = self.driver.finished().unwrap();
+            let status = self.driver.bytes(*addresses.last().unwrap(), 1)[0];
+            let data = match parts.first() {
+                Some(Part::In(length)) => self.driver.bytes(addresses[1], *length as usize),
+                _ => Vec::new(),
+            };
+            (status, written, data)
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_lies_in_the_file() {
+        let mut rig = rig(false);
+        rig.driver.start(&mut rig.blk, F_FLUSH);
+        let text = [b'x'; 2 * SECTOR as usize];
+        assert_eq!(rig.request(&header(1, 5), &[Part::Out(&text[..100]), Part::Out(&text[100..])]).0, OK);
+        assert_eq!(rig.request(&header(4, 0), &[]), (OK, 1, Vec::new()));
+        let (status, written, data) = rig.request(&header(0, 4), &[Part::In(3 * SECTOR as u32)]);
+        assert_eq!((status, written), (OK, 3 * SECTOR as u32 + 1));
+        assert_eq!(data, [&[4; SECTOR as usize][..], &text].concat());
+        assert_eq!(fs::read(rig.file.path()).unwrap()[5 * SECTOR as usize..][..text.len()], text);
+    }
+
+    #[test]
+    fn requests_that_make_no_sense_are_refused_and_change_nothing() {
+        let mut rig = rig(false);
+        rig.driver.start(&mut rig.blk, F_FLUSH);
+        let before = fs::read(rig.file.path()).unwrap();
+        let sector = [0xEE; SECTOR as usize];
+        for (header, data, status) in [
+            (header(1, 8), Part::Out(&sector), IO_ERROR),
+            (header(1, u64::MAX), Part::Out(&sector), IO_ERROR),
+            (header(1, u64::MAX / SECTOR), Part::Out(&sector), IO_ERROR),
+            (header(1, 0), Part::Out(&sector[..511]), IO_ERROR),
+            (header(0, 8), Part::In(512), IO_ERROR),
+            (header(0, 7), Part::In(1024), IO_ERROR),
+            (header(0, 0), Part::In(100), IO_ERROR),
+            (header(99, 0), Part::Out(&sector), UNSUPPORTED),
+            (header(0, 0)[..12].to_vec(), Part::In(512), IO_ERROR),
+        ] {
+            assert_eq!(rig.request(&header, &[data]).0, status, "{header:?}");
+        }
+        assert_eq!(fs::read(rig.file.path()).unwrap(), before);
+    }
+
+    #[test]
+    fn a_request_without_room_for_its_status_is_given_back() {
+        let mut rig = rig(false);
+        rig.driver.start(&mut rig.blk, 0);
+        rig.driver.submit(&[Part::Out(&header(0, 0))]);
+        rig.driver.submit(&[Part::Out(&header(0, 0)), Part::In(0)]);
+        rig.blk.handle_queue(0).unwrap();
+        assert_eq!([rig.driver.finished(), rig.driver.finished()], [Some(0), Some(0)]);
+    }
+
+    #[test]
+    fn a_read_only_disk_is_not_written() {
+        let mut rig = rig(true);
+        rig.driver.start(&mut rig.blk, F_RO);
+        assert_eq!(rig.request(&header(1, 0), &[Part::Out(&[1; SECTOR as usize])]).0, IO_ERROR);
+        assert_eq!(rig.request(&header(0, 0), &[Part::In(512)]).0, OK);
+        assert_eq!(rig.blk.features() & F_RO, F_RO);
+    }
+
+    #[test]
+    fn the_disk_has_a_name() {
+        let mut rig = rig(false);
+        rig.driver.start(&mut rig.blk, 0);
+        let (status, written, data) = rig.request(&header(8, 0), &[Part::In(20)]);
+        assert_eq!((status, written, &data[..6]), (OK, 21, &b"disk3\0"[..]));
+    }
+
+    #[test]
+    fn a_disk_is_whole_sectors_and_has_one_writer() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(Disk::open(file.path(), true), Err(DiskError::Size { size: 0, .. })));
+        file.as_file().set_len(1025).unwrap();
+        assert!(matches!(Disk::open(file.path(), true), Err(DiskError::Size { size: 1025, .. })));
+        file.as_file().set_len(1024).unwrap();
+        let readers = (Disk::open(file.path(), true).unwrap(), Disk::open(file.path(), true).unwrap());
+        assert!(matches!(Disk::open(file.path(), false), Err(DiskError::InUse { .. })));
+        drop(readers);
+        let _writer = Disk::open(file.path(), false).unwrap();
+        assert!(matches!(Disk::open(file.path(), true), Err(DiskError::InUse { .. })));
+    }
+}

@@ -144,3 +144,51 @@ impl Device for Console {
         self.waiting.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::virtio::testing::{Driver, Part};
+
+    #[test]
+    fn what_the_guest_prints_is_in_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console");
+        let mut console = Console::new(Output::file(&path, 64).unwrap(), false);
+        let mut driver = Driver::new(TRANSMIT);
+        driver.start(&mut console, 0);
+        driver.submit(&[Part::Out(b"hello, "), Part::Out(b"world"), Part::Out(b"\n")]);
+        driver.submit(&[Part::In(100)]);
+        console.handle_queue(TRANSMIT).unwrap();
+        assert_eq!([driver.finished(), driver.finished()], [Some(0), Some(0)]);
+        assert_eq!(fs::read(&path).unwrap(), b"hello, world\n");
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_written_does_not_stop_the_guest() {
+        let mut console = Console::new(Output::file("/dev/full".as_ref(), 64).unwrap(), false);
+        let mut driver = Driver::new(TRANSMIT);
+        driver.start(&mut console, 0);
+        for _ in 0..40 {
+            driver.submit(&[Part::Out(b"lost")]);
+            console.handle_queue(TRANSMIT).unwrap();
+            assert_eq!(driver.finished(), Some(0));
+        }
+    }
+
+    #[test]
+    fn what_waits_for_the_guest_is_spread_over_its_buffers() {
+        let mut console = Console::new(Output::Stdout, false);
+        let mut driver = Driver::new(RECEIVE);
+        driver.start(&mut console, 0);
+        console.waiting.extend(b"abcdef");
+        let first = driver.submit(&[Part::In(4)])[0];
+        console.handle_queue(RECEIVE).unwrap();
+        let second = driver.submit(&[Part::In(4)])[0];
+        console.handle_queue(RECEIVE).unwrap();
+        assert_eq!([driver.finished(), driver.finished(), driver.finished()], [Some(4), Some(2), None]);
+        assert_eq!((driver.bytes(first, 4), driver.bytes(second, 2)), (b"abcd".to_vec(), b"ef".to_vec()));
+    }
+}

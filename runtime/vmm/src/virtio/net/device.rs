@@ -176,3 +176,56 @@ impl Device for Net {
         self.waiting.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{Driver, Part, SIZE};
+
+    fn packet(length: usize) -> Vec<u8> {
+        (0..length).map(|index| index as u8 | 1).collect()
+    }
+
+    #[test]
+    fn a_packet_is_spread_over_merged_buffers_and_says_over_how_many() {
+        let mut driver = Driver::new(RECEIVE);
+        let mut queue = driver.queue();
+        let buffers: Vec<_> = (0..4).map(|_| driver.submit(&[Part::In(100)])[0]).collect();
+        let mut sent = packet(250);
+        assert!(deliver(&mut queue, &mut sent, true).unwrap());
+        let lengths = [driver.finished(), driver.finished(), driver.finished(), driver.finished()];
+        assert_eq!(lengths, [Some(100), Some(100), Some(50), None]);
+        let received: Vec<u8> = buffers.iter().flat_map(|at| driver.bytes(*at, 100)).take(250).collect();
+        assert_eq!(received[NUM_BUFFERS..HEADER], [3, 0]);
+        assert_eq!(received[HEADER..], packet(250)[HEADER..]);
+    }
+
+    #[test]
+    fn a_packet_waits_until_there_are_buffers_for_all_of_it() {
+        let mut driver = Driver::new(RECEIVE);
+        let mut queue = driver.queue();
+        let mut sent = packet(150);
+        assert!(!deliver(&mut queue, &mut sent, true).unwrap());
+        driver.submit(&[Part::In(100)]);
+        assert!(!deliver(&mut queue, &mut sent, true).unwrap());
+        assert_eq!(driver.finished(), None);
+        driver.submit(&[Part::In(100)]);
+        assert!(deliver(&mut queue, &mut sent, true).unwrap());
+        assert_eq!([driver.finished(), driver.finished()], [Some(100), Some(50)]);
+    }
+
+    #[test]
+    fn a_packet_no_buffer_can_hold_is_lost_and_the_next_one_is_not() {
+        let mut driver = Driver::new(RECEIVE);
+        let mut queue = driver.queue();
+        driver.submit(&[Part::In(100)]);
+        driver.submit(&[Part::In(100)]);
+        assert!(deliver(&mut queue, &mut packet(101), false).unwrap());
+        assert!(deliver(&mut queue, &mut packet(100), false).unwrap());
+        assert_eq!([driver.finished(), driver.finished()], [Some(0), Some(100)]);
+        // A whole queue of buffers that are too small.
+        (0..SIZE).for_each(|_| drop(driver.submit(&[Part::In(1)])));
+        assert!(deliver(&mut queue, &mut packet(1000), true).unwrap());
+        assert_eq!((0..SIZE).filter(|_| driver.finished() == Some(0)).count(), usize::from(SIZE));
+    }
+}
