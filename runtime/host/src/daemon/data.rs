@@ -35,6 +35,9 @@ pub enum Error {
         /// How long was waited.
         source: UeventError,
     },
+    /// Nobody says when disks come.
+    #[error("disks can't be waited for: {0}")]
+    Uevents(UeventError),
     /// It is there and can't be mounted.
     #[error("the data partition {} can't be mounted, it is left untouched: {source}", device.display())]
     Mount {

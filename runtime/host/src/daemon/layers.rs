@@ -115,3 +115,23 @@ pub fn check(file: &Path, blob: &Blob) -> Result<(), Error> {
         None => Err(verity(io::Error::other("it was switched on, yet the file has no digest"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_that_is_missing_or_cut_short_is_named() {
+        let blob = Blob { digest: VerityDigest([7; 32]), size: 8192, label: "base".into() };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("layer");
+        let missing = check(&file, &blob).unwrap_err();
+        assert!(matches!(missing, Error::Open { .. }), "{missing}");
+        std::fs::write(&file, [0; 4096]).unwrap();
+        let cut = check(&file, &blob).unwrap_err();
+        assert!(matches!(cut, Error::Size { found: 4096, expected: 8192, .. }), "{cut}");
+        for error in [missing, cut] {
+            assert!(error.to_string().starts_with(&format!("layer {} (base) ", blob.digest)));
+        }
+    }
+}

@@ -21,10 +21,26 @@ use rackstick_linux::{
 
 use super::{Event, data, guest::process, layers, memory, network};
 
-/// Modules that no device asks for.
-const MODULES: [&str; 3] = ["tun", "vhost_vsock", "vhost_net"];
-/// What monitors open beside their taps.
-const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/vhost-vsock", "/dev/vhost-net"];
+/// Modules that no device asks for, or that the kernel would ask for one by one through `/sbin/modprobe`, a process
+/// that reads the whole index each time: what monitors, bridges, the firewall and the data partition need.
+const MODULES: [&str; 14] = [
+    "ext4",
+    "tun",
+    "vhost_vsock",
+    "vhost_net",
+    "bridge",
+    "nf_tables",
+    "nf_conntrack",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_fib_inet",
+    "nft_masq",
+    "nft_nat",
+    "crc32c_generic",
+    "sha256_generic",
+];
+/// What monitors open.
+const DEVICES: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-vsock", "/dev/vhost-net"];
 /// The host's memory is measured once a boot: later, guests and their layers are part of it.
 const MEMORY_RECORD: &str = "/run/rackstick/host-memory-kib";
 /// More threads than this only wait for each other in the kernel's module loader.
@@ -57,6 +73,20 @@ pub fn run(manifest: &Arc<Manifest>, events: &Sender<Event>) {
             send(Event::Problem("memory".into(), Some(format!("the host's memory can't be measured: {error}"))))
         }
     };
+    let kvm = Path::new("/dev/kvm").exists();
+    send(Event::Kvm(kvm));
+    if let Err(error) = give_devices() {
+        send(Event::Problem("devices".into(), Some(error.to_string())));
+    }
+    // Reading layers and setting up networks have nothing to do with each other.
+    thread::scope(|scope| {
+        scope.spawn(|| check_layers(manifest, events));
+        bring_up_networks(manifest, events);
+    });
+}
+
+fn bring_up_networks(manifest: &Arc<Manifest>, events: &Sender<Event>) {
+    let send = |event| events.send(event).is_ok();
     match network::bring_up(manifest, process::uid) {
         Ok(()) => send(Event::NetworksUp),
         Err(error) => send(Event::Problem("networks".into(), Some(error.to_string()))),
@@ -71,12 +101,6 @@ pub fn run(manifest: &Arc<Manifest>, events: &Sender<Event>) {
     if let Err(error) = network::start_uplinks(manifest, report) {
         send(Event::Problem("uplinks".into(), Some(error.to_string())));
     }
-    let kvm = Path::new("/dev/kvm").exists();
-    send(Event::Kvm(kvm));
-    if let Err(error) = give_devices() {
-        send(Event::Problem("devices".into(), Some(error.to_string())));
-    }
-    check_layers(manifest, events);
 }
 
 /// Loads the drivers of what is there, and from now on of what comes.
@@ -164,13 +188,21 @@ fn give_devices() -> io::Result<()> {
 
 fn check_layers(manifest: &Manifest, events: &Sender<Event>) {
     let send = |event| events.send(event).is_ok();
-    let mounted = Uevents::open()
-        .map_err(|error| error.to_string())
-        .and_then(|uevents| data::bring_up(&manifest.data_partition, &uevents).map_err(|error| error.to_string()));
-    match mounted {
-        Ok(device) => log::info!("data partition {} is mounted at {}", device.display(), data::MOUNT),
-        Err(error) => {
-            send(Event::Problem("data".into(), Some(error)));
+    loop {
+        let mounted = Uevents::open()
+            .map_err(data::Error::Uevents)
+            .and_then(|uevents| data::bring_up(&manifest.data_partition, &uevents));
+        let waits = matches!(mounted, Err(data::Error::Missing { .. }));
+        match mounted {
+            Ok(device) => {
+                log::info!("data partition {} is mounted at {}", device.display(), data::MOUNT);
+                send(Event::Problem("data".into(), None));
+                break;
+            }
+            Err(error) => send(Event::Problem("data".into(), Some(error.to_string()))),
+        };
+        // A disk may be plugged in at any time; one that can't be mounted stays so.
+        if !waits {
             return;
         }
     }

@@ -10,8 +10,9 @@ use std::{
 
 use rackstick_api::{
     MAX_LINE,
-    rack::{Answer, Call, Request, Response},
+    rack::{Answer, Call, Process, Request, Response},
 };
+use rustix::process::{Signal, getpid, kill_process};
 
 pub use port::Port;
 pub use socket::listen;
@@ -32,8 +33,12 @@ fn serve(mut reader: impl BufRead, mut writer: impl Write, events: &Sender<Event
             // The client left in the middle of a line.
             return Ok(());
         }
-        if let Some(answer) = answer(&line, events) {
+        if let Some((answer, last)) = answer(&line, events) {
             writer.write_all(&answer)?;
+            if last {
+                // Only now, so that the client has its answer.
+                kill_process(getpid(), Signal::KILL)?;
+            }
         }
         if !whole {
             // Too long: where the next call begins can't be known.
@@ -42,14 +47,18 @@ fn serve(mut reader: impl BufRead, mut writer: impl Write, events: &Sender<Event
     }
 }
 
-/// The answer to one line, as a line; none to an empty one.
-fn answer(line: &[u8], events: &Sender<Event>) -> Option<Vec<u8>> {
+/// The answer to one line, as a line, and whether it is the last thing this daemon does; none to an empty one.
+fn answer(line: &[u8], events: &Sender<Event>) -> Option<(Vec<u8>, bool)> {
     let line = line.trim_ascii();
     if line.is_empty() {
         return None;
     }
+    let mut last = false;
     let answer = match serde_json::from_slice::<Call>(line) {
-        Ok(Call { id, request }) => Answer { id, response: ask(request, events) },
+        Ok(Call { id, request }) => {
+            last = request == Request::Kill { process: Process::Daemon };
+            Answer { id, response: ask(request, events) }
+        }
         Err(error) => Answer { id: 0, response: Response::Error(format!("this is no call: {error}")) },
     };
     let mut text = serde_json::to_vec(&answer).unwrap_or_default();
@@ -58,7 +67,7 @@ fn answer(line: &[u8], events: &Sender<Event>) -> Option<Vec<u8>> {
         text = serde_json::to_vec(&Answer { id: answer.id, response }).unwrap_or_default();
     }
     text.push(b'\n');
-    Some(text)
+    Some((text, last))
 }
 
 fn ask(request: Request, events: &Sender<Event>) -> Response {

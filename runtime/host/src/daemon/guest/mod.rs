@@ -120,7 +120,13 @@ impl Guest {
         };
         if let Some((pid, start_time)) = record.monitor {
             match Process::adopt(pid, start_time) {
-                Ok(Some(process)) => guest.take_over(process),
+                Ok(Some(process)) => {
+                    guest.take_over(process);
+                    if record.stopped {
+                        guest.stop(Instant::now());
+                    }
+                }
+                Ok(None) if record.stopped => guest.phase = Phase::Stopped,
                 Ok(None) => guest.ended(pid, None, Instant::now()),
                 Err(error) => log::error!("{}: its monitor {pid} can't be found again: {error}", guest.spec.name),
             }
@@ -330,6 +336,7 @@ impl Guest {
                 running.stopping = Some((Stage::Agent, now + SHUTDOWN_DEADLINE));
                 self.healthy = false;
                 self.detail = "it is shutting down".into();
+                self.remember(None);
                 self.ask_agent(now);
             }
         }
@@ -392,11 +399,12 @@ impl Guest {
     }
 
     fn remember(&self, failed: Option<String>) {
-        let monitor = match &self.phase {
-            Phase::Running(running) => Some((running.process.pid, running.process.start_time)),
-            _ => None,
+        let (monitor, stopped) = match &self.phase {
+            Phase::Running(Running { process, stopping, .. }) => {
+                (Some((process.pid, process.start_time)), stopping.is_some())
+            }
+            phase => (None, matches!(phase, Phase::Stopped)),
         };
-        let stopped = matches!(self.phase, Phase::Stopped);
         let record = Record { monitor, restarts: self.restarts, stopped, failed };
         if let Err(error) = record.save(&self.spec.name) {
             log::error!(

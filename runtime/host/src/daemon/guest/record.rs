@@ -15,7 +15,7 @@ pub struct Record {
     pub monitor: Option<(u32, u64)>,
     /// How often it was started again.
     pub restarts: u32,
-    /// Whether it was stopped on request.
+    /// Whether it was stopped on request, or is being stopped.
     pub stopped: bool,
     /// Why it failed for good.
     pub failed: Option<String>,
