@@ -78,7 +78,7 @@ fn add(placed: &mut Vec<PlacedFile>, end: usize, path: &Path, source: &Path, mod
         return Err(Error::TooMany(source.to_owned()));
     }
     let kind = fs::symlink_metadata(source).map_err(read)?.file_type();
-    let (content, mode) = if kind.is_dir() {
+    let (content, own_mode) = if kind.is_dir() {
         (Content::Folder, FOLDER_MODE)
     } else if kind.is_symlink() {
         (Content::Symlink(fs::read_link(source).map_err(read)?), 0o777)
@@ -87,7 +87,7 @@ fn add(placed: &mut Vec<PlacedFile>, end: usize, path: &Path, source: &Path, mod
     } else {
         return Err(Error::Kind(source.to_owned()));
     };
-    placed.push(PlacedFile { path: path.to_owned(), content, mode });
+    placed.push(PlacedFile { path: path.to_owned(), content, mode: own_mode });
     if kind.is_dir() {
         let mut names: Vec<_> = fs::read_dir(source).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(read)?;
         names.sort_by_key(fs::DirEntry::file_name);
