@@ -262,7 +262,7 @@ fn devices(config: &Config, map: &MemoryMap, ram: &Arc<GuestRam>) -> Result<Vec<
         }
     };
     add(Box::new(Console::new(output, stdin)), false);
-    add(Box::new(Rng::default()), false);
+    add(Box::<Rng>::default(), false);
     for (index, disk) in config.disks.iter().enumerate() {
         add(Box::new(Blk::new(index, Disk::open(&disk.path, disk.readonly)?)), true);
     }

@@ -4,7 +4,7 @@
 //! `RACKSTICK_NO_KVM=1` says that it is known: then each says so and passes.
 
 // Each test file uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod assembler;
 pub mod elf;

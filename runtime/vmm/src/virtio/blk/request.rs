@@ -69,7 +69,7 @@ fn write(disk: &Disk, sector: u64, data: &Buffers<'_>, write_through: bool) -> S
 fn offset(disk: &Disk, sector: u64, data: &Buffers<'_>) -> Option<u64> {
     let length = data.len() as u64;
     let end = sector.checked_add(length / SECTOR)?;
-    (length % SECTOR == 0 && end <= disk.sectors).then_some(sector * SECTOR)
+    (length.is_multiple_of(SECTOR) && end <= disk.sectors).then_some(sector * SECTOR)
 }
 
 fn done(what: &str, result: std::io::Result<()>) -> Status {
