@@ -177,9 +177,10 @@ fn fault(lock: &Lock) -> Option<(String, String)> {
             return Some((set.clone(), format!("set `{set}` has no roots")));
         }
     }
-    lock.roots.keys().find(|set| !lock.sets.contains_key(*set)).map(|set| {
-        (set.clone(), format!("set `{set}` has roots but no packages"))
-    })
+    lock.roots
+        .keys()
+        .find(|set| !lock.sets.contains_key(*set))
+        .map(|set| (set.clone(), format!("set `{set}` has roots but no packages")))
 }
 
 #[cfg(test)]

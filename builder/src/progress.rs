@@ -55,16 +55,6 @@ impl Progress {
         job
     }
 
-    /// Says something between the bars.
-    pub fn say(&self, line: &str) {
-        if self.lines {
-            eprintln!("{line}");
-        } else {
-            // If stderr is gone, nothing is left to say so on.
-            let _gone = self.bars.println(line);
-        }
-    }
-
     fn start(&self, verb: &'static str, what: &str, bar: ProgressBar, template: &str) -> Job {
         let bar = self.bars.add(bar);
         if let Ok(style) = ProgressStyle::with_template(template) {

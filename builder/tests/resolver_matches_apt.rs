@@ -1,6 +1,8 @@
 //! The oracle of the resolver: for each set of packages, `rackstick lock` must choose what apt chooses for a system that
 //! has the same base installed. Needs the network: both read the archive as it is now, from this machine's mirrors.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -131,7 +133,9 @@ struct Apt {
 impl Apt {
     fn new(folder: &Path) -> Self {
         let apt = Self { root: folder.join("apt") };
-        for folder in ["etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "lists/partial", "cache/archives/partial"] {
+        for folder in
+            ["etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "lists/partial", "cache/archives/partial"]
+        {
             fs::create_dir_all(apt.root.join(folder)).unwrap();
         }
         fs::write(apt.root.join("status"), "").unwrap();
@@ -209,7 +213,8 @@ fn decode(path: &str) -> String {
 
 /// The root of an archive, from this machine's own apt configuration.
 fn mirror(archive: &str) -> String {
-    let targets = run(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]));
+    let targets =
+        run(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]));
     let found = targets.lines().find(|root| root.trim_end_matches('/').ends_with(&format!("/{archive}")));
     found.unwrap_or_else(|| panic!("this machine's apt knows no mirror of {archive}")).to_owned()
 }

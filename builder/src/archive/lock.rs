@@ -39,8 +39,8 @@ pub enum ResolveLockError {
     },
     /// The mirror is behind the lock.
     #[error(
-        "the mirror's index of {suite} is from {offered}, older than the lock's, {locked}: its mirror is behind (use \
-         another with --mirror URL); to go back in time on purpose, delete the lock first"
+        "the mirror's index of {suite} is from {offered}, older than the lock's from {locked}: the mirror is behind, so \
+         use another with --mirror URL; to go back in time on purpose, delete the lock first"
     )]
     Older {
         /// The suite.
@@ -173,8 +173,7 @@ fn resolve_sets(
         let mut wanted = if set == BASE { resolve::essential(catalogue) } else { Vec::new() };
         let mut complete = true;
         for name in names {
-            let found =
-                if unpacked { resolve::find_unpacked(catalogue, name) } else { resolve::find(catalogue, name) };
+            let found = if unpacked { resolve::find_unpacked(catalogue, name) } else { resolve::find(catalogue, name) };
             match found {
                 Ok(id) => wanted.push(id),
                 Err(error) => {

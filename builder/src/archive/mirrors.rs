@@ -100,9 +100,9 @@ impl Mirrors {
                 _ => continue,
             };
             match fs::read_to_string(&path) {
-                Ok(text) if deb822 => new
-                    .add_deb822(&text)
-                    .map_err(|error| MirrorError::Syntax { path: path.clone(), error })?,
+                Ok(text) if deb822 => {
+                    new.add_deb822(&text).map_err(|error| MirrorError::Syntax { path: path.clone(), error })?
+                }
                 Ok(text) => new.add_one_line(&text),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(MirrorError::Io { path, source }),
@@ -262,7 +262,9 @@ mod tests {
 
     #[test]
     fn what_is_no_mirror_is_refused() {
-        for bad in ["m.test/debian", "ftp://m.test/debian", "http://m.test", "http:///debian", "http://m.test/debian?x", ""] {
+        for bad in
+            ["m.test/debian", "ftp://m.test/debian", "http://m.test", "http:///debian", "http://m.test/debian?x", ""]
+        {
             assert!(matches!(Mirrors::given(&[bad.to_owned()]), Err(MirrorError::Url(_))), "{bad}");
         }
     }

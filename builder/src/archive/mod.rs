@@ -14,5 +14,5 @@ mod suites;
 
 pub use lock::{ResolveLockError, resolve};
 pub use mirrors::{MirrorError, Mirrors};
-pub use obtain::{ObtainError, obtain};
+pub use obtain::obtain;
 pub use packages::{plain as is_package_name, proper_path as is_pool_path};

@@ -36,11 +36,7 @@ pub enum ObtainError {
 
 /// Sees to it that all packages of a lock are in the store, unaltered, and says where each .deb is, by the package's
 /// name. Needs no network, and no mirror, if they are there already.
-pub fn obtain(
-    lock: &Lock,
-    mirrors: &Mirrors,
-    progress: &Progress,
-) -> Result<BTreeMap<String, PathBuf>, ObtainError> {
+pub fn obtain(lock: &Lock, mirrors: &Mirrors, progress: &Progress) -> Result<BTreeMap<String, PathBuf>, ObtainError> {
     let store = Store::open()?;
     let client = Client::new();
     let wants: Vec<Want> = lock

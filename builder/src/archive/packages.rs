@@ -164,8 +164,7 @@ impl<'a> Package<'a> {
 
     /// Reads one of its relation fields.
     pub fn relation(&self, field: &'a str) -> Result<Vec<relation::Group<'a>>, PackagesError> {
-        relation::parse(field)
-            .map_err(|source| PackagesError::Relation { package: self.name.to_owned(), source })
+        relation::parse(field).map_err(|source| PackagesError::Relation { package: self.name.to_owned(), source })
     }
 }
 

@@ -197,7 +197,8 @@ mod tests {
         for (i, a) in versions.iter().enumerate() {
             for (j, b) in versions.iter().enumerate() {
                 for (operator, expected) in [("lt", i < j), ("eq", i == j), ("gt", i > j)] {
-                    let status = std::process::Command::new("dpkg").args(["--compare-versions", a, operator, b]).status();
+                    let status =
+                        std::process::Command::new("dpkg").args(["--compare-versions", a, operator, b]).status();
                     assert_eq!(status.unwrap().success(), expected, "{a} {operator} {b}");
                 }
                 assert_eq!(compare(a, b).unwrap(), i.cmp(&j), "{a} and {b}");

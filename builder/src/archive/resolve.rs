@@ -163,11 +163,7 @@ struct Attempt<'r, 'c, 'a> {
 type Step<T> = Result<Result<T, Dead>, PackagesError>;
 
 impl<'r, 'c, 'a> Attempt<'r, 'c, 'a> {
-    fn new(
-        catalogue: &'c Catalogue<'a>,
-        base: &BTreeSet<Id>,
-        rejected: &'r Rejected,
-    ) -> Result<Self, PackagesError> {
+    fn new(catalogue: &'c Catalogue<'a>, base: &BTreeSet<Id>, rejected: &'r Rejected) -> Result<Self, PackagesError> {
         let mut new = Self {
             catalogue,
             rejected,

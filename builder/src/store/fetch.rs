@@ -261,7 +261,8 @@ impl Partial {
             Ok(part) => part,
             Err(interrupt) => {
                 // If the server dislikes the range, it may still like the whole.
-                if self.length > 0 && matches!(&interrupt, Interrupt::Mirror(failure) if failure.last && !failure.gone) {
+                if self.length > 0 && matches!(&interrupt, Interrupt::Mirror(failure) if failure.last && !failure.gone)
+                {
                     self.forget(job)?;
                     return Err(failure(format!("{url}: the server can't go on with an interrupted file"), false));
                 }

@@ -109,7 +109,9 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
                 continue;
             }
             Answer::NoRanges(bytes) => (bytes, false),
-            Answer::Whole(bytes) | Answer::Cut(bytes, _) | Answer::Slow(bytes, ..) | Answer::Stall(bytes, _) => (bytes, true),
+            Answer::Whole(bytes) | Answer::Cut(bytes, _) | Answer::Slow(bytes, ..) | Answer::Stall(bytes, _) => {
+                (bytes, true)
+            }
         };
         let start = range.filter(|_| ranges).unwrap_or(0);
         if start > 0 && start >= bytes.len() {

@@ -77,7 +77,8 @@ fn a_package_may_exclude_others_that_provide_the_same() {
 
 #[test]
 fn a_need_that_nothing_satisfies_is_reported_with_the_way_to_it() {
-    let text = stanza("web", "1", "Depends: b\n") + &stanza("b", "1.26", "Depends: c (>= 2)\n") + &stanza("c", "1.9", "");
+    let text =
+        stanza("web", "1", "Depends: b\n") + &stanza("b", "1.26", "Depends: c (>= 2)\n") + &stanza("c", "1.9", "");
     assert_eq!(
         set(&text, &[], &["web"]).unwrap_err().to_string(),
         "web 1 -> b 1.26 needs c (>= 2): the archive has c 1.9"

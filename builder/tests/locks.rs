@@ -1,0 +1,113 @@
+//! `rackstick lock` as a user meets it, on copies of the project's own recipes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use tempfile::TempDir;
+
+/// A mirror on a port where nobody listens.
+const NOBODY: &str = "http://127.0.0.1:1/debian";
+
+struct Recipes(TempDir);
+
+impl Recipes {
+    fn copy() -> Self {
+        let new = Self(tempfile::tempdir().unwrap());
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
+        let copied = Command::new("cp").arg("-r").arg(from.join(".")).arg(new.0.path()).status().unwrap();
+        assert!(copied.success());
+        new
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    fn replace(&self, name: &str, from: &str, to: &str) {
+        let text = self.read(name);
+        assert!(text.contains(from), "{name} has no {from}");
+        fs::write(self.path(name), text.replacen(from, to, 1)).unwrap();
+    }
+
+    /// Runs `rackstick lock lab.toml`: whether it succeeded, and all that it said.
+    fn lock(&self, args: &[&str]) -> (bool, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_rackstick"))
+            .current_dir(self.0.path())
+            .args(["lock", "lab.toml"])
+            .args(args)
+            .env("RACKSTICK_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.success(), said)
+    }
+}
+
+#[test]
+fn a_lock_that_fits_is_left_alone_and_no_mirror_is_asked() {
+    let recipes = Recipes::copy();
+    let before = recipes.read("lab.lock");
+    let (success, said) = recipes.lock(&["--mirror", NOBODY]);
+    assert!(success && said.contains("fits its recipe") && said.contains("--update"), "{said}");
+    assert_eq!(recipes.read("lab.lock"), before);
+}
+
+#[test]
+fn a_mirror_that_is_down_leaves_the_lock_as_it_was() {
+    let recipes = Recipes::copy();
+    let before = recipes.read("lab.lock");
+    let (success, said) = recipes.lock(&["--update", "--mirror", NOBODY]);
+    assert!(!success && said.contains("the mirror is down") && said.contains(NOBODY), "{said}");
+    assert_eq!(recipes.read("lab.lock"), before);
+    recipes.replace("images/web.toml", "nginx-light", "nginx-full");
+    let (success, said) = recipes.lock(&["--mirror", NOBODY]);
+    assert!(!success && said.contains("`nginx-full` was added to `image:web`"), "{said}");
+    assert_eq!(recipes.read("lab.lock"), before);
+}
+
+#[test]
+fn a_damaged_lock_is_refused_with_its_place_and_only_replaced_when_asked() {
+    let recipes = Recipes::copy();
+    recipes.replace("lab.lock", "\nformat = 1\n", "\nformat = 1\nfromat = 2\n");
+    let damaged = recipes.read("lab.lock");
+    let (success, said) = recipes.lock(&["--mirror", NOBODY]);
+    assert!(!success && said.contains("lab.lock:5:1") && said.contains("fromat"), "{said}");
+    let (success, said) = recipes.lock(&["--update", "--mirror", NOBODY]);
+    assert!(!success && said.contains("the mirror is down"), "{said}");
+    assert_eq!(recipes.read("lab.lock"), damaged);
+}
+
+/// Needs the network, like the next one.
+#[test]
+fn packages_that_do_not_exist_are_all_reported_with_their_place_and_near_names() {
+    let recipes = Recipes::copy();
+    let before = recipes.read("lab.lock");
+    recipes.replace("images/web.toml", "\"nginx-light\"", "\"nginx-lite\"");
+    recipes.replace("images/dns.toml", "\"bind9\"", "\"bind9\", \"mail-transport-agent\"");
+    let (success, said) = recipes.lock(&[]);
+    for part in ["images/web.toml:2:13", "did you mean `nginx-light`", "images/dns.toml:2:22", "postfix"] {
+        assert!(!success && said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(recipes.read("lab.lock"), before);
+}
+
+#[test]
+fn a_lock_is_the_same_whenever_the_archive_is() {
+    let recipes = Recipes::copy();
+    fs::remove_file(recipes.path("lab.lock")).unwrap();
+    let (success, said) = recipes.lock(&[]);
+    assert!(success, "{said}");
+    let first = recipes.read("lab.lock");
+    let (success, said) = recipes.lock(&["--update"]);
+    assert!(success, "{said}");
+    assert_eq!(recipes.read("lab.lock"), first);
+}
