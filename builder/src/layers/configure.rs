@@ -9,7 +9,7 @@ use std::{
 use super::{
     database,
     deb::Control,
-    generators,
+    generators::Generator,
     stage::{
         program::{Program, STATUS_FD},
         protocol::Failure,
@@ -30,6 +30,8 @@ pub struct Configure<'a> {
     pub root: &'a Path,
     /// `SOURCE_DATE_EPOCH`.
     pub epoch: i64,
+    /// What the packages would draw at random.
+    pub generators: Vec<&'static Generator>,
     /// What is told about progress.
     pub step: &'a dyn Fn(String),
 }
@@ -52,53 +54,45 @@ impl Configure<'_> {
                 ("DPKG_ROOT", ""),
             ];
             let what = format!("the preinst script of package {}", control.package);
-            self.run(&what, &[&script, "install"], &environment, self.masks(std::iter::once(control)))?;
+            self.run(&what, &[&script, "install"], &environment)?;
         }
         Ok(())
     }
 
-    /// Configures all that is unpacked.
-    pub fn configure<'a>(
-        &self,
-        packages: impl Iterator<Item = &'a Control> + Clone,
-        bootstrap: bool,
-    ) -> Result<(), Failure> {
-        let (tree, names) = (self.tree, packages.clone().map(|control| control.package.as_str()));
+    /// Configures `named` packages, or all that are unpacked (`-a`).
+    pub fn configure(&self, named: &[&str]) -> Result<(), Failure> {
         let policy = Path::new(POLICY);
-        tree.write(policy, b"#!/bin/sh\nexit 101\n", 0o755).map_err(failed(POLICY))?;
-        for generator in generators::of(names.clone()) {
-            generator.suppress(tree).map_err(failed(generator.creates))?;
+        self.tree.write(policy, b"#!/bin/sh\nexit 101\n", 0o755).map_err(failed(POLICY))?;
+        for generator in &self.generators {
+            generator.suppress(self.tree).map_err(failed(generator.creates))?;
         }
-        let masks = self.masks(packages.clone());
-        if bootstrap {
-            let known: Vec<&str> = FIRST.into_iter().filter(|first| names.clone().any(|name| name == *first)).collect();
-            if !known.is_empty() {
-                self.dpkg(&["--force-depends"], &known, masks.clone())?;
-            }
-        }
-        self.dpkg(&[], &["-a"], masks)?;
-        for generator in generators::of(names) {
-            generator.defer(tree).map_err(failed(generator.creates))?;
-        }
-        tree.remove(policy).map_err(failed(POLICY))
+        self.dpkg(&[], named)?;
+        self.tree.remove(policy).map_err(failed(POLICY))
+    }
+
+    /// Configures what everything else on an empty system stands on; of `packages` those that are there.
+    pub fn configure_first<'a>(&self, packages: impl Iterator<Item = &'a Control> + Clone) -> Result<(), Failure> {
+        let is_there = |first: &&str| packages.clone().any(|control| control.package == *first);
+        let named: Vec<&str> = FIRST.into_iter().filter(is_there).collect();
+        if named.is_empty() { Ok(()) } else { self.dpkg(&["--force-depends"], &named) }
+    }
+
+    /// Once all is configured: leaves to the guest what was kept from being drawn.
+    pub fn defer_generators(&self) -> Result<(), Failure> {
+        self.generators.iter().try_for_each(|generator| generator.defer(self.tree).map_err(failed(generator.creates)))
     }
 
     /// Enables a unit as an administrator would.
     pub fn enable(&self, service: &str) -> Result<(), Failure> {
-        self.run(&format!("systemctl enable {service}"), &["systemctl", "enable", "--", service], &[], Vec::new())
+        self.run(&format!("systemctl enable {service}"), &["systemctl", "enable", "--", service], &[])
     }
 
     /// Indexes the modules of a kernel.
     pub fn depmod(&self, version: &str) -> Result<(), Failure> {
-        self.run(&format!("depmod {version}"), &["depmod", version], &[], Vec::new())
+        self.run(&format!("depmod {version}"), &["depmod", version], &[])
     }
 
-    fn masks<'a>(&self, packages: impl Iterator<Item = &'a Control> + Clone) -> Vec<PathBuf> {
-        let names = packages.map(|control| control.package.as_str());
-        generators::of(names).flat_map(|generator| generator.masked).map(PathBuf::from).collect()
-    }
-
-    fn dpkg(&self, options: &[&str], packages: &[&str], masked: Vec<PathBuf>) -> Result<(), Failure> {
+    fn dpkg(&self, options: &[&str], packages: &[&str]) -> Result<(), Failure> {
         let fixed = [
             "dpkg",
             "--status-fd",
@@ -110,7 +104,7 @@ impl Configure<'_> {
             "--no-pager",
         ];
         let arguments = [&fixed[..], options, &["--configure"], packages].concat();
-        let program = self.program(&arguments, masked);
+        let program = self.program(&arguments);
         let ended = program.run(self.epoch, &[], &mut |note| {
             if let Some(package) = note.strip_prefix("processing: ") {
                 (self.step)(package.replace(": ", " "));
@@ -140,24 +134,21 @@ impl Configure<'_> {
         Err(Failure::Script { what, how: ended.how(), output: ended.output })
     }
 
-    fn run(
-        &self,
-        what: &str,
-        arguments: &[&str],
-        environment: &[(&str, &str)],
-        masked: Vec<PathBuf>,
-    ) -> Result<(), Failure> {
+    fn run(&self, what: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<(), Failure> {
         (self.step)(what.to_owned());
-        let ended = self.program(arguments, masked).run(self.epoch, environment, &mut |_| ()).map_err(failed(what))?;
+        let ended = self.program(arguments).run(self.epoch, environment, &mut |_| ()).map_err(failed(what))?;
         if ended.success() {
             return Ok(());
         }
         Err(Failure::Script { what: what.to_owned(), how: ended.how(), output: ended.output })
     }
 
-    fn program(&self, arguments: &[&str], masked: Vec<PathBuf>) -> Program {
-        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        Program { root: self.root.to_owned(), masked, arguments }
+    fn program(&self, arguments: &[&str]) -> Program {
+        Program {
+            root: self.root.to_owned(),
+            masked: self.generators.iter().flat_map(|generator| generator.masked).map(PathBuf::from).collect(),
+            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+        }
     }
 }
 

@@ -56,6 +56,12 @@ pub struct Control {
     pub architecture: String,
     /// The control file's one paragraph as it stands there, without empty lines, ending in a newline.
     pub paragraph: String,
+    /// What must be configured before its preinst runs, as it stands there; empty if nothing.
+    pub pre_depends: String,
+    /// What must be configured before itself.
+    pub depends: String,
+    /// Other names it goes by.
+    pub provides: String,
     /// Whether packages of the same name but other architectures may be installed beside it.
     pub multi_arch_same: bool,
     /// All members but `control`: maintainer scripts, conffiles, triggers, checksums. By name: mode and content.
@@ -122,6 +128,9 @@ fn parse(text: &str, members: BTreeMap<String, (u32, Vec<u8>)>) -> Result<Contro
     Ok(Control {
         package: field("Package")?,
         architecture: field("Architecture")?,
+        pre_depends: fields.get("Pre-Depends").unwrap_or_default().to_owned(),
+        depends: fields.get("Depends").unwrap_or_default().to_owned(),
+        provides: fields.get("Provides").unwrap_or_default().to_owned(),
         multi_arch_same: fields.get("Multi-Arch").is_some_and(|value| value.trim() == "same"),
         paragraph,
         members,

@@ -60,16 +60,21 @@ pub const GENERATORS: &[Generator] = &[
     },
 ];
 
-/// Those of the packages that are being configured.
-pub fn of<'a>(packages: impl Iterator<Item = &'a str> + Clone) -> impl Iterator<Item = &'static Generator> {
-    let wanted = move |generator: &&Generator| packages.clone().any(|package| package == generator.package);
-    let found: Vec<_> = GENERATORS.iter().filter(wanted).collect();
-    found.into_iter()
+/// Those of these packages.
+pub fn of<'a>(packages: impl Iterator<Item = &'a str> + Clone) -> Vec<&'static Generator> {
+    GENERATORS.iter().filter(|generator| packages.clone().any(|package| package == generator.package)).collect()
 }
 
 impl Generator {
-    /// Before the packages are configured.
+    /// Before packages are configured; nothing to do until its own one is unpacked.
     pub fn suppress(&self, tree: &Tree) -> io::Result<()> {
+        let unpacked = self
+            .masked
+            .iter()
+            .try_fold(false, |any, path| Ok::<_, io::Error>(any || tree.is_file(Path::new(path))?))?;
+        if !unpacked {
+            return Ok(());
+        }
         self.expected.iter().try_for_each(|path| tree.write(Path::new(path), b"", 0o600))
     }
 

@@ -12,6 +12,7 @@ pub mod deb;
 mod files;
 mod generators;
 mod guest;
+mod order;
 pub mod stage;
 mod tree;
 mod unpack;

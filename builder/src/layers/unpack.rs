@@ -12,7 +12,7 @@ use std::{
     },
     path::{Component, Path, PathBuf},
     sync::{
-        Mutex, OnceLock, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -115,7 +115,7 @@ pub struct Existing<'a> {
     /// Where diverted paths go and which package diverted them, by path.
     pub diversions: HashMap<PathBuf, (PathBuf, String)>,
     /// Which installed package owns a path; asked only where a file is in the way.
-    pub owners: &'a (dyn Fn() -> HashMap<PathBuf, String> + Sync),
+    pub owners: &'a (dyn Fn() -> io::Result<HashMap<PathBuf, String>> + Sync),
 }
 
 /// The paths of one package, in the archive's order, as dpkg's `.list` files hold them: `/.`, `/usr`, `/usr/bin/x`.
@@ -134,7 +134,7 @@ pub fn unpack(
         packages,
         existing,
         wanted,
-        installed: OnceLock::new(),
+        installed: Mutex::default(),
         files: Mutex::default(),
         new_folders: Mutex::default(),
         folders: Mutex::default(),
@@ -172,7 +172,8 @@ struct Job<'a> {
     packages: &'a [Opened],
     existing: &'a Existing<'a>,
     wanted: &'a (dyn Fn(&Path) -> bool + Sync),
-    installed: OnceLock<HashMap<PathBuf, String>>,
+    /// Read from the database once something is in the way.
+    installed: Mutex<Option<HashMap<PathBuf, String>>>,
     /// Which package wrote a file.
     files: Mutex<HashMap<PathBuf, usize>>,
     /// Folders that were not there before.
@@ -352,7 +353,16 @@ impl Job<'_> {
 
     /// Something stands where this package wants to write: fine unless it is another package's.
     fn replace(&self, package: &str, path: &Path) -> Result<(), Error> {
-        match self.installed.get_or_init(|| (self.existing.owners)()).get(path) {
+        let mut installed = lock(&self.installed);
+        let owners = match &mut *installed {
+            Some(owners) => owners,
+            none => none.insert((self.existing.owners)().map_err(|source| Error::Write {
+                package: package.to_owned(),
+                path: shown(path),
+                source,
+            })?),
+        };
+        match owners.get(path) {
             Some(first) if first != package => {
                 Err(Error::Conflict { path: shown(path), first: first.clone(), second: package.to_owned() })
             }

@@ -21,7 +21,8 @@ use super::{
         configure::{Configure, failed},
         database,
         deb::{self, Control},
-        guest,
+        generators, guest,
+        order::{self, Wave},
         tree::Tree,
         unpack::{self, Existing, Listing, MERGED, Opened},
     },
@@ -97,12 +98,15 @@ impl Work<'_> {
         fill: &dyn Fn(&Configure<'_>) -> Result<(), Failure>,
     ) -> Result<Written, Failure> {
         let merged = self.overlay(base, work)?;
-        {
+        let filled = || -> Result<(), Failure> {
             let tree = Tree::open(&merged).map_err(failed(&shown(&merged)))?;
             fill(&self.configure(&tree, &merged))?;
-            clean::clean(&tree).map_err(failed("cleaning"))?;
-        }
+            clean::clean(&tree).map_err(failed("cleaning"))
+        };
+        let result = filled();
+        // Else nothing of it can be removed.
         unmount(&merged, UnmountFlags::empty()).map_err(|error| failed("unmounting the overlay")(error.into()))?;
+        result?;
         self.write(&work.join("upper"), Origin::OverlayUpper, out)
     }
 
@@ -112,9 +116,9 @@ impl Work<'_> {
         let upper = Tree::open(&work.join("upper")).map_err(failed("upper"))?;
         (self.step)(format!("unpacking {}", package.name));
         let opened = open(std::slice::from_ref(package))?;
-        let existing = Existing { diversions: Default::default(), owners: &Default::default };
+        let existing = Existing { diversions: Default::default(), owners: &|| Ok(Default::default()) };
         let modules = |path: &Path| path.starts_with(MODULES);
-        unpack::unpack(&upper, &opened, &existing, 1, &modules).map_err(|error| unpacking(&error))?;
+        unpack::unpack(&upper, &opened, &existing, 1, &modules).map_err(|error| full_or_other(&error))?;
         let versions = upper.entries(Path::new(MODULES)).map_err(failed(MODULES))?;
         let [(version, _)] = versions.as_slice() else {
             return Err(Failure::Other(format!(
@@ -128,7 +132,12 @@ impl Work<'_> {
     }
 
     fn configure<'a>(&'a self, tree: &'a Tree, root: &'a Path) -> Configure<'a> {
-        Configure { tree, root, epoch: self.request.epoch, step: self.step }
+        let packages = match &self.request.task {
+            Task::Base { packages, .. } | Task::Image { packages, .. } => packages.as_slice(),
+            Task::Kernel { .. } | Task::Remove { .. } => &[],
+        };
+        let generators = generators::of(packages.iter().map(|package| package.name.as_str()));
+        Configure { tree, root, epoch: self.request.epoch, generators, step: self.step }
     }
 
     /// Mounts `base` below a new folder `work/upper`.
@@ -157,35 +166,47 @@ impl Work<'_> {
     }
 
     fn install(&self, configure: &Configure<'_>, packages: &[Package], bootstrap: bool) -> Result<(), Failure> {
-        if packages.is_empty() {
-            return Ok(());
+        let mut opened: Vec<Option<Opened>> = open(packages)?.into_iter().map(Some).collect();
+        database::create(configure.tree).map_err(failed(database::ADMIN))?;
+        let waves = if bootstrap {
+            // Nothing on an empty system can run a script before all is unpacked.
+            vec![Wave { unpack: (0..opened.len()).collect(), configure: Vec::new() }]
+        } else {
+            order::waves(&opened.iter().flatten().map(|package| &package.control).collect::<Vec<_>>())
+        };
+        let last = waves.len().saturating_sub(1);
+        for (number, wave) in waves.into_iter().enumerate() {
+            let now: Vec<Opened> = wave.unpack.iter().filter_map(|index| opened[*index].take()).collect();
+            self.unpack(configure, &now, bootstrap)?;
+            let named: Vec<&str> = wave.configure.iter().map(|index| packages[*index].name.as_str()).collect();
+            if bootstrap {
+                configure.configure_first(now.iter().map(|package| &package.control))?;
+            }
+            configure.configure(if number == last { &["-a"] } else { named.as_slice() })?;
         }
+        configure.defer_generators()
+    }
+
+    fn unpack(&self, configure: &Configure<'_>, packages: &[Opened], bootstrap: bool) -> Result<(), Failure> {
         let tree = configure.tree;
-        let opened = open(packages)?;
-        let controls = || opened.iter().map(|package| &package.control);
+        let controls = || packages.iter().map(|package| &package.control);
         let database = failed(database::ADMIN);
-        database::create(tree).map_err(&database)?;
         controls().try_for_each(|control| database::add_control(tree, control)).map_err(&database)?;
-        // On a running system dpkg runs preinst first: it may divert what is in the way. An empty one can't run anything.
+        // On a running system the preinst comes first: it may divert what is in the way.
         if !bootstrap {
             configure.preinst(controls())?;
         }
         (self.step)(format!("unpacking {} packages", packages.len()));
-        let existing = Existing {
-            diversions: database::diversions(tree).map_err(&database)?,
-            owners: &|| database::owners(tree).unwrap_or_default(),
-        };
-        let listings = unpack::unpack(tree, &opened, &existing, self.request.threads, &|_| true);
-        let listings: Vec<Listing> = listings.map_err(|error| unpacking(&error))?;
+        let existing =
+            Existing { diversions: database::diversions(tree).map_err(&database)?, owners: &|| database::owners(tree) };
+        let listings = unpack::unpack(tree, packages, &existing, self.request.threads, &|_| true);
+        let listings: Vec<Listing> = listings.map_err(|error| full_or_other(&error))?;
         for point in MOUNT_POINTS {
             tree.create_dirs(Path::new(point), &mut |_| ()).map_err(failed(point))?;
         }
         let unpacked: Vec<(&Control, &Listing)> = controls().zip(&listings).collect();
         database::add_unpacked(tree, &unpacked).map_err(&database)?;
-        if bootstrap {
-            configure.preinst(controls())?;
-        }
-        configure.configure(controls(), bootstrap)
+        if bootstrap { configure.preinst(controls()) } else { Ok(()) }
     }
 
     fn write(&self, folder: &Path, origin: Origin, out: &Path) -> Result<Written, Failure> {
@@ -252,10 +273,6 @@ fn remove(path: &Path) -> Result<(), Failure> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&shown(path))(error)),
         _ => Ok(()),
     }
-}
-
-fn unpacking(error: &unpack::Error) -> Failure {
-    full_or_other(error)
 }
 
 /// A full disk is told apart wherever it stands in the chain of causes.
