@@ -70,11 +70,7 @@ fn create(out: &Path, epoch: u32) -> Result<Writer<BufWriter<File>>, InitrdError
     Ok(archive)
 }
 
-fn add_modules(
-    archive: &mut Writer<BufWriter<File>>,
-    kernel: &Kernel,
-    wanted: &[&str],
-) -> Result<(), InitrdError> {
+fn add_modules(archive: &mut Writer<BufWriter<File>>, kernel: &Kernel, wanted: &[&str]) -> Result<(), InitrdError> {
     let chosen = kernel.modules(wanted)?;
     let folder = modules::directory(&kernel.release);
     for (path, content) in &chosen.files {

@@ -15,7 +15,7 @@ const UKI_GOAL: u64 = 64_000_000;
 
 /// A build that must fail: returns what it said, after a look that nothing was left behind.
 fn failing_build(recipe: &Path, change: impl FnOnce(&mut Command)) -> Said {
-    let out = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().expect("a temporary folder can be made");
     let mut command = tool::rackstick();
     command.arg("build").arg(recipe).arg("-o").arg(out.path());
     change(&mut command);

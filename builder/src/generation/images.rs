@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    env,
-    fs,
+    env, fs,
     io::BufReader,
     path::{Path, PathBuf},
     thread,

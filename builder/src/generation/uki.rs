@@ -84,5 +84,7 @@ pub fn write(path: &Path, rack: &Rack, kernel: &Kernel, boot: &Path, initrd: &Pa
 /// systemd-boot shows a UKI only if it says what it is, and sorts by `VERSION_ID`.
 fn os_release(rack: &Rack) -> String {
     let (name, version) = (&rack.name, &rack.version);
-    format!("ID=rackstick\nNAME=Rackstick\nPRETTY_NAME=\"{name} {version}\"\nVERSION_ID={version}\nIMAGE_ID={name}\nIMAGE_VERSION={version}\n")
+    format!(
+        "ID=rackstick\nNAME=Rackstick\nPRETTY_NAME=\"{name} {version}\"\nVERSION_ID={version}\nIMAGE_ID={name}\nIMAGE_VERSION={version}\n"
+    )
 }

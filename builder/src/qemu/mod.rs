@@ -200,7 +200,12 @@ mod tests {
             throw_away: false,
             disk_bus: Disk::Ahci,
             uplink: Uplink::Static(Ipv4Addr::new(192, 168, 7, 2), 24, Some(Ipv4Addr::new(192, 168, 7, 1))),
-            forwards: vec![Forward { host_port: 10053, port: 53, protocol: rackstick_image::manifest::Protocol::Udp, label: None }],
+            forwards: vec![Forward {
+                host_port: 10053,
+                port: 53,
+                protocol: rackstick_image::manifest::Protocol::Udp,
+                label: None,
+            }],
             api: "/run/api".into(),
             console: None,
         }
