@@ -20,6 +20,7 @@ mod layout;
 mod memory;
 mod pci;
 mod platform;
+mod sandbox;
 mod sync;
 mod vcpu;
 mod virtio;

@@ -2,7 +2,7 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, Mutex},
+    sync::{Arc, Barrier, Mutex},
     thread,
 };
 
@@ -23,6 +23,7 @@ use crate::{
     memory::{self, GuestRam, MemoryError, PmemRegion},
     pci::bus::{self, PciBus},
     platform::Platform,
+    sandbox::{self, SandboxError},
     vcpu::{Vcpu, VcpuError},
     virtio::{
         Device, DeviceError,
@@ -135,6 +136,9 @@ pub enum MachineError {
     /// See there.
     #[error(transparent)]
     Loop(#[from] LoopError),
+    /// See there.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
 }
 
 /// Makes the machine that `config` describes, runs it to its end and says why it ended.
@@ -199,11 +203,19 @@ fn try_run(config: &Config) -> Result<Exit, MachineError> {
     let platform = Arc::new(Platform { pci, ioapic, pmem, ending: ending.clone() });
     let vcpus =
         (0..config.vcpus).map(|id| Vcpu::new(&vm, id, &cpuid, &start)).collect::<Result<Vec<_>, VcpuError>>()?;
+    // The filter allows no new threads, and no vCPU may run without it.
+    let confined = Arc::new(Barrier::new(vcpus.len() + 1));
     for (id, vcpu) in (0..).zip(vcpus) {
-        let platform = platform.clone();
-        let spawned = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || vcpu.run(&platform));
+        let (platform, confined) = (platform.clone(), confined.clone());
+        let run = move || {
+            confined.wait();
+            vcpu.run(&platform);
+        };
+        let spawned = thread::Builder::new().name(format!("vcpu{id}")).spawn(run);
         spawned.map_err(|source| MachineError::Thread { id, source })?;
     }
+    sandbox::confine()?;
+    confined.wait();
     Ok(event_loop::run(shared, button, signals, ending)?)
 }
 

@@ -1,5 +1,7 @@
 //! Bad configurations: a clear message and an exit status, and nothing started.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::{fs, process::Stdio};

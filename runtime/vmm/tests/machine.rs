@@ -4,7 +4,10 @@ mod support;
 
 use std::fs;
 
-use rackstick_vmm::{config::Pmem, exit::Exit};
+use rackstick_vmm::{
+    config::{Disk, Pmem},
+    exit::Exit,
+};
 use support::{Machine, assembler::Code, kvm};
 
 /// Where this machine's persistent memory and, without any, its BARs start: RAM is far below 4 GiB.
@@ -222,6 +225,27 @@ fn sigterm_presses_the_power_button() {
         let pid = rustix::process::Pid::from_child(&running.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         assert_eq!(running.end().exit, Exit::PoweredOff);
+    }
+}
+
+#[test]
+fn every_thread_of_a_running_machine_is_confined() {
+    if kvm() {
+        let mut machine = Machine::new(print(Code::new().map(ABOVE_RAM, 0), "ready").raw(&[0xEB, 0xFE]));
+        let disk = machine.file("disk", &[0; 4096]);
+        machine.config.disks = vec![Disk { path: disk, readonly: false }];
+        let mut running = machine.start();
+        running.wait_for("the guest", |folder, _| fs::read(folder.join("console")).is_ok_and(|text| text == b"ready"));
+        let tasks = fs::read_dir(format!("/proc/{}/task", running.child.id())).unwrap();
+        let states: Vec<_> = tasks
+            .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+            // Newer kernels show a worker of KVM's own as a thread of the process.
+            .filter(|state| !state.starts_with("Name:\tkvm-nx"))
+            .collect();
+        running.child.kill().unwrap();
+        running.child.wait().unwrap();
+        assert_eq!(states.len(), 3, "main thread, disk, vCPU");
+        assert!(states.iter().all(|state| state.contains("Seccomp:\t2") && state.contains("NoNewPrivs:\t1")));
     }
 }
 

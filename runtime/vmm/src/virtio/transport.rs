@@ -170,10 +170,16 @@ impl VirtioPci {
         }
         if let Some(base) = target {
             for (queue, kick) in self.kicks.iter().enumerate() {
-                let address = address(base, queue);
-                self.vm
-                    .register_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch)
-                    .map_err(|source| TransportError::IoEvent { queue, address, source })?;
+                let at = address(base, queue);
+                if let Err(source) = self.vm.register_ioevent(kick, &IoEventAddress::Mmio(at), NoDatamatch) {
+                    for (queue, kick) in self.kicks[..queue].iter().enumerate() {
+                        let at = IoEventAddress::Mmio(address(base, queue));
+                        self.vm.unregister_ioevent(kick, &at, NoDatamatch).unwrap_or_else(|error| {
+                            log::error!("{}: an ioeventfd is left behind: {error}", self.device.name());
+                        });
+                    }
+                    return Err(TransportError::IoEvent { queue, address: at, source });
+                }
             }
         }
         self.notify_at = target;
