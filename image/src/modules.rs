@@ -79,13 +79,17 @@ pub struct Index {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
     /// Asked for by name.
-    #[error("no kernel module, built-in feature or alias is called `{name}`; add the kernel package that holds it, or drop it from the list")]
+    #[error(
+        "no kernel module, built-in feature or alias is called `{name}`; add the kernel package that holds it, or drop it from the list"
+    )]
     Unknown {
         /// The name asked for.
         name: String,
     },
     /// Needed by another module.
-    #[error("kernel module `{module}` needs `{dependency}`, which the index does not hold; build the index from the whole kernel package")]
+    #[error(
+        "kernel module `{module}` needs `{dependency}`, which the index does not hold; build the index from the whole kernel package"
+    )]
     MissingDependency {
         /// The module that needs it.
         module: String,
@@ -235,8 +239,7 @@ impl Index {
                 modules.push(module.clone());
             }
         }
-        let mut index =
-            Index { modules, builtin: self.builtin.clone(), patterns: String::new(), aliases: Vec::new() };
+        let mut index = Index { modules, builtin: self.builtin.clone(), patterns: String::new(), aliases: Vec::new() };
         for alias in &self.aliases {
             let target = match alias.target {
                 Target::Builtin => Some(Target::Builtin),

@@ -17,7 +17,8 @@ fn elf(modinfo: &str) -> Vec<u8> {
     out.extend([64u16, 0, 0, 64, 3, 2].iter().flat_map(|half| half.to_le_bytes()));
     out.extend(modinfo.as_bytes());
     out.extend(NAMES);
-    for (name, kind, at, size) in [(0u32, 0u32, 0, 0), (1, 1, modinfo_at, modinfo.len() as u64), (10, 3, names_at, NAMES.len() as u64)]
+    for (name, kind, at, size) in
+        [(0u32, 0u32, 0, 0), (1, 1, modinfo_at, modinfo.len() as u64), (10, 3, names_at, NAMES.len() as u64)]
     {
         out.extend([name, kind].iter().flat_map(|word| word.to_le_bytes()));
         out.extend([0u64, 0, at, size].iter().flat_map(|word| word.to_le_bytes()));
@@ -40,10 +41,16 @@ fn modules() -> Vec<ModuleInfo> {
         module("kernel/drivers/nvdimm/libnvdimm.ko.xz", &["depends="]),
         module("kernel/drivers/nvdimm/nd_virtio.ko.xz", &["depends=libnvdimm"]),
         module("kernel/drivers/nvdimm/virtio_pmem.ko.xz", &["alias=virtio:d0000001Bv*", "depends=libnvdimm,nd_virtio"]),
-        module("kernel/fs/erofs/erofs.ko.xz", &["alias=fs-erofs", "softdep=pre: libcrc32c post: zzz-none", "depends=netfs"]),
+        module(
+            "kernel/fs/erofs/erofs.ko.xz",
+            &["alias=fs-erofs", "softdep=pre: libcrc32c post: zzz-none", "depends=netfs"],
+        ),
         module("kernel/fs/netfs/netfs.ko.xz", &["depends="]),
         module("kernel/lib/libcrc32c.ko.xz", &["softdep=pre: crc32c", "depends="]),
-        module("kernel/arch/x86/crypto/crc32c-intel.ko.xz", &["alias=crc32c", "alias=cpu:type:x86,ven*fam*mod*:feature:*0094*", "depends="]),
+        module(
+            "kernel/arch/x86/crypto/crc32c-intel.ko.xz",
+            &["alias=crc32c", "alias=cpu:type:x86,ven*fam*mod*:feature:*0094*", "depends="],
+        ),
         module("kernel/net/netfilter/nft_ct.ko.xz", &["alias=nft-expr-ct", "depends=nf_tables", "weakdep=nf-log"]),
         module("kernel/net/netfilter/nf_tables.ko", &["depends=", "vermagic=6.12.1 SMP preempt mod_unload"]),
         module("kernel/net/netfilter/nf_log.ko.xz", &["depends=", "firmware=a/b.fw", "firmware=a/c.fw"]),
@@ -51,7 +58,11 @@ fn modules() -> Vec<ModuleInfo> {
 }
 
 fn index() -> Index {
-    Index::new(modules(), "kernel/drivers/virtio/virtio_pci.ko\nkernel/fs/ext4/ext4.ko\n", b"ext4.alias=fs-ext4\0ext4.license=GPL\0i8042.parm=x\0")
+    Index::new(
+        modules(),
+        "kernel/drivers/virtio/virtio_pci.ko\nkernel/fs/ext4/ext4.ko\n",
+        b"ext4.alias=fs-ext4\0ext4.license=GPL\0i8042.parm=x\0",
+    )
 }
 
 fn names<'a>(modules: impl IntoIterator<Item = &'a rackstick_image::modules::Module>) -> Vec<&'a str> {
@@ -61,7 +72,10 @@ fn names<'a>(modules: impl IntoIterator<Item = &'a rackstick_image::modules::Mod
 #[test]
 fn each_module_comes_after_what_it_needs() {
     let index = index();
-    assert_eq!(names(index.closure(&["virtio-pmem", "nd_pmem"]).unwrap()), ["libnvdimm", "nd_virtio", "virtio_pmem", "nd_btt", "nd_pmem"]);
+    assert_eq!(
+        names(index.closure(&["virtio-pmem", "nd_pmem"]).unwrap()),
+        ["libnvdimm", "nd_virtio", "virtio_pmem", "nd_btt", "nd_pmem"]
+    );
     assert_eq!(names(index.closure(&["fs-erofs"]).unwrap()), ["crc32c_intel", "libcrc32c", "netfs", "erofs"]);
 }
 
@@ -107,7 +121,11 @@ fn modules_with_an_alias_come_before_what_is_built_in_under_the_same_name() {
 #[test]
 fn a_circle_of_soft_dependencies_ends() {
     let circle = Index::new(
-        vec![module("a.ko", &["softdep=pre: b"]), module("b.ko", &["softdep=pre: a"]), module("c.ko", &["softdep=post: c"])],
+        vec![
+            module("a.ko", &["softdep=pre: b"]),
+            module("b.ko", &["softdep=pre: a"]),
+            module("c.ko", &["softdep=post: c"]),
+        ],
         "",
         b"",
     );
@@ -131,7 +149,11 @@ fn the_text_says_all_and_does_not_depend_on_the_order_of_the_modules() {
     assert_eq!(Index::parse(&text).unwrap(), index);
     let mut reversed = modules();
     reversed.reverse();
-    let again = Index::new(reversed, "kernel/fs/ext4/ext4.ko\nkernel/drivers/virtio/virtio_pci.ko\n", b"i8042.parm=x\0ext4.alias=fs-ext4\0");
+    let again = Index::new(
+        reversed,
+        "kernel/fs/ext4/ext4.ko\nkernel/drivers/virtio/virtio_pci.ko\n",
+        b"i8042.parm=x\0ext4.alias=fs-ext4\0",
+    );
     assert_eq!(again.to_text(), text);
     let part = index.select(&["nft_ct", "erofs"]).unwrap();
     assert_eq!(Index::parse(&part.to_text()).unwrap(), part);
@@ -141,7 +163,19 @@ fn the_text_says_all_and_does_not_depend_on_the_order_of_the_modules() {
 fn a_damaged_text_is_refused_with_its_line() {
     assert!(matches!(Index::parse("rackstick-modules 2\n"), Err(ParseError::Header(_))));
     assert!(matches!(Index::parse(""), Err(ParseError::Header(_))));
-    for bad in ["x y", "m a", "m", "d libnvdimm", "a 0 fs-x", "a 7 fs-x", "a fs-x", "b b\nb a", "m b b.ko\nm a a.ko", "a - b\na - a", "m a a.ko\n\n"] {
+    for bad in [
+        "x y",
+        "m a",
+        "m",
+        "d libnvdimm",
+        "a 0 fs-x",
+        "a 7 fs-x",
+        "a fs-x",
+        "b b\nb a",
+        "m b b.ko\nm a a.ko",
+        "a - b\na - a",
+        "m a a.ko\n\n",
+    ] {
         let text = format!("rackstick-modules 1\n{bad}\n");
         assert!(matches!(Index::parse(&text), Err(ParseError::Line { line: 2.., .. })), "{bad:?}");
     }

@@ -68,10 +68,8 @@ impl ModuleInfo {
         let name = name_of_path(path)
             .filter(|_| !path.contains(char::is_whitespace) && !path.contains(char::is_control))
             .ok_or_else(|| InfoError::BadPath { path: path.to_owned() })?;
-        let file =
-            object::File::parse(elf).map_err(|source| InfoError::NotElf { path: path.to_owned(), source })?;
-        let section =
-            file.section_by_name(".modinfo").ok_or_else(|| InfoError::NoModinfo { path: path.to_owned() })?;
+        let file = object::File::parse(elf).map_err(|source| InfoError::NotElf { path: path.to_owned(), source })?;
+        let section = file.section_by_name(".modinfo").ok_or_else(|| InfoError::NoModinfo { path: path.to_owned() })?;
         let data = section.data().map_err(|source| InfoError::NotElf { path: path.to_owned(), source })?;
 
         let mut info = ModuleInfo {
@@ -109,7 +107,11 @@ impl ModuleInfo {
         match key {
             b"alias" if !value.is_empty() => self.aliases.push(value.to_owned()),
             b"depends" => self.module.depends.extend(
-                value.split(',').map(str::trim).filter(|name| !name.is_empty()).map(|name| normalise(name).into_owned()),
+                value
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|name| !name.is_empty())
+                    .map(|name| normalise(name).into_owned()),
             ),
             b"softdep" => self.soft(value),
             b"weakdep" => self.module.weak.extend(value.split_whitespace().map(str::to_owned)),

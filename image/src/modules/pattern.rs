@@ -114,7 +114,11 @@ mod tests {
         ("virtio:d00000001v*", "virtio:d0000000Bv00001AF4", false),
         ("usb:v0BDAp81[5-9A-F]*d*", "usb:v0BDAp815Ad2000", true),
         ("usb:v0BDAp81[5-9A-F]*d*", "usb:v0BDAp8149d2000", false),
-        ("cpu:type:x86,ven*fam*mod*:feature:*0081*", "cpu:type:x86,ven0002fam000Fmod006B:feature:,0000,0081,0099", true),
+        (
+            "cpu:type:x86,ven*fam*mod*:feature:*0081*",
+            "cpu:type:x86,ven0002fam000Fmod006B:feature:,0000,0081,0099",
+            true,
+        ),
         ("acpi*:PNP0C0C:*", "acpi:PNP0C0C:", true),
         ("acpi*:PNP0C0C:*", "acpi:LNXPWRBN:PNP0C0C:", true),
     ];

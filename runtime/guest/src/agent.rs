@@ -37,6 +37,10 @@ const MAX_CONNECTIONS: usize = 4;
 
 /// Serves until the machine is off.
 pub(crate) fn run() -> ExitCode {
+    // ps(1) would show the file's name, which is `exe`.
+    if let Err(error) = rustix::thread::set_name(c"rackstick-agent") {
+        log::debug!("can't set the process's name: {error}");
+    }
     let config = match init::read_config(Path::new(CONFIG_KEPT)) {
         Ok(config) => config,
         Err(error) => {

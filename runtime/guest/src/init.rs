@@ -15,7 +15,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use log::LevelFilter;
 use rackstick_api::guest::{self, GuestConfig};
 use rackstick_linux::{
     coldplug, kmsg,
@@ -52,9 +51,13 @@ pub(crate) enum InitError {
     Config { path: PathBuf, source: serde_json::Error },
     #[error("the configuration {}", .0)]
     BadConfig(String),
-    #[error("the machine has {found} pmem devices instead of one for each of {wanted} layers; the monitor's configuration and the guest's do not fit each other")]
+    #[error(
+        "the machine has {found} pmem devices instead of one for each of {wanted} layers; the monitor's configuration and the guest's do not fit each other"
+    )]
     Layers { found: usize, wanted: u32 },
-    #[error("no network interface has the MAC address {0}; the monitor's configuration and the guest's do not fit each other")]
+    #[error(
+        "no network interface has the MAC address {0}; the monitor's configuration and the guest's do not fit each other"
+    )]
     NoInterface(String),
     #[error("can't list devices: {0}")]
     Sysfs(#[source] io::Error),
@@ -82,7 +85,7 @@ pub(crate) fn run() {
 fn bring_up() -> Result<Infallible, InitError> {
     let mounted = mount::api_file_systems();
     // Whatever the mounts say, the log comes first, so that it can be told.
-    kmsg::init("rackstick-guest", LevelFilter::Info);
+    kmsg::init("rackstick-guest", kmsg::level());
     mounted?;
     use_console()?;
     let config = read_config(Path::new(guest::PATH))?;
@@ -130,6 +133,7 @@ fn load_drivers() -> Result<(), InitError> {
     }
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let report = coldplug::coldplug(&loader, threads).map_err(InitError::Sysfs)?;
+    log::debug!("drivers for {} kinds of devices looked for", report.devices);
     // A layer or a network that is missing because of it is an error of its own later.
     for failure in report.failures {
         log::warn!("{failure}");

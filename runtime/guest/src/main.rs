@@ -8,13 +8,12 @@ mod init;
 
 use std::{env, os::unix::ffi::OsStrExt, process::ExitCode};
 
-use log::LevelFilter;
 use rackstick_linux::kmsg;
 
 fn main() -> ExitCode {
     let name = env::args_os().next().unwrap_or_default();
     if name.as_bytes() == agent::ARGV0.as_bytes() {
-        kmsg::init("rackstick-agent", LevelFilter::Info);
+        kmsg::init("rackstick-agent", kmsg::level());
         return agent::run();
     }
     if rustix::process::getpid().is_init() {

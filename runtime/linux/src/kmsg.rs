@@ -27,6 +27,13 @@ pub fn init(tag: &'static str, level: LevelFilter) {
     }
 }
 
+/// The level that the kernel's command line asks for: with its own word `debug` everything, else what an operator needs.
+pub fn level() -> LevelFilter {
+    let debug =
+        fs::read_to_string("/proc/cmdline").is_ok_and(|line| line.split_whitespace().any(|word| word == "debug"));
+    if debug { LevelFilter::Debug } else { LevelFilter::Info }
+}
+
 /// syslog(3)'s numbers.
 fn priority(level: Level) -> u8 {
     match level {

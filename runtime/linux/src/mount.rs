@@ -9,7 +9,7 @@ use std::{
 pub use rustix::mount::MountFlags;
 use rustix::{
     fs::CWD,
-    mount::{self as sys, MountPropagationFlags, UnmountFlags},
+    mount::{self as sys, UnmountFlags},
     process::{chdir, chroot},
 };
 
@@ -177,13 +177,4 @@ pub fn enter_root(new_root: &Path) -> Result<(), MountError> {
     sys::mount_move(".", "/").map_err(failed)?;
     chroot(".").map_err(failed)?;
     chdir("/").map_err(failed)
-}
-
-/// Makes all mounts private, so that what this process mounts is seen by nobody else: for namespaces of one's own.
-///
-/// # Errors
-/// [`MountError::Root`].
-pub fn make_private() -> Result<(), MountError> {
-    sys::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(|error| MountError::Root { path: "/".into(), source: error.into() })
 }

@@ -48,8 +48,10 @@ impl Uevent {
         let text = std::str::from_utf8(message).ok()?;
         let mut parts = text.split('\0');
         let (action, devpath) = parts.next()?.split_once('@')?;
-        let variables: BTreeMap<String, String> =
-            parts.filter_map(|part| part.split_once('=')).map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let variables: BTreeMap<String, String> = parts
+            .filter_map(|part| part.split_once('='))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
         Some(Self {
             action: action.to_owned(),
             devpath: devpath.to_owned(),

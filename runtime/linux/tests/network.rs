@@ -54,7 +54,9 @@ fn a_bridge_with_a_port_and_an_address_is_what_iproute2_sees() {
         netlink.set_up(bridge, true).unwrap();
 
         let shown = ip("-d addr show servers");
-        for part in ["bridge forward_delay 0", "52:54:00:0a:14:01", "inet 10.20.0.1/24 brd 10.20.0.255 scope global", ",UP"] {
+        for part in
+            ["bridge forward_delay 0", "52:54:00:0a:14:01", "inet 10.20.0.1/24 brd 10.20.0.255 scope global", ",UP"]
+        {
             assert!(shown.contains(part), "{part} in {shown}");
         }
         assert!(ip("link show left").contains("master servers"));
@@ -135,9 +137,7 @@ fn a_carrier_that_comes_later_is_seen() {
             .unwrap();
         assert_eq!(found.name, "left");
 
-        let error = netlink
-            .wait_for_link("see a link that never comes", Instant::now(), |_| None::<()>)
-            .unwrap_err();
+        let error = netlink.wait_for_link("see a link that never comes", Instant::now(), |_| None::<()>).unwrap_err();
         assert!(error.to_string().contains("see a link that never comes"), "{error}");
     });
 }

@@ -80,6 +80,10 @@ fn dns(name: &str, server: Ipv4Addr, port: u16, deadline: Instant) -> Result<(),
     socket.send(&bytes).map_err(silent)?;
     let mut buffer = [0; MAX_ANSWER];
     loop {
+        // Also while garbage keeps coming.
+        if Instant::now() >= deadline {
+            return Err(silent(io::ErrorKind::TimedOut.into()));
+        }
         socket.set_read_timeout(Some(left(deadline))).map_err(silent)?;
         let length = socket.recv(&mut buffer).map_err(silent)?;
         // Damaged answers and those to other questions are not ours; the deadline ends the wait for the right one.
@@ -100,8 +104,9 @@ fn http(server: Ipv4Addr, port: u16, path: &str, deadline: Instant) -> Result<()
     let address = SocketAddr::V4(SocketAddrV4::new(server, port));
     let silent = |source: io::Error| Unhealthy::HttpSilent { address, path: path.to_owned(), source };
     let garbage = |detail: String| Unhealthy::HttpGarbage { address, path: path.to_owned(), detail };
-    let request =
-        format!("GET {path} HTTP/1.1\r\nHost: {server}:{port}\r\nUser-Agent: rackstick-agent\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {server}:{port}\r\nUser-Agent: rackstick-agent\r\nConnection: close\r\n\r\n"
+    );
     stream.set_write_timeout(Some(left(deadline))).map_err(silent)?;
     stream.write_all(request.as_bytes()).map_err(silent)?;
 

@@ -12,7 +12,11 @@ use rackstick_api::{
 ///
 /// # Errors
 /// Those of `reader` and `writer`; [`io::ErrorKind::InvalidData`] for a line that is too long.
-pub(super) fn lines(reader: impl Read, mut writer: impl Write, mut answer: impl FnMut(Request) -> Response) -> io::Result<()> {
+pub(super) fn lines(
+    reader: impl Read,
+    mut writer: impl Write,
+    mut answer: impl FnMut(Request) -> Response,
+) -> io::Result<()> {
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     loop {

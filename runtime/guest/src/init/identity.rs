@@ -18,8 +18,9 @@ const TEMPORARY: &str = ".rackstick-new";
 
 /// Sets the host name and writes `/etc/{hostname,hosts,resolv.conf}` of `root`.
 pub(super) fn write(root: &Path, config: &GuestConfig) -> Result<(), InitError> {
-    rustix::system::sethostname(config.hostname.as_bytes())
-        .map_err(|error| InitError::BadConfig(format!("names the host `{}`, which the kernel refuses: {error}", config.hostname)))?;
+    rustix::system::sethostname(config.hostname.as_bytes()).map_err(|error| {
+        InitError::BadConfig(format!("names the host `{}`, which the kernel refuses: {error}", config.hostname))
+    })?;
     let etc = etc(root).map_err(file_error("open /etc in", root))?;
     replace(&etc, "hostname", &format!("{}\n", config.hostname)).map_err(file_error("write", "/etc/hostname"))?;
     replace(&etc, "hosts", &hosts(config)).map_err(file_error("write", "/etc/hosts"))?;

@@ -16,9 +16,10 @@ use rackstick_linux::{
 
 use super::{InitError, file_error};
 
-/// Where the layers stay mounted, so that `findmnt` in the guest shows what its root is made of.
-const LAYERS: &str = "/run/rackstick/layers";
-/// Where the overlay's upper directory is while it is mounted; afterwards only the overlay holds it.
+/// Where the layers are until the overlay holds them. Mounts that stayed would be more things for the image's init to
+/// look after, and to take down one by one when the guest is stopped.
+const LAYERS: &str = "/layers";
+/// Where the overlay's upper directory is until the overlay holds it.
 const UPPER: &str = "/upper";
 
 /// What the overlay is told. The layers come from an overlay made without these features, and what is above them is
@@ -84,7 +85,7 @@ fn pci_address(name: &OsStr) -> Option<(u32, u8, u8, u8)> {
     parts.next().is_none().then_some(address)
 }
 
-/// Mounts the layers and their overlay on `root`.
+/// Mounts the layers' overlay on `root`.
 pub(super) fn mount_root(devices: &[PathBuf], root: &Path) -> Result<(), InitError> {
     let read_only = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
     let mut lower = Vec::with_capacity(devices.len());
@@ -92,7 +93,7 @@ pub(super) fn mount_root(devices: &[PathBuf], root: &Path) -> Result<(), InitErr
         let target = format!("{LAYERS}/{number}");
         // The overlay takes its flags from its own mount, not from those of its layers.
         mount::mount("erofs", device, &target, read_only, "dax=always")?;
-        warn_without_dax(&target);
+        report_dax(&target);
         // The overlay wants the highest first.
         lower.insert(0, target);
     }
@@ -106,21 +107,30 @@ pub(super) fn mount_root(devices: &[PathBuf], root: &Path) -> Result<(), InitErr
     fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)).map_err(file_error("set the mode of", &upper))?;
     let options = format!("lowerdir={},upperdir={upper},workdir={work},{OVERLAY_OPTIONS}", lower.join(":"));
     mount::mount("overlay", "root", root, MountFlags::empty(), &options)?;
-    Ok(mount::unmount(UPPER, true)?)
+    for target in lower.iter().map(String::as_str).chain([UPPER]) {
+        mount::unmount(target, true)?;
+    }
+    Ok(())
 }
 
 /// EROFS only logs it when DAX is not to be had and reads into the guest's own memory then: it works, at a price.
-fn warn_without_dax(target: &str) {
-    let with_dax = fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| has_dax(&mounts, target));
-    if !with_dax {
-        log::warn!("{target} is mounted without DAX: this guest keeps its own copy of what it reads; dmesg says why");
+fn report_dax(target: &str) {
+    match fs::read_to_string("/proc/self/mounts") {
+        Ok(mounts) if has_dax(&mounts, target) => log::info!("{target} is read from the host's memory (DAX)"),
+        Ok(_) => {
+            log::warn!(
+                "{target} is mounted without DAX: this guest keeps its own copy of what it reads; dmesg says why"
+            );
+        }
+        Err(error) => log::warn!("can't find out whether {target} is mounted with DAX: {error}"),
     }
 }
 
 fn has_dax(mounts: &str, target: &str) -> bool {
     mounts.lines().any(|line| {
         let mut words = line.split(' ').skip(1);
-        words.next() == Some(target) && words.nth(1).is_some_and(|options| options.split(',').any(|word| word == "dax=always"))
+        words.next() == Some(target)
+            && words.nth(1).is_some_and(|options| options.split(',').any(|word| word == "dax=always"))
     })
 }
 
@@ -147,7 +157,9 @@ mod tests {
         let block = sys.path().join("block");
         fs::create_dir(&block).unwrap();
         // /dev/null stands for a pmem node that exists; none of the others does.
-        for (name, device) in [("pmem9999", "pci0000:00/0000:00:03.0/virtio1/ndbus0"), ("vda", "pci0000:00/0000:00:04.0")] {
+        for (name, device) in
+            [("pmem9999", "pci0000:00/0000:00:03.0/virtio1/ndbus0"), ("vda", "pci0000:00/0000:00:04.0")]
+        {
             let target = sys.path().join("devices").join(device).join(name);
             fs::create_dir_all(&target).unwrap();
             symlink(&target, block.join(name)).unwrap();
@@ -157,10 +169,10 @@ mod tests {
 
     #[test]
     fn dax_is_read_from_the_mount_s_own_line() {
-        let mounts = "/dev/pmem0 /run/rackstick/layers/0 erofs ro,nosuid,relatime,user_xattr,acl,dax=always 0 0\n\
-                      /dev/pmem1 /run/rackstick/layers/1 erofs ro,relatime,user_xattr,acl 0 0\n";
-        assert!(has_dax(mounts, "/run/rackstick/layers/0"));
-        assert!(!has_dax(mounts, "/run/rackstick/layers/1"));
-        assert!(!has_dax(mounts, "/run/rackstick/layers/10"));
+        let mounts = "/dev/pmem0 /layers/0 erofs ro,nosuid,relatime,user_xattr,acl,dax=always 0 0\n\
+                      /dev/pmem1 /layers/1 erofs ro,relatime,user_xattr,acl 0 0\n";
+        assert!(has_dax(mounts, "/layers/0"));
+        assert!(!has_dax(mounts, "/layers/1"));
+        assert!(!has_dax(mounts, "/layers/10"));
     }
 }

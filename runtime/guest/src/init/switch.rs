@@ -34,6 +34,9 @@ const MAX_DEPTH: u32 = 32;
 /// Keeps the configuration where the agent finds it.
 pub(super) fn keep(config: &GuestConfig) -> Result<(), InitError> {
     let path = Path::new(CONFIG_KEPT);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(file_error("create", folder))?;
+    }
     let text = serde_json::to_vec(config).map_err(|source| InitError::Config { path: path.to_owned(), source })?;
     fs::write(path, text).map_err(file_error("write", path))
 }
@@ -51,7 +54,8 @@ pub(super) fn into(root: &Path, config: &GuestConfig) -> Result<Infallible, Init
     mount::enter_root(root)?;
     agent(config)?;
 
-    let (program, arguments) = config.init.split_first().ok_or_else(|| InitError::BadConfig("names no init".to_owned()))?;
+    let (program, arguments) =
+        config.init.split_first().ok_or_else(|| InitError::BadConfig("names no init".to_owned()))?;
     let source = Command::new(program)
         .args(arguments)
         .env_clear()
@@ -68,7 +72,8 @@ fn move_into(from: &Path, root: &OwnedFd, name: &str) -> io::Result<()> {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    let target = openat(root, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let target =
+        openat(root, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     Ok(move_mount(CWD, from, &target, "", MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)?)
 }
 

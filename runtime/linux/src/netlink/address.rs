@@ -26,7 +26,8 @@ pub struct Address {
 impl Address {
     /// The subnet's broadcast address; none where there is no room for one.
     fn broadcast(self) -> Option<Ipv4Addr> {
-        (self.prefix < 31).then(|| Ipv4Addr::from(u32::from(self.address) | u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0)))
+        (self.prefix < 31)
+            .then(|| Ipv4Addr::from(u32::from(self.address) | u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0)))
     }
 
     fn message(self) -> AddressMessage {

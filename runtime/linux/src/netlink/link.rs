@@ -135,10 +135,7 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::NoLink`] if there is none.
     pub fn link(&mut self, name: &str) -> Result<Link, NetlinkError> {
-        self.links()?
-            .into_iter()
-            .find(|link| link.name == name)
-            .ok_or_else(|| NetlinkError::NoLink(name.to_owned()))
+        self.links()?.into_iter().find(|link| link.name == name).ok_or_else(|| NetlinkError::NoLink(name.to_owned()))
     }
 
     /// Switches a link on or off.
@@ -227,7 +224,9 @@ mod tests {
     #[test]
     fn only_six_pairs_are_a_mac_address() {
         assert_eq!("52:54:00:Ab:cd:EF".parse::<Mac>().unwrap().to_string(), "52:54:00:ab:cd:ef");
-        for bad in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52-54-00-12-34-56", "5:54:00:12:34:56", "+5:54:00:12:34:56"] {
+        for bad in
+            ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52-54-00-12-34-56", "5:54:00:12:34:56", "+5:54:00:12:34:56"]
+        {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }
