@@ -47,7 +47,8 @@ pub struct Rack {
     client: Client,
     forwards: Vec<(String, SocketAddr)>,
     _socket: TempDir,
-    _alone: File,
+    /// Locked while the rack runs.
+    alone: File,
 }
 
 impl Rack {
@@ -80,8 +81,7 @@ impl Rack {
         command.env("TMPDIR", &folder).stdout(log("run.out")).stderr(log("run.err"));
         let started = Instant::now();
         let child = command.spawn().unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
-        let mut rack =
-            Self { folder, command: child, started, client, forwards: Vec::new(), _socket: socket, _alone: alone };
+        let mut rack = Self { folder, command: child, started, client, forwards: Vec::new(), _socket: socket, alone };
         rack.forwards = rack.until("QEMU to start", Duration::from_secs(20), |rack| {
             let said = rack.log("run.err");
             said.lines().any(|line| line.starts_with("api ")).then(|| forwards(&said))
@@ -184,7 +184,11 @@ impl Rack {
 
     #[track_caller]
     fn ended(&mut self, limit: Duration) -> ExitStatus {
-        wait::until("the rack's end", limit, || self.command.try_wait().expect("a child can be waited for"))
+        let status =
+            wait::until("the rack's end", limit, || self.command.try_wait().expect("a child can be waited for"));
+        // The test may go on to start another.
+        flock(&self.alone, FlockOperation::Unlock).expect("a file can be unlocked");
+        status
     }
 
     /// Ends it as a power cut would, but for what the page cache of this machine still writes.
