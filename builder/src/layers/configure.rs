@@ -22,6 +22,9 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// What has to be configured before everything else on an empty system: users and groups, and what stands on them.
 const FIRST: [&str; 2] = ["base-passwd", "base-files"];
 
+/// What `systemctl is-enabled` says of units that enabling does not start (systemctl(1), is-enabled).
+const NEVER_STARTED: [&str; 3] = ["static", "generated", "transient"];
+
 /// A tree whose packages get configured.
 pub struct Configure<'a> {
     /// The tree.
@@ -84,7 +87,19 @@ impl Configure<'_> {
 
     /// Enables a unit as an administrator would.
     pub fn enable(&self, service: &str) -> Result<(), Failure> {
-        self.run(&format!("systemctl enable {service}"), &["systemctl", "enable", "--", service], &[])
+        self.run(&format!("systemctl enable {service}"), &["systemctl", "enable", "--", service], &[])?;
+        // Of a unit that can't be enabled, because nothing would ever start it so, systemctl only says that.
+        let what = format!("systemctl is-enabled {service}");
+        let ended = self.program(&["systemctl", "is-enabled", "--", service]).run(self.epoch, &[], &mut |_| ());
+        let ended = ended.map_err(failed(&what))?;
+        if ended.success() && !NEVER_STARTED.contains(&ended.output.as_str()) {
+            return Ok(());
+        }
+        Err(Failure::Other(format!(
+            "unit {service} can't be enabled, it is {}: it has no [Install] section, so something else starts it or nothing does; \
+             take it out of the recipe's services, or give it such a section",
+            ended.output
+        )))
     }
 
     /// Indexes the modules of a kernel.

@@ -39,6 +39,9 @@ pub enum Error {
     /// Larger than allowed.
     #[error("has a control part of more than {MAX_CONTROL_BYTES} bytes or {MAX_CONTROL_MEMBERS} members")]
     ControlTooLarge,
+    /// A path that no system call takes.
+    #[error("has an entry whose path is longer than 4096 bytes")]
+    NameTooLong,
     /// The control file does not say what it must.
     #[error("has a control file without a valid `{0}`")]
     Field(&'static str),

@@ -36,7 +36,7 @@ pub struct RecipeFile {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It can't be read.
-    #[error("the recipe's file {path} can't be read: {source}")]
+    #[error("the recipe's file {} can't be read", .path.display())]
     Read {
         /// Which.
         path: PathBuf,
@@ -44,13 +44,13 @@ pub enum Error {
         source: io::Error,
     },
     /// Its place in the image is none.
-    #[error("`{0}` is no place for a file in an image: an absolute path without `..` is needed")]
+    #[error("`{}` is no place for a file in an image: an absolute path without `..` is needed", .0.display())]
     Place(PathBuf),
     /// Devices, sockets.
-    #[error("the recipe's file {0} is neither a file nor a folder nor a symlink")]
+    #[error("the recipe's file {} is neither a file nor a folder nor a symlink", .0.display())]
     Kind(PathBuf),
     /// Too many.
-    #[error("the recipe's folder {0} holds more than {MAX_FILES} files")]
+    #[error("the recipe's folder {} holds more than {MAX_FILES} files", .0.display())]
     TooMany(PathBuf),
 }
 

@@ -84,7 +84,7 @@ pub struct Base {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The cache.
-    #[error("the cache of layers: {path} can't be {what}: {source}")]
+    #[error("in the cache of layers, {} can't be {what}", .path.display())]
     Cache {
         /// Where.
         path: PathBuf,
@@ -100,7 +100,7 @@ pub enum Error {
     #[error(transparent)]
     File(#[from] files::Error),
     /// The stage.
-    #[error("{label}: {source}")]
+    #[error("the layer `{label}` can't be made")]
     Stage {
         /// Which layer.
         label: String,

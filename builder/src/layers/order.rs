@@ -70,7 +70,8 @@ fn closure(of: usize, needs: &[BTreeSet<usize>]) -> BTreeSet<usize> {
 
 /// The names in a relation field: `a (>= 1), b:any | c` names a, b and c.
 fn names(relations: &str) -> impl Iterator<Item = &str> {
-    relations.split([',', '|']).filter_map(|relation| relation.trim().split([' ', '(', ':', '[']).next())
+    let name = |relation| str::split(str::trim(relation), [' ', '(', ':', '[']).next();
+    relations.split([',', '|']).filter_map(name).filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ use super::{
 
 /// Entries in one package at most: stops a package that uses up the file system's inodes. The largest in trixie has 60,000.
 const MAX_ENTRIES: usize = 1_000_000;
+/// Bytes of a path at most: what Linux takes (`PATH_MAX`).
+pub const MAX_NAME_BYTES: u64 = 4096;
 /// Ids above this are not mapped in the stage; no package may ship files of others (Debian Policy 9.2.2).
 const MAX_ID: u64 = 65_535;
 /// Folders at the root that are symlinks into /usr on a merged system; packages of older releases still fill them.
@@ -210,9 +212,15 @@ impl Job<'_> {
         let mut parent = Parent::default();
         let package = || control.package.clone();
         deb::data::<_, Outcome>(deb, |archive| {
-            for entry in archive.entries()? {
+            let mut long = Long::default();
+            for entry in archive.entries()?.raw(true) {
                 let mut entry = entry?;
-                let raw = entry.path_bytes().into_owned();
+                if long.take(&mut entry)? {
+                    continue;
+                }
+                let (name, link) = (long.name.take(), long.link.take());
+                let raw = name.unwrap_or_else(|| entry.path_bytes().into_owned());
+                let link = link.unwrap_or_else(|| entry.link_name_bytes().unwrap_or_default().into_owned());
                 let path = inside(&raw).ok_or_else(|| Error::Path { package: package(), path: lossy(&raw) })?;
                 if listing.len() >= MAX_ENTRIES {
                     return Err(Error::TooMany { package: package() }.into());
@@ -221,7 +229,7 @@ impl Job<'_> {
                 if path.as_os_str().is_empty() || !(self.wanted)(&merged(&path)) {
                     continue;
                 }
-                self.entry(index, &path, &conffiles, &mut parent, &mut entry)?;
+                self.entry(index, &path, &link, &conffiles, &mut parent, &mut entry)?;
             }
             Ok(())
         })
@@ -236,6 +244,7 @@ impl Job<'_> {
         &self,
         index: usize,
         original: &Path,
+        link: &[u8],
         conffiles: &BTreeSet<PathBuf>,
         parent: &mut Parent,
         entry: &mut tar::Entry<'_, &mut dyn Read>,
@@ -244,7 +253,7 @@ impl Job<'_> {
         let kind = entry.header().entry_type();
         let attributes = self.attributes(package, original, entry)?;
         let write = |source: io::Error| Error::Write { package: package.clone(), path: shown(original), source };
-        if kind.is_symlink() && is_merged_link(original, entry) {
+        if kind.is_symlink() && is_merged_link(original, link) {
             return Ok(());
         }
         let path = merged(original);
@@ -272,16 +281,14 @@ impl Job<'_> {
         }
         let owner = (Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)));
         if kind.is_symlink() {
-            let link = entry.link_name_bytes().unwrap_or_default().into_owned();
-            rustix::fs::symlinkat(link.as_slice(), &*parent, name).map_err(|e| write(e.into()))?;
+            rustix::fs::symlinkat(link, &*parent, name).map_err(|e| write(e.into()))?;
             rustix::fs::chownat(&*parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|e| write(e.into()))?;
             let times = times(entry.header().mtime()?);
             rustix::fs::utimensat(&*parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| write(e.into()))?;
         } else if kind.is_hard_link() {
-            let link = entry.link_name_bytes().unwrap_or_default().into_owned();
-            let bad = || Error::Path { package: package.clone(), path: lossy(&link) };
-            let first = self.diverted(package, merged(&inside(&link).ok_or_else(bad)?));
+            let bad = || Error::Path { package: package.clone(), path: lossy(link) };
+            let first = self.diverted(package, merged(&inside(link).ok_or_else(bad)?));
             let first = if conffiles.contains(&first) { with_suffix(&first, ".dpkg-new") } else { first };
             // Only to what this very package brought: anything else could be a file of another package or of a script.
             if lock(&self.files).get(&first) != Some(&index) {
@@ -416,6 +423,38 @@ impl From<Error> for Outcome {
     }
 }
 
+/// Names that are too long for a header, which GNU tar writes before it; read here, since the library would take as much
+/// of them into memory as the archive holds.
+#[derive(Default)]
+struct Long {
+    name: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+}
+
+impl Long {
+    /// Takes such a name; false if this is any other entry.
+    fn take(&mut self, entry: &mut tar::Entry<'_, &mut dyn Read>) -> Result<bool, Outcome> {
+        let kind = entry.header().entry_type();
+        let slot = if kind.is_gnu_longname() {
+            &mut self.name
+        } else if kind.is_gnu_longlink() {
+            &mut self.link
+        } else {
+            return Ok(false);
+        };
+        let mut bytes = Vec::new();
+        entry.take(MAX_NAME_BYTES + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_NAME_BYTES {
+            return Err(deb::Error::NameTooLong.into());
+        }
+        while bytes.last() == Some(&0) {
+            bytes.pop();
+        }
+        *slot = Some(bytes);
+        Ok(true)
+    }
+}
+
 /// Copies an entry; says whether the archive or the disk was at fault.
 fn copy(entry: &mut impl Read, file: &mut File, write: impl Fn(io::Error) -> Error) -> Result<(), Outcome> {
     let mut buffer = [0; 1 << 16];
@@ -459,9 +498,8 @@ pub fn merged(path: &Path) -> PathBuf {
 }
 
 /// `./bin -> usr/bin`, as base-files ships it: the stage made it before anything was unpacked.
-fn is_merged_link(path: &Path, entry: &tar::Entry<'_, &mut dyn Read>) -> bool {
-    let target = entry.link_name_bytes().unwrap_or_default();
-    MERGED.iter().any(|name| path == Path::new(name) && target.as_ref() == format!("usr/{name}").as_bytes())
+fn is_merged_link(path: &Path, target: &[u8]) -> bool {
+    MERGED.iter().any(|name| path == Path::new(name) && target == format!("usr/{name}").as_bytes())
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

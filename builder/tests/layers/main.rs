@@ -49,6 +49,9 @@ impl Bench {
     fn unpacked(&self, layer: &Layer) -> PathBuf {
         assert!(rustix::process::geteuid().is_root(), "this test mounts a layer: run it as root");
         let target = self.dir.path().join(layer.digest.to_string());
+        if target.exists() {
+            return target;
+        }
         let script = "fsck.erofs \"$0\" && mount -o loop,ro \"$0\" /mnt && cp -a /mnt \"$1\"";
         let mut copy = Command::new("unshare");
         let done = copy.args(["-m", "sh", "-c", script]).arg(&layer.path).arg(&target).output().unwrap();
@@ -72,7 +75,8 @@ fn read(path: PathBuf) -> String {
 fn a_package_is_unpacked_as_dpkg_would_and_configured_by_dpkg() {
     let bench = Bench::new();
     let mut draft = bench.workshop.draft("all-kinds");
-    draft.file("/usr/bin/suid", b"x", 0o4755).file("/etc/all/conf", b"conf\n", 0o640).file(
+    let long = format!("/usr/share/{}/{}", "d".repeat(90), "f".repeat(200));
+    draft.file(&long, b"long", 0o644).file("/usr/bin/suid", b"x", 0o4755).file("/etc/all/conf", b"conf\n", 0o640).file(
         "/lib/all/old",
         b"moved",
         0o644,
@@ -86,6 +90,7 @@ fn a_package_is_unpacked_as_dpkg_would_and_configured_by_dpkg() {
         "test -f /etc/preinst; cat /etc/all/conf > /etc/seen; chown daemon /etc/seen\n\
          cp /bin/true /usr/bin/capable; setcap cap_net_raw+ep /usr/bin/capable\n\
          hostname > /etc/host; date +%Z > /etc/zone; echo $SOURCE_DATE_EPOCH > /etc/epoch; ls /proc/1 > /dev/null; echo > /tmp/x; echo > /run/x\n\
+         sleep 1000 &\n\
          rm /usr/share/dpkg/tupletable",
     );
     let watcher = bench.workshop.draft("watcher");
@@ -103,6 +108,7 @@ fn a_package_is_unpacked_as_dpkg_would_and_configured_by_dpkg() {
     assert_eq!(fs::metadata(root.join("etc/all/conf")).unwrap().mode() & 0o7777, 0o640);
     assert_eq!(fs::read_link(root.join("etc/all/link")).unwrap(), Path::new("../all/conf"));
     assert_eq!(read(root.join("usr/lib/all/old")), "moved");
+    assert_eq!(read(root.join(long.strip_prefix('/').unwrap())), "long");
     assert!(!root.join("lib").exists(), "only the base has the symlink");
     assert_eq!(
         (read(root.join("etc/seen")), fs::metadata(root.join("etc/seen")).unwrap().uid()),
@@ -132,6 +138,43 @@ fn a_package_is_unpacked_as_dpkg_would_and_configured_by_dpkg() {
 }
 
 #[test]
+fn a_preinst_script_finds_what_it_depends_on_configured() {
+    let bench = Bench::new();
+    let base = bench.base();
+    let mut server = bench.workshop.draft("a-server");
+    server.control("Pre-Depends: z-tool").file("/usr/share/a-server", b"", 0o644);
+    server.script("preinst", "test \"$(cat /etc/z-tool)\" = configured; test ! -e /usr/share/a-server");
+    let tool = bench.workshop.draft("z-tool");
+    tool.script("postinst", "echo configured > /etc/z-tool");
+    bench.image(&base, &[server.build(), tool.build()]).unwrap();
+}
+
+#[test]
+fn what_is_drawn_at_random_is_left_to_the_guest() {
+    let bench = Bench::new();
+    let base = bench.base();
+    // As the real one: the script draws a key unless there is one, and then gives it away.
+    let named = bench.workshop.draft("bind9");
+    named.file("/usr/sbin/rndc-confgen", b"#!/bin/sh\necho secret > /etc/bind/rndc.key\n", 0o755);
+    named.script(
+        "postinst",
+        "test -s /etc/bind/rndc.key || rndc-confgen -a\nchown daemon /etc/bind/rndc.key; chmod 750 /etc/bind",
+    );
+    let root = bench.unpacked(&bench.image(&base, &[named.build()]).unwrap());
+    assert_eq!(fs::metadata(root.join("etc/bind")).unwrap().mode() & 0o777, 0o750);
+    assert!(!root.join("etc/bind/rndc.key").exists());
+    assert!(read(root.join("usr/sbin/rndc-confgen")).contains("secret"), "the program itself is whole");
+    let unit = "rackstick-generate-rndc-key.service";
+    let text = read(root.join("usr/lib/systemd/system").join(unit));
+    assert!(
+        text.contains("ConditionPathExists=!/etc/bind/rndc.key") && text.contains("Before=named.service"),
+        "{text}"
+    );
+    let needed = root.join("usr/lib/systemd/system/named.service.requires").join(unit);
+    assert_eq!(fs::read_link(needed).unwrap(), Path::new("..").join(unit));
+}
+
+#[test]
 fn the_same_inputs_give_the_same_bytes_and_are_not_built_twice() {
     let (one, two) = (Bench::new(), Bench::new());
     let layers = [&one, &two].map(|bench| {
@@ -141,8 +184,11 @@ fn the_same_inputs_give_the_same_bytes_and_are_not_built_twice() {
             .file("/usr/share/same/x", b"x", 0o644)
             .script("postinst", "echo $RANDOM; id > /etc/id; env > /etc/env; mkdir /var/new");
         fs::write(bench.dir.path().join("page"), "page").unwrap();
-        let files =
-            vec![RecipeFile { path: "/srv/www/page".into(), source: bench.dir.path().join("page"), mode: None }];
+        let source = bench.dir.path().join("page");
+        // The second is a file that a build would clean away if a script had left it.
+        let files = [("/srv/www/page", None), ("/etc/resolv.conf", Some(0o600))]
+            .map(|(path, mode)| RecipeFile { path: path.into(), source: source.clone(), mode })
+            .to_vec();
         let additions = Additions { packages: vec![draft.build()], files, services: Vec::new() };
         let steps = Mutex::new(0);
         let count = |_: &str| *steps.lock().unwrap() += 1;
@@ -150,9 +196,11 @@ fn the_same_inputs_give_the_same_bytes_and_are_not_built_twice() {
         let first = std::mem::take(&mut *steps.lock().unwrap());
         assert_eq!(bench.layers.image("same", &base, &additions, &count).unwrap(), layer);
         assert_eq!((first > 0, *steps.lock().unwrap()), (true, 0), "the second time there is nothing to do");
-        let page = bench.unpacked(&layer).join("srv/www/page");
-        let metadata = fs::metadata(&page).unwrap();
-        assert_eq!((read(page), metadata.mode() & 0o7777, metadata.uid()), ("page".to_owned(), 0o644, 0));
+        for (path, mode) in [("srv/www/page", 0o644), ("etc/resolv.conf", 0o600)] {
+            let page = bench.unpacked(&layer).join(path);
+            let metadata = fs::metadata(&page).unwrap();
+            assert_eq!((read(page), metadata.mode() & 0o7777, metadata.uid()), ("page".to_owned(), mode, 0));
+        }
         (base.layer, layer)
     });
     assert_eq!(layers[0].0.digest, layers[1].0.digest);
@@ -234,6 +282,12 @@ fn no_archive_reaches_what_is_outside_of_the_tree() {
     entry(&mut data, EntryType::Regular, "//etc/absolute", "", b"taken");
     let package = bench.workshop.draft("doors").build_hostile(&data.into_inner().unwrap());
     let root = bench.unpacked(&bench.image(&base, &[package]).unwrap());
+    let mut data = tar::Builder::new(Vec::new());
+    entry(&mut data, EntryType::GNULongName, "././@LongLink", "", &vec![b'a'; 1 << 20]);
+    let error =
+        bench.image(&base, &[bench.workshop.draft("long").build_hostile(&data.into_inner().unwrap())]).unwrap_err();
+    let Error::Stage { source, .. } = &error else { panic!("{error}") };
+    assert!(source.to_string().contains("longer than 4096 bytes"), "{source}");
     assert_eq!(read(outside.join("secret")), "secret");
     assert!(!outside.join("other").exists() && !Path::new("/etc/absolute").exists());
     assert_eq!(read(root.join(there.strip_prefix('/').unwrap()).join("secret")), "taken");

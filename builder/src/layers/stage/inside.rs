@@ -26,6 +26,7 @@ use super::{
         tree::Tree,
         unpack::{self, Existing, Listing, MERGED, Opened},
     },
+    namespaces,
     protocol::{Content, Failure, Package, PlacedFile, Request, Task, Written},
 };
 
@@ -45,33 +46,37 @@ pub struct Work<'a> {
 impl Work<'_> {
     /// Does the task. If it fails, what it made is removed.
     pub fn run(&self) -> Result<Option<Written>, Failure> {
-        let (result, leftovers): (_, Vec<&Path>) = match &self.request.task {
-            Task::Base { root, packages, out } => (self.base(root, packages, out), vec![root, out]),
+        let (result, useless): (Result<Written, Failure>, Vec<&Path>) = match &self.request.task {
+            Task::Base { root, packages, out } => match self.base(root, packages, out) {
+                Ok(written) => (Ok(written), vec![]),
+                Err(failure) => (Err(failure), vec![root, out]),
+            },
             Task::Image { base, work, packages, files, services, out } => {
-                let result = self.image(base, work, out, &|configure| {
+                let fill = |configure: &Configure<'_>| {
                     self.install(configure, packages, false)?;
+                    // Before the recipe's own files come: what it asks for stays, whatever it is.
+                    clean::clean(configure.tree).map_err(failed("cleaning"))?;
                     place(configure.tree, files)?;
                     services.iter().try_for_each(|service| configure.enable(service))
-                });
-                remove(work)?;
-                (result, vec![out])
+                };
+                match self.image(base, work, out, &fill) {
+                    Ok(written) => (Ok(written), vec![work]),
+                    Err(failure) => (Err(failure), vec![work, out]),
+                }
             }
-            Task::Kernel { base, work, package, out } => {
-                let result = self.kernel(base, work, package, out);
-                remove(work)?;
-                (result, vec![out])
-            }
+            Task::Kernel { base, work, package, out } => match self.kernel(base, work, package, out) {
+                Ok(written) => (Ok(written), vec![work]),
+                Err(failure) => (Err(failure), vec![work, out]),
+            },
             Task::Remove { trees } => {
                 trees.iter().try_for_each(|tree| remove(tree))?;
                 return Ok(None);
             }
         };
-        if result.is_err() {
-            for path in leftovers {
-                remove(path)?;
-            }
-        }
-        result.map(Some)
+        let removed = useless.into_iter().try_for_each(remove);
+        // The first failure is the one that matters.
+        let written = result?;
+        removed.map(|()| Some(written))
     }
 
     fn base(&self, root: &Path, packages: &[Package], out: &Path) -> Result<Written, Failure> {
@@ -87,6 +92,7 @@ impl Work<'_> {
         guest::prepare(&tree).map_err(failed("the base's own files"))?;
         clean::clean(&tree).map_err(failed("cleaning"))?;
         guest::mark_updated(&tree, self.request.epoch).map_err(failed("/etc/.updated"))?;
+        namespaces::end_all_others().map_err(failed("ending what the scripts left running"))?;
         self.write(root, Origin::Plain, out)
     }
 
@@ -100,10 +106,10 @@ impl Work<'_> {
         let merged = self.overlay(base, work)?;
         let filled = || -> Result<(), Failure> {
             let tree = Tree::open(&merged).map_err(failed(&shown(&merged)))?;
-            fill(&self.configure(&tree, &merged))?;
-            clean::clean(&tree).map_err(failed("cleaning"))
+            fill(&self.configure(&tree, &merged))
         };
         let result = filled();
+        namespaces::end_all_others().map_err(failed("ending what the scripts left running"))?;
         // Else nothing of it can be removed.
         unmount(&merged, UnmountFlags::empty()).map_err(|error| failed("unmounting the overlay")(error.into()))?;
         result?;

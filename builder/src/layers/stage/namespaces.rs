@@ -1,7 +1,13 @@
-//! The one system call of the builder that Rust can't prove safe: leaving the namespaces of the process. Follows
-//! user_namespaces(7) and unshare(2).
+//! The system calls of the builder that Rust can't prove safe: leaving the namespaces of the process, and ending whatever
+//! runs in those of a stage. Follows user_namespaces(7), pid_namespaces(7), unshare(2) and kill(2).
 
-use rustix::thread::UnshareFlags;
+use std::io;
+
+use rustix::{
+    io::Errno,
+    process::{Pid, WaitOptions},
+    thread::UnshareFlags,
+};
 
 /// Everything a stage keeps apart from the machine.
 pub fn leave_all() -> rustix::io::Result<()> {
@@ -26,5 +32,28 @@ fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
     #[allow(unsafe_code)]
     unsafe {
         rustix::thread::unshare_unsafe(flags)
+    }
+}
+
+/// Kills every other process of the PID namespace whose PID 1 this is, and waits for their end: daemons that a script left
+/// behind would go on writing. Does nothing in any other process.
+pub fn end_all_others() -> io::Result<()> {
+    if rustix::process::getpid() != Pid::INIT {
+        return Ok(());
+    }
+    // SAFETY: takes two integers and touches no memory of this process. -1 means all processes that this one may signal,
+    // which are those of its PID namespace, itself excepted; that it is not the machine's, PID 1 in it says.
+    #[allow(unsafe_code)]
+    let killed = unsafe { libc::kill(-1, libc::SIGKILL) };
+    if killed != 0 {
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
+    }
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::CHILD) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
