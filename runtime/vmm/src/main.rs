@@ -8,6 +8,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rackstick_vmm::{config::Config, exit::Exit, logger, machine};
@@ -15,13 +16,17 @@ use rackstick_vmm::{config::Config, exit::Exit, logger, machine};
 /// Exit status for bad arguments.
 const BAD_ARGUMENTS: u8 = 2;
 
+/// Set by the thread that says why the machine ended. There is one end: a second thread would write the same file,
+/// and a panic on the way would come back to where it arose.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
 fn main() -> ExitCode {
     logger::install();
     let mut arguments = std::env::args_os().skip(1);
     let path = match (arguments.next(), arguments.next(), arguments.next()) {
         (Some(flag), Some(path), None) if flag == "--config" => PathBuf::from(path),
         _ => {
-            eprintln!("usage: rackstick-vmm --config FILE");
+            say("usage: rackstick-vmm --config FILE");
             return ExitCode::from(BAD_ARGUMENTS);
         }
     };
@@ -44,21 +49,43 @@ fn end_on_panic(config: &Config) {
     let (name, exit_file) = (config.name.clone(), config.exit_file.clone());
     std::panic::set_hook(Box::new(move |panic| {
         let exit = Exit::Error { message: format!("bug in rackstick-vmm: {panic}") };
-        end(&name, exit_file.as_deref(), &exit);
+        if ENDING.swap(true, Ordering::SeqCst) {
+            // The machine's end is being told already; this is all that is left to tell.
+            return say(&format!("{name}: {exit}"));
+        }
+        tell(&name, exit_file.as_deref(), &exit);
         std::process::exit(exit.code().into());
     }));
 }
 
 /// Says why the machine ended, in all three ways.
 fn end(name: &str, exit_file: Option<&Path>, exit: &Exit) -> ExitCode {
-    eprintln!("{name}: {exit}");
-    match exit_file.map_or(Ok(()), |path| write_exit(path, exit)) {
-        Ok(()) => ExitCode::from(exit.code()),
-        Err(error) => {
-            eprintln!("{name}: cannot write the exit file: {error}");
-            ExitCode::from(Exit::Error { message: String::new() }.code())
-        }
+    while ENDING.swap(true, Ordering::SeqCst) {
+        // Another thread panicked and ends the process as soon as it has said so.
+        std::thread::park();
     }
+    tell(name, exit_file, exit)
+}
+
+/// The exit file comes first: the supervisor goes by it, and standard error may be a full file.
+fn tell(name: &str, exit_file: Option<&Path>, exit: &Exit) -> ExitCode {
+    let written = exit_file.map_or(Ok(()), |path| write_exit(path, exit));
+    let code = match written {
+        Ok(()) => exit.code(),
+        Err(error) => {
+            say(&format!("{name}: cannot write the exit file: {error}"));
+            Exit::Error { message: String::new() }.code()
+        }
+    };
+    say(&format!("{name}: {exit}"));
+    ExitCode::from(code)
+}
+
+/// One line to standard error. `eprintln!` would panic where it is full, which a guest that causes many messages
+/// can bring about.
+fn say(line: &str) {
+    // There is nowhere to report that standard error can't be written.
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Writes beside, then renames: whoever reads the file finds all of it or nothing.

@@ -6,7 +6,10 @@ mod support;
 
 use std::{fs, process::Stdio};
 
-use rackstick_vmm::config::{Config, Disk, Net, Pmem, Vsock};
+use rackstick_vmm::{
+    config::{Config, Disk, Net, Pmem, Vsock},
+    exit::Exit,
+};
 use support::{Machine, assembler::Code, kvm, monitor};
 
 /// What the monitor says to `text` as its configuration, and its exit status.
@@ -54,6 +57,25 @@ fn values_no_machine_can_have_are_named() {
         |config| config.pmem = vec![Pmem { path: "/nowhere/layer".into(), label: "base".into() }],
         "cannot map layer base from /nowhere/layer: No such file",
     );
+}
+
+#[test]
+fn a_full_standard_error_does_not_keep_the_exit_file_from_being_written() {
+    let end = |change: fn(&mut Config)| {
+        let mut machine = Machine::new(Code::new().power_off());
+        change(&mut machine.config);
+        let path = machine.file("config.json", &serde_json::to_vec(&machine.config).unwrap());
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let status = monitor(&path).stdin(Stdio::null()).stderr(full).status().unwrap();
+        let exit: Exit = serde_json::from_slice(&fs::read(machine.config.exit_file.unwrap()).unwrap()).unwrap();
+        assert_eq!(status.code(), Some(exit.code().into()));
+        exit
+    };
+    let refused = end(|config| config.vcpus = 0);
+    assert!(refused.to_string().contains("0 vCPUs"), "{refused}");
+    if kvm() {
+        assert_eq!(end(|_| ()), Exit::PoweredOff);
+    }
 }
 
 #[test]

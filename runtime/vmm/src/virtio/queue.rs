@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, Permissions};
+use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::buffers::Buffers;
@@ -43,18 +43,6 @@ pub enum QueueError {
         /// The chain's first descriptor.
         head: u16,
     },
-    /// A buffer outside RAM.
-    #[error("queue {index}: chain {head} has {length} bytes at {address:#x}, not in guest memory")]
-    Buffer {
-        /// The queue.
-        index: usize,
-        /// The chain's first descriptor.
-        head: u16,
-        /// The buffer's guest physical address.
-        address: u64,
-        /// Its length.
-        length: u32,
-    },
     /// The rings are inconsistent.
     #[error("queue {index}: {source}")]
     Rings {
@@ -66,7 +54,11 @@ pub enum QueueError {
 }
 
 /// A chain of buffers from the driver. It must be given back by [`VirtQueue::add_used`].
-#[derive(Debug)]
+///
+/// A buffer outside RAM fails its chain alone, not the queue: Linux lawfully names persistent memory where a process
+/// without privileges sends or writes from a file mapped there (MSG_ZEROCOPY, O_DIRECT). Such a chain comes without
+/// any buffers, so that no device can take a part of it for the whole.
+#[derive(Debug, Default)]
 pub struct Chain<'m> {
     /// Its first descriptor, by which it is given back.
     pub head: u16,
@@ -74,6 +66,9 @@ pub struct Chain<'m> {
     pub readable: Buffers<'m>,
     /// What the device may write.
     pub writable: Buffers<'m>,
+    /// Only of a chain with a buffer outside RAM: the last byte it has for the device to write, if that one is in
+    /// RAM. There some devices say that a request failed.
+    pub refusal: Option<Buffers<'m>>,
 }
 
 /// A queue in use.
@@ -144,7 +139,9 @@ impl VirtQueue {
         let mut available = self.queue.iter(ram).map_err(|source| QueueError::Rings { index, source })?;
         let Some(descriptors) = available.next() else { return Ok(None) };
         let head = descriptors.head_index();
-        let mut chain = Chain { head, readable: Buffers::default(), writable: Buffers::default() };
+        let mut chain = Chain { head, ..Chain::default() };
+        let mut outside = false;
+        let mut last_writable = None;
         for (count, descriptor) in descriptors.enumerate() {
             if count == MAX_CHAIN {
                 return Err(QueueError::TooLong { index, head });
@@ -152,13 +149,23 @@ impl VirtQueue {
             let (address, length) = (descriptor.addr(), descriptor.len());
             let (buffers, access) = match descriptor.is_write_only() {
                 true => (&mut chain.writable, Permissions::Write),
-                false if !chain.writable.is_empty() => return Err(QueueError::Order { index, head }),
+                false if last_writable.is_some() => return Err(QueueError::Order { index, head }),
                 false => (&mut chain.readable, Permissions::Read),
             };
-            let outside = |_| QueueError::Buffer { index, head, address: address.0, length };
-            for slice in GuestMemory::get_slices(ram, address, length as usize, access).map_err(outside)? {
-                buffers.push(slice.map_err(outside)?);
+            if let (true, Some(before_last)) = (descriptor.is_write_only(), length.checked_sub(1)) {
+                last_writable = Some(address.checked_add(before_last.into()));
             }
+            if resolve(ram, address, length, access, buffers).is_err() {
+                outside = true;
+                log::debug!("queue {index}: chain {head} has {length} bytes at {:#x}, not in guest memory", address.0);
+            }
+        }
+        if outside {
+            let mut refusal = Buffers::default();
+            let resolved = last_writable
+                .flatten()
+                .is_some_and(|address| resolve(ram, address, 1, Permissions::Write, &mut refusal).is_ok());
+            chain = Chain { head, refusal: resolved.then_some(refusal), ..Chain::default() };
         }
         Ok(Some(chain))
     }
@@ -222,6 +229,20 @@ impl VirtQueue {
     }
 }
 
+/// Adds the `length` bytes of guest memory at `address` to `buffers`; after an error they hold a part of them.
+fn resolve<'m>(
+    ram: &'m GuestRam,
+    address: GuestAddress,
+    length: u32,
+    access: Permissions,
+    buffers: &mut Buffers<'m>,
+) -> Result<(), GuestMemoryError> {
+    for slice in GuestMemory::get_slices(ram, address, length as usize, access)? {
+        buffers.push(slice?);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use vm_memory::Bytes;
@@ -282,16 +303,37 @@ mod tests {
     }
 
     #[test]
-    fn buffers_outside_of_memory_and_out_of_order_are_refused() {
-        for (address, length) in [(RAM, 1), (RAM - 1, 2), (u64::MAX, 1), (u64::MAX - 7, 16), (0, u32::MAX)] {
-            let mut driver = Driver::new(0);
-            driver.descriptor(0, address, length, WRITE, 0);
-            assert!(matches!(lengths(&mut driver), Err(QueueError::Buffer { .. })), "{address:#x} {length}");
+    fn a_buffer_outside_of_memory_fails_its_chain_and_no_other() {
+        for (address, length) in [(RAM, 1), (RAM - 1, 2), (u64::MAX, 1), (u64::MAX - 7, 16), (0, u32::MAX - 64)] {
+            for (flags, position) in [(0, 0), (0, 1), (WRITE, 2), (WRITE, 3)] {
+                let mut driver = Driver::new(0);
+                let ram = driver.ram.clone();
+                let mut queue = driver.queue();
+                for (index, flags) in [(0, NEXT), (1, NEXT), (2, NEXT | WRITE), (3, WRITE)] {
+                    driver.descriptor(index, 0x2_0000 + 16 * u64::from(index), 16, flags, index + 1);
+                }
+                let next = if position < 3 { NEXT } else { 0 };
+                driver.descriptor(position, address, length, flags | next, position + 1);
+                driver.descriptor(4, 0x2_0000, 5, 0, 0);
+                driver.offer(0);
+                driver.offer(4);
+                let failed = queue.pop(&ram).unwrap().unwrap();
+                assert!(failed.readable.is_empty() && failed.writable.is_empty(), "{address:#x} {length} {position}");
+                assert_eq!(failed.refusal.is_some(), position < 3, "{address:#x} {length} {position}");
+                let whole = queue.pop(&ram).unwrap().unwrap();
+                assert_eq!((whole.readable.len(), whole.refusal.is_some()), (5, false));
+            }
         }
-        let mut driver = Driver::new(0);
-        driver.descriptor(0, 0x2_0000, 1, WRITE | NEXT, 1);
-        driver.descriptor(1, 0x2_0000, 1, 0, 0);
-        assert!(matches!(lengths(&mut driver), Err(QueueError::Order { .. })));
+    }
+
+    #[test]
+    fn buffers_out_of_order_are_refused_wherever_they_lie() {
+        for address in [0x2_0000, RAM] {
+            let mut driver = Driver::new(0);
+            driver.descriptor(0, address, 1, WRITE | NEXT, 1);
+            driver.descriptor(1, 0x2_0000, 1, 0, 0);
+            assert!(matches!(lengths(&mut driver), Err(QueueError::Order { .. })));
+        }
     }
 
     #[test]

@@ -67,7 +67,7 @@ fn fill(chain: &Chain<'_>) -> rustix::io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::testing::{Driver, Part};
+    use crate::virtio::testing::{Driver, Part, RAM};
 
     #[test]
     fn buffers_are_filled_up_to_a_limit() {
@@ -80,5 +80,16 @@ mod tests {
         rng.handle_queue(0).unwrap();
         assert_eq!([driver.finished(), driver.finished(), driver.finished()], [Some(64), Some(4096), Some(0)]);
         assert_ne!(driver.bytes(small, 64), [0; 64]);
+    }
+
+    #[test]
+    fn a_buffer_outside_of_memory_is_given_back_empty() {
+        let mut driver = Driver::new(0);
+        let mut rng = Rng::default();
+        driver.start(&mut rng, 0);
+        driver.submit(&[Part::In(64), Part::InAt(RAM, 64)]);
+        driver.submit(&[Part::In(64)]);
+        rng.handle_queue(0).unwrap();
+        assert_eq!([driver.finished(), driver.finished()], [Some(0), Some(64)]);
     }
 }

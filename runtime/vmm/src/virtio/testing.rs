@@ -30,11 +30,16 @@ pub const WRITE: u16 = 2;
 pub const TABLE: u16 = 4;
 
 /// One buffer of a chain.
+#[derive(Clone, Copy)]
 pub enum Part<'a> {
     /// For the device to read.
     Out(&'a [u8]),
     /// For the device to write, of this length.
     In(u32),
+    /// For the device to read, at an address of the driver's choice.
+    OutAt(u64, u32),
+    /// For the device to write, at an address of the driver's choice.
+    InAt(u64, u32),
 }
 
 /// The driver.
@@ -105,17 +110,19 @@ impl Driver {
         let head = self.next_descriptor % SIZE;
         let mut addresses = Vec::new();
         for (number, part) in parts.iter().enumerate() {
-            let (length, flags) = match part {
+            let (address, length, flags) = match *part {
                 Part::Out(bytes) => {
                     self.ram.write_slice(bytes, GuestAddress(self.next_buffer)).unwrap();
-                    (bytes.len() as u32, 0)
+                    (self.next_buffer, bytes.len() as u32, 0)
                 }
-                Part::In(length) => (*length, WRITE),
+                Part::In(length) => (self.next_buffer, length, WRITE),
+                Part::OutAt(address, length) => (address, length, 0),
+                Part::InAt(address, length) => (address, length, WRITE),
             };
             let index = self.next_descriptor % SIZE;
             let more = if number + 1 < parts.len() { NEXT } else { 0 };
-            self.descriptor(index, self.next_buffer, length, flags | more, (index + 1) % SIZE);
-            addresses.push(self.next_buffer);
+            self.descriptor(index, address, length, flags | more, (index + 1) % SIZE);
+            addresses.push(address);
             self.next_descriptor += 1;
             self.next_buffer += u64::from(length).next_multiple_of(16).max(16);
         }

@@ -104,13 +104,8 @@ mod tests {
     impl Rig {
         /// Status, bytes written, and what the device wrote in front of the status.
         fn request(&mut self, header: &[u8], parts: &[Part<'_>]) -> (u8, u32, Vec<u8>) {
-            let all: Vec<_> = std::iter::once(Part::Out(header))
-                .chain(parts.iter().map(|part| match part {
-                    Part::Out(bytes) => Part::Out(bytes),
-                    Part::In(length) => Part::In(*length),
-                }))
-                .chain([Part::In(1)])
-                .collect();
+            let all: Vec<_> =
+                std::iter::once(Part::Out(header)).chain(parts.iter().copied()).chain([Part::In(1)]).collect();
             let addresses = self.driver.submit(&all);
             self.blk.handle_queue(0).unwrap();
             let written = self.driver.finished().unwrap();
@@ -156,6 +151,24 @@ mod tests {
             assert_eq!(rig.request(&header, &[data]).0, status, "{header:?}");
         }
         assert_eq!(fs::read(rig.file.path()).unwrap(), before);
+    }
+
+    #[test]
+    fn a_request_with_bytes_outside_of_memory_fails_and_the_next_one_does_not() {
+        const LAYER: u64 = 0x1_0000_0000;
+        let mut rig = rig(false);
+        rig.driver.start(&mut rig.blk, F_FLUSH);
+        let before = fs::read(rig.file.path()).unwrap();
+        let sector = [0xEE; SECTOR as usize];
+        let outside = [Part::Out(&sector[..]), Part::OutAt(LAYER, SECTOR as u32)];
+        assert_eq!(rig.request(&header(1, 0), &outside), (IO_ERROR, 1, Vec::new()));
+        assert_eq!(rig.request(&header(0, 0), &[Part::InAt(LAYER, SECTOR as u32)]).0, IO_ERROR);
+        // No place for the status either.
+        rig.driver.submit(&[Part::Out(&header(1, 0)), Part::Out(&sector), Part::InAt(LAYER, 1)]);
+        rig.blk.handle_queue(0).unwrap();
+        assert_eq!(rig.driver.finished(), Some(0));
+        assert_eq!(fs::read(rig.file.path()).unwrap(), before);
+        assert_eq!(rig.request(&header(1, 0), &[Part::Out(&sector)]).0, OK);
     }
 
     #[test]

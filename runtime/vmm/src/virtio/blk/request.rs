@@ -28,7 +28,8 @@ enum Status {
 /// `write_through`: the driver does not flush, so each write must be durable before it is answered (5.2.6.2).
 pub fn execute(disk: &Disk, id: &str, write_through: bool, mut chain: Chain<'_>) -> u32 {
     // A request without room for its status is none; there is nobody to tell.
-    let Some(status) = chain.writable.split_last() else { return 0 };
+    // One with a buffer outside RAM has no header either, and so fails.
+    let Some(status) = chain.writable.split_last().or(chain.refusal) else { return 0 };
     let header = chain.readable.split_front(HEADER).read_array::<HEADER>();
     let (result, written) = match header {
         None => (Status::IoError, 0),

@@ -150,7 +150,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::virtio::testing::{Driver, Part};
+    use crate::virtio::testing::{Driver, Part, RAM};
 
     #[test]
     fn what_the_guest_prints_is_in_the_file() {
@@ -164,6 +164,28 @@ mod tests {
         console.handle_queue(TRANSMIT).unwrap();
         assert_eq!([driver.finished(), driver.finished()], [Some(0), Some(0)]);
         assert_eq!(fs::read(&path).unwrap(), b"hello, world\n");
+    }
+
+    #[test]
+    fn buffers_outside_of_memory_are_given_back_and_lose_no_other_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console");
+        let mut console = Console::new(Output::file(&path, 64).unwrap(), false);
+        let mut output = Driver::new(TRANSMIT);
+        output.start(&mut console, 0);
+        output.submit(&[Part::Out(b"half"), Part::OutAt(RAM, 4)]);
+        output.submit(&[Part::Out(b"whole\n")]);
+        console.handle_queue(TRANSMIT).unwrap();
+        assert_eq!([output.finished(), output.finished()], [Some(0), Some(0)]);
+        assert_eq!(fs::read(&path).unwrap(), b"whole\n");
+        let mut input = Driver::new(RECEIVE);
+        input.start(&mut console, 0);
+        console.waiting.extend(b"typed");
+        input.submit(&[Part::InAt(RAM, 8)]);
+        let buffer = input.submit(&[Part::In(8)])[0];
+        console.handle_queue(RECEIVE).unwrap();
+        assert_eq!([input.finished(), input.finished()], [Some(0), Some(5)]);
+        assert_eq!(input.bytes(buffer, 5), b"typed");
     }
 
     #[test]

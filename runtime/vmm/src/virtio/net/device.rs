@@ -99,13 +99,21 @@ fn deliver(queue: &mut VirtQueue, packet: &mut [u8], merge: bool) -> Result<bool
     let ram = queue.ram();
     let mut chains = Vec::new();
     let mut room = 0;
-    while room < packet.len() && (merge || chains.is_empty()) {
+    // A driver on another vCPU may add chains without room as fast as they are taken: the queue's size is the limit.
+    let mut left = queue.size();
+    while left > 0 && room < packet.len() && (merge || room == 0) {
         let Some(chain) = queue.pop(&ram)? else { break };
+        left -= 1;
+        // One that holds nothing goes back at once, unless some before it may yet be put back.
+        if chain.writable.is_empty() && chains.is_empty() {
+            queue.add_used(chain.head, 0)?;
+            continue;
+        }
         room += chain.writable.len();
         chains.push(chain);
     }
     let enough = room >= packet.len();
-    let full = chains.len() == usize::from(queue.size());
+    let full = left == 0;
     if !enough && (chains.is_empty() || merge && !full) {
         // Asked while all known chains are taken: the driver tells us of the next one.
         let more = queue.want_kick()?;
@@ -120,6 +128,9 @@ fn deliver(queue: &mut VirtQueue, packet: &mut [u8], merge: bool) -> Result<bool
         chains.iter().try_for_each(|chain| queue.add_used(chain.head, 0))?;
         return Ok(true);
     }
+    // The driver takes as many chains as the header counts, one behind the other: those without room go before.
+    let (chains, without_room): (Vec<_>, Vec<_>) = chains.into_iter().partition(|chain| !chain.writable.is_empty());
+    without_room.iter().try_for_each(|chain| queue.add_used(chain.head, 0))?;
     if let Some(count) = packet.get_mut(NUM_BUFFERS..HEADER) {
         count.copy_from_slice(&(chains.len() as u16).to_le_bytes());
     }
@@ -180,7 +191,7 @@ impl Device for Net {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::testing::{Driver, Part, SIZE};
+    use crate::virtio::testing::{Driver, Part, RAM, SIZE};
 
     fn packet(length: usize) -> Vec<u8> {
         (0..length).map(|index| index as u8 | 1).collect()
@@ -212,6 +223,64 @@ mod tests {
         driver.submit(&[Part::In(100)]);
         assert!(deliver(&mut queue, &mut sent, true).unwrap());
         assert_eq!([driver.finished(), driver.finished()], [Some(100), Some(50)]);
+    }
+
+    #[test]
+    fn a_received_packet_goes_around_chains_that_can_hold_nothing() {
+        for merge in [false, true] {
+            let mut driver = Driver::new(RECEIVE);
+            let mut queue = driver.queue();
+            driver.submit(&[Part::InAt(RAM, 200)]);
+            driver.submit(&[Part::Out(b"no room")]);
+            assert!(!deliver(&mut queue, &mut packet(150), merge).unwrap());
+            assert_eq!([driver.finished(), driver.finished(), driver.finished()], [Some(0), Some(0), None]);
+            let buffer = driver.submit(&[Part::In(150)])[0];
+            assert!(deliver(&mut queue, &mut packet(150), merge).unwrap());
+            assert_eq!(driver.finished(), Some(150));
+            assert_eq!(driver.bytes(buffer, 150)[HEADER..], packet(150)[HEADER..]);
+        }
+        let mut driver = Driver::new(RECEIVE);
+        let mut queue = driver.queue();
+        let first = driver.submit(&[Part::In(100)])[0];
+        driver.submit(&[Part::InAt(RAM, 100)]);
+        assert!(!deliver(&mut queue, &mut packet(150), true).unwrap());
+        assert_eq!(driver.finished(), None);
+        driver.submit(&[Part::In(100)]);
+        assert!(deliver(&mut queue, &mut packet(150), true).unwrap());
+        assert_eq!([driver.finished(), driver.finished(), driver.finished()], [Some(0), Some(100), Some(50)]);
+        assert_eq!(driver.bytes(first + NUM_BUFFERS as u64, 2), [2, 0], "the driver takes that many");
+    }
+
+    #[test]
+    fn chains_without_room_are_taken_at_most_a_queue_full_at_a_time() {
+        let mut driver = Driver::new(RECEIVE);
+        let mut queue = driver.queue();
+        driver.submit(&[Part::In(1)]);
+        (1..SIZE).for_each(|_| drop(driver.submit(&[Part::InAt(RAM, 1)])));
+        assert!(deliver(&mut queue, &mut packet(100), true).unwrap(), "no queue can hold it, so it is lost");
+        assert_eq!((0..SIZE).filter(|_| driver.finished() == Some(0)).count(), usize::from(SIZE));
+        // A driver on another vCPU that adds one for each that comes back: here it has added them before.
+        (0..SIZE).for_each(|_| drop(driver.submit(&[Part::InAt(RAM, 1)])));
+        assert!(!deliver(&mut queue, &mut packet(100), true).unwrap());
+        assert_eq!((0..=SIZE).filter(|_| driver.finished() == Some(0)).count(), usize::from(SIZE));
+    }
+
+    #[test]
+    fn a_packet_with_bytes_outside_of_memory_is_lost_and_the_next_one_is_not() {
+        let (host, wire) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        wire.set_nonblocking(true).unwrap();
+        let tap = Tap::around(std::os::fd::OwnedFd::from(host).into());
+        let mut net = Net::new(0, tap, Mac([2; 6]));
+        let mut driver = Driver::new(TRANSMIT);
+        net.queues = Queues::new(vec![None, Some(driver.queue())]);
+        driver.submit(&[Part::Out(&[0; HEADER]), Part::Out(&[1; 60]), Part::OutAt(0x1_0000_0000, 4096)]);
+        driver.submit(&[Part::Out(&[0; HEADER]), Part::Out(&[2; 60])]);
+        net.handle_queue(TRANSMIT).unwrap();
+        assert_eq!([driver.finished(), driver.finished(), driver.finished()], [Some(0), Some(0), None]);
+        let mut sent = [0; 200];
+        assert_eq!(wire.recv(&mut sent).unwrap(), HEADER + 60);
+        assert_eq!(sent[HEADER..HEADER + 60], [2; 60]);
+        assert_eq!(wire.recv(&mut sent).unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 
     #[test]
