@@ -28,6 +28,7 @@ pub fn apply(manifest: &Manifest, resolvers: &BTreeMap<String, Ipv4Addr>) -> Res
     {
         table.chain(name, hook);
     }
+    no_spoofing(&mut table, manifest);
     input(&mut table);
     table.rule("forward", "established connections", Rule::default().established().accept());
     for (name, network) in &manifest.networks {
@@ -37,6 +38,22 @@ pub fn apply(manifest: &Manifest, resolvers: &BTreeMap<String, Ipv4Addr>) -> Res
     }
     forwards(&mut table, manifest);
     table.commit()
+}
+
+/// What comes from outside does not come from a private network, whatever its source says. Before all that accepts:
+/// a forward would otherwise let it speak to one guest in another's name.
+fn no_spoofing(table: &mut Table, manifest: &Manifest) {
+    for (uplink, network) in &manifest.networks {
+        let Network::Uplink { .. } = network else { continue };
+        let outside = names::bridge(uplink);
+        for (name, network) in &manifest.networks {
+            let Network::Private { gateway, prefix, .. } = network else { continue };
+            for chain in ["input", "forward"] {
+                let forged = Rule::default().from_interface(&outside).ipv4().from_subnet(*gateway, *prefix);
+                table.rule(chain, &format!("{name}'s addresses on {uplink}"), forged.drop());
+            }
+        }
+    }
 }
 
 /// Nothing listens on the rack; it answers pings and its own DHCP and connections.

@@ -42,7 +42,7 @@ pub enum Error {
     #[error("{path} can't be set to {value}: {source}")]
     Switch {
         /// The file.
-        path: &'static str,
+        path: String,
         /// What was to be written.
         value: &'static str,
         /// The cause.
@@ -73,6 +73,13 @@ pub fn bring_up(manifest: &Manifest, owner: impl Fn(usize) -> u32) -> Result<(),
     switch("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")?;
     bridges::bring_up(manifest, owner)?;
     firewall::apply(manifest, &BTreeMap::new())?;
+    // The kernel takes the stricter of "all" and the interface's own. "all" would be too strict for an uplink: see
+    // `filter_sources`.
+    switch("/proc/sys/net/ipv4/conf/all/rp_filter", "0")?;
+    switch("/proc/sys/net/ipv4/conf/default/rp_filter", "1")?;
+    for (name, network) in &manifest.networks {
+        filter_sources(name, matches!(network, Network::Private { .. }))?;
+    }
     // Only behind the firewall: without it, private networks would reach each other.
     switch("/proc/sys/net/ipv4/ip_forward", "1")
 }
@@ -109,11 +116,19 @@ impl Resolvers {
     }
 }
 
-fn switch(path: &'static str, value: &'static str) -> Result<(), Error> {
+/// Whether packets whose source would not be answered by the same network are dropped (RFC 3704 section 2.2, strict).
+/// An uplink without an address has no such source, so that no DHCP server could be heard; until it has one, nothing
+/// but the firewall stands against forged sources.
+fn filter_sources(network: &str, on: bool) -> Result<(), Error> {
+    let path = format!("/proc/sys/net/ipv4/conf/{}/rp_filter", names::bridge(network));
+    switch(&path, if on { "1" } else { "0" })
+}
+
+fn switch(path: &str, value: &'static str) -> Result<(), Error> {
     match fs::write(path, value) {
         Ok(()) => Ok(()),
         // A kernel without IPv6.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && path.contains("ipv6") => Ok(()),
-        Err(source) => Err(Error::Switch { path, value, source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.starts_with("/proc/sys/net/ipv6/") => Ok(()),
+        Err(source) => Err(Error::Switch { path: path.to_owned(), value, source }),
     }
 }

@@ -244,6 +244,11 @@ impl Rule {
         self.verdict(NF_ACCEPT)
     }
 
+    /// Throws the packet away.
+    pub fn drop(self) -> Self {
+        self.verdict(NF_DROP)
+    }
+
     /// Rewrites the destination, here and in answers.
     pub fn forward_to(self, address: Ipv4Addr, port: u16) -> Self {
         let loaded = self.load(NFT_REG_1, &address.octets()).load(NFT_REG_2, &port.to_be_bytes());

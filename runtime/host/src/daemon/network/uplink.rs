@@ -11,7 +11,7 @@ use std::{
 use rackstick_image::manifest::{Manifest, UplinkAddress};
 use rackstick_linux::netlink::{Address, Link, Mac, Netlink, NetlinkError};
 
-use super::{Error, News, Resolvers, dhcp, firewall, names};
+use super::{Error, News, Resolvers, dhcp, filter_sources, firewall, names};
 
 /// How long to wait for a carrier before the missing cable is reported; it is waited for ever after.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -135,6 +135,7 @@ impl Uplink {
                 netlink.set_default_route(bridge, gateway)?;
             }
         }
+        filter_sources(&self.name, wanted.is_some())?;
         self.resolvers.locked(|resolvers| {
             let resolver = wanted.and_then(|wanted| wanted.resolver);
             let before = match resolver {

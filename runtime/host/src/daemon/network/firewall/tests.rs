@@ -146,21 +146,27 @@ fn udp(machine: &Machine, to: &str) -> Option<String> {
     })
 }
 
+/// The bridges of [`manifest`], with the rack's addresses; packets are passed on, and only the firewall judges them.
+fn bridges() {
+    for (bridge, address) in [("br-lan", "10.9.0.1/24"), ("br-servers", "10.20.0.1/24"), ("br-lab", "10.30.0.1/24")] {
+        run(&format!("ip link add {bridge} type bridge"));
+        run(&format!("ip addr add {address} dev {bridge}"));
+        run(&format!("ip link set {bridge} up"));
+        std::fs::write(format!("/proc/sys/net/ipv4/conf/{bridge}/rp_filter"), "0").unwrap();
+    }
+    std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "0").unwrap();
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+}
+
 #[test]
 fn packets_go_where_the_recipe_says_and_nowhere_else() {
     thread::spawn(|| {
         enter_new();
-        for (bridge, address) in [("br-lan", "10.9.0.1/24"), ("br-servers", "10.20.0.1/24"), ("br-lab", "10.30.0.1/24")]
-        {
-            run(&format!("ip link add {bridge} type bridge"));
-            run(&format!("ip addr add {address} dev {bridge}"));
-            run(&format!("ip link set {bridge} up"));
-        }
+        bridges();
         let pc = Machine::new("c0", Some("br-lan"), "10.9.0.2/24", Some("10.9.0.1"));
         let web = Machine::new("c1", Some("br-servers"), "10.20.0.80/24", Some("10.20.0.1"));
         let lab = Machine::new("c2", Some("br-lab"), "10.30.0.5/24", Some("10.30.0.1"));
         apply(&manifest(), &resolvers()).unwrap();
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
         let rack = TcpListener::bind("0.0.0.0:22").unwrap();
         for machine in [&pc, &web, &lab] {
             for port in [80, 7777] {
@@ -188,6 +194,31 @@ fn packets_go_where_the_recipe_says_and_nowhere_else() {
         assert_eq!(tcp(&pc, "10.9.0.1:22"), None);
         assert_eq!(tcp(&web, "10.20.0.1:22"), None);
         drop(rack);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_lan_host_can_not_speak_to_a_guest_in_another_guest_s_name() {
+    thread::spawn(|| {
+        enter_new();
+        bridges();
+        let pc = Machine::new("c0", Some("br-lan"), "10.9.0.2/24", Some("10.9.0.1"));
+        let web = Machine::new("c1", Some("br-servers"), "10.20.0.80/24", Some("10.20.0.1"));
+        apply(&manifest(), &resolvers()).unwrap();
+        for forged in ["10.20.0.99/32", "10.30.0.5/32"] {
+            pc.run(&format!("ip addr add {forged} dev lo"));
+        }
+        let heard = web.on(|| UdpSocket::bind("10.20.0.80:5353").unwrap());
+        heard.set_read_timeout(Some(PATIENCE)).unwrap();
+        // On one cable packets keep their order: what comes first shows what became of those before it.
+        for source in ["10.20.0.99:0", "10.30.0.5:0", "10.9.0.2:0"] {
+            pc.on(|| UdpSocket::bind(source).unwrap().send_to(source.as_bytes(), "10.9.0.1:53").unwrap());
+        }
+        let mut buffer = [0; 64];
+        let (length, peer) = heard.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..length], peer.ip().to_string().as_str()), (b"10.9.0.2:0".as_slice(), "10.9.0.2"));
     })
     .join()
     .unwrap();

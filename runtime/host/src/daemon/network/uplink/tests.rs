@@ -47,6 +47,9 @@ fn the_rack_gets_its_address_route_and_resolver_from_a_real_dhcp_server() {
         assert!(address.starts_with("10.9.0.5") && address.ends_with("/24"), "{address}");
         assert!(run("ip -4 addr show dev br-lan").contains(&address));
         assert!(run("ip route").contains("default via 10.9.0.1 dev br-lan"));
+        for bridge in ["br-lan", "br-servers", "br-lab"] {
+            assert_eq!(run(&format!("sysctl -n net.ipv4.conf.{bridge}.rp_filter")), "1\n", "{bridge}");
+        }
         assert!(run("nft list ruleset").contains("dnat ip to 10.9.0.7:53"));
         let nic = run("ip link show nic");
         assert!(nic.contains("master br-lan"), "{nic}");
