@@ -82,6 +82,12 @@ pub enum BuildError {
         /// What it must hold.
         what: &'static str,
     },
+    /// A cached layer changed.
+    #[error("the cached layer {} is damaged; delete it and build again", .path.display())]
+    DamagedLayer {
+        /// The layer.
+        path: PathBuf,
+    },
     /// The lock's date does not fit the formats' clocks.
     #[error("the lock's epoch {0} is not a date between 1980 and 2106")]
     Epoch(i64),

@@ -152,6 +152,8 @@ fn parse(path: PathBuf, text: String) -> Result<Lock, Diagnostics> {
     }
 }
 
+/// The largest package accepted, in bytes: sizes are added up, and a lock may come from anywhere. Debian's largest has below 2 GiB.
+const MAX_PACKAGE: u64 = 32 << 30;
 const REMEDY: &str = "take the lock from git again, or make a new one with `rackstick lock --update`";
 
 /// The first thing that is wrong with a lock: the value that is, and why.
@@ -167,6 +169,10 @@ fn fault(lock: &Lock) -> Option<(String, String)> {
         if !archive::is_pool_path(&package.path) {
             let message = format!("`{}` is not a path below an archive's pool", package.path);
             return Some((package.path.clone(), message));
+        }
+        if package.size > MAX_PACKAGE {
+            let message = format!("`{name}` has {} bytes; {MAX_PACKAGE} are the most", package.size);
+            return Some((package.size.to_string(), message));
         }
     }
     for (set, names) in &lock.sets {
@@ -238,6 +244,7 @@ mod tests {
             ("epoch = ", "epoc = ", "lab.lock:6:1", "unknown field"),
             ("format = 1", "format = 2", "lab.lock:4:1", "format 2"),
             ("size = 727000", "size = -1", "lab.lock:26:8", ""),
+            ("size = 727000", "size = 9000000000000000000", "lab.lock:26:8", "are the most"),
             ("pool/main", "../main", "lab.lock:", "not a path below an archive's pool"),
             ("[packages.\"libstdc++6\"]", "[packages.\"../x\"]", "lab.lock:", "not the name of a package"),
             ("[packages.\"libstdc++6\"]", "[packages.other]", "lab.lock:", "not among the packages"),

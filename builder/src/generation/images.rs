@@ -65,13 +65,13 @@ pub fn build(inputs: &Inputs, scratch: &Scratch, epoch: u32, progress: &Progress
     });
     let (modules, boot) = kernel?;
 
-    let base = images.add("base", &base.layer);
-    let modules = images.add(&format!("kernel {}", boot.release), &modules);
+    let base = images.add("base", &base.layer)?;
+    let modules = images.add(&format!("kernel {}", boot.release), &modules)?;
     let kernel = images.add_file("vmlinux", &boot.vmlinux)?;
     let initrd = images.add_file("initrd", &boot.initrd)?;
     for (name, layer) in own {
         let layer = layer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        let own = images.add(name, &layer);
+        let own = images.add(name, &layer)?;
         let image = manifest::Image {
             layers: vec![base.clone(), modules.clone(), own],
             kernel: kernel.clone(),
@@ -154,9 +154,13 @@ fn files(image: &Image, scratch: &Scratch) -> Result<Vec<RecipeFile>, BuildError
 }
 
 impl Images {
-    fn add(&mut self, label: &str, layer: &Layer) -> Blob {
-        self.files.insert(layer.digest, layer.path.clone());
-        Blob { digest: layer.digest, size: layer.size, label: label.to_owned() }
+    /// A layer from the cache, which must still be what it was when it was made: a rack would refuse it.
+    fn add(&mut self, label: &str, layer: &Layer) -> Result<Blob, BuildError> {
+        let blob = self.add_file(label, &layer.path)?;
+        if blob.digest != layer.digest {
+            return Err(BuildError::DamagedLayer { path: layer.path.clone() });
+        }
+        Ok(blob)
     }
 
     fn add_file(&mut self, label: &str, path: &Path) -> Result<Blob, BuildError> {

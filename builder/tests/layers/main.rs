@@ -241,6 +241,19 @@ fn a_script_that_fails_is_shown_and_leaves_no_layer() {
 }
 
 #[test]
+fn no_script_reaches_the_machine_through_the_processes_it_sees() {
+    let bench = Bench::new();
+    let base = bench.base();
+    let outside = bench.dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    let draft = bench.workshop.draft("curious");
+    let script = "for process in /proc/[0-9]*; do (echo here > $process/root{}/reached) 2>/dev/null || true; done";
+    draft.script("postinst", &script.replace("{}", outside.to_str().unwrap()));
+    bench.image(&base, &[draft.build()]).unwrap();
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+#[test]
 fn no_archive_reaches_what_is_outside_of_the_tree() {
     let bench = Bench::new();
     let base = bench.base();

@@ -174,6 +174,7 @@ fn outer() -> io::Result<ExitCode> {
 
 fn inner() -> io::Result<ExitCode> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    namespaces::hide_from_programs()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let request: Request = serde_json::from_reader(io::stdin().take(MAX_REQUEST_BYTES))?;
     let step = |text: String| {

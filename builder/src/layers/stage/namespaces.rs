@@ -5,8 +5,8 @@ use std::io;
 
 use rustix::{
     io::Errno,
-    process::{Pid, WaitOptions},
-    thread::UnshareFlags,
+    process::{DumpableBehavior, Pid, WaitOptions},
+    thread::{CapabilitySet, UnshareFlags},
 };
 
 /// Everything a stage keeps apart from the machine.
@@ -24,6 +24,17 @@ pub fn leave_all() -> rustix::io::Result<()> {
 /// The mounts alone, for one program of the image.
 pub fn leave_mounts() -> rustix::io::Result<()> {
     unshare(UnshareFlags::NEWNS)
+}
+
+/// Shuts `/proc/<this process>/root`, `mem` and the like to processes of the same user, and ptrace(2) with them, unless they
+/// have CAP_SYS_PTRACE: this process still sees the machine's file systems. See ptrace(2), "Ptrace access mode checking".
+pub fn hide_from_programs() -> rustix::io::Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+}
+
+/// Takes CAP_SYS_PTRACE from this process for good, and from what it executes.
+pub fn give_up_tracing() -> rustix::io::Result<()> {
+    rustix::thread::remove_capability_from_bounding_set(CapabilitySet::SYS_PTRACE)
 }
 
 fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {

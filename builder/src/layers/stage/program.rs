@@ -136,6 +136,7 @@ impl Program {
         rustix::process::setsid()?;
         rustix::process::umask(Mode::from_raw_mode(UMASK));
         namespaces::leave_mounts()?;
+        namespaces::give_up_tracing()?;
         // A mount of its own, as pivot_root needs; the tree of a base is a plain folder.
         mount_bind(&self.root, &self.root)?;
         let tree = Tree::open(&self.root)?;
