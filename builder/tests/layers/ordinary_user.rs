@@ -15,6 +15,8 @@ const USER: &str = "4242";
 /// Runs the test below as that user, with this file as /etc/subuid and /etc/subgid.
 fn build_as_user(dir: &Path, subordinate_ids: &str) -> Output {
     assert!(rustix::process::geteuid().is_root(), "this test becomes another user: run it as root");
+    // The target folder may lie where only root looks.
+    fs::copy(PROGRAM, dir.join("rackstick")).unwrap();
     let (ids, users) = (dir.join("ids"), dir.join("users"));
     fs::write(&ids, subordinate_ids).unwrap();
     let entry = format!("builder:x:{USER}:{USER}::/:/bin/sh\n");
@@ -83,7 +85,7 @@ fn a_user_without_subordinate_ids_is_told_how_to_get_some() {
 #[ignore = "run by the tests above, as another user"]
 fn as_this_user() {
     let dir = PathBuf::from(std::env::var_os("BENCH").unwrap());
-    let layers = Layers::new(&dir.join("home/cache"), Path::new(PROGRAM), EPOCH, 1).unwrap();
+    let layers = Layers::new(&dir.join("home/cache"), &dir.join("rackstick"), EPOCH, 1).unwrap();
     let package = |name: &str| {
         let deb = dir.join("packages").join(name).with_extension("deb");
         let sha256 =
