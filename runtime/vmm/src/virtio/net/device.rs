@@ -252,17 +252,13 @@ mod tests {
     }
 
     #[test]
-    fn chains_without_room_are_taken_at_most_a_queue_full_at_a_time() {
+    fn a_queue_full_of_chains_without_room_loses_the_packet() {
         let mut driver = Driver::new(RECEIVE);
         let mut queue = driver.queue();
         driver.submit(&[Part::In(1)]);
         (1..SIZE).for_each(|_| drop(driver.submit(&[Part::InAt(RAM, 1)])));
         assert!(deliver(&mut queue, &mut packet(100), true).unwrap(), "no queue can hold it, so it is lost");
         assert_eq!((0..SIZE).filter(|_| driver.finished() == Some(0)).count(), usize::from(SIZE));
-        // A driver on another vCPU that adds one for each that comes back: here it has added them before.
-        (0..SIZE).for_each(|_| drop(driver.submit(&[Part::InAt(RAM, 1)])));
-        assert!(!deliver(&mut queue, &mut packet(100), true).unwrap());
-        assert_eq!((0..=SIZE).filter(|_| driver.finished() == Some(0)).count(), usize::from(SIZE));
     }
 
     #[test]
