@@ -5,6 +5,7 @@
 use std::{io, net::Ipv4Addr};
 
 use netlink_sys::{Socket, SocketAddr};
+use rustix::net::sockopt::set_socket_send_buffer_size_force;
 
 const NETLINK_NETFILTER: isize = 12;
 
@@ -354,6 +355,9 @@ impl Table {
         let socket = Socket::new(NETLINK_NETFILTER)?;
         socket.set_cap_ack(true)?;
         socket.connect(&SocketAddr::new(0, 0))?;
+        // The kernel takes a batch in one datagram only, and its usual limit is reached by 150 forwards. It doubles
+        // what it is told, which leaves room for its own bookkeeping.
+        set_socket_send_buffer_size_force(&socket, self.buffer.len()).map_err(io::Error::from)?;
         let sent = socket.send(&self.buffer, 0)?;
         if sent != self.buffer.len() {
             return Err(io::Error::other(format!("only {sent} of {} bytes were sent", self.buffer.len())).into());

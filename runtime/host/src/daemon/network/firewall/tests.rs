@@ -102,6 +102,19 @@ fn what_the_kernel_refuses_is_named_and_the_old_ruleset_stays() {
     .unwrap();
 }
 
+#[test]
+fn hundreds_of_forwards_fit_one_ruleset() {
+    thread::spawn(|| {
+        enter_new();
+        let mut manifest = manifest();
+        manifest.guests[0].forwards = (10_000..10_300).map(|port| forward(port, 80, Protocol::Tcp)).collect();
+        apply(&manifest, &resolvers()).unwrap();
+        assert_eq!(run("nft list ruleset").matches("dnat ip to 10.20.0.80:80").count(), 300);
+    })
+    .join()
+    .unwrap();
+}
+
 /// Answers every TCP connection on the machine with the client's address.
 fn answer_tcp(machine: &Machine, port: u16) {
     let listener = machine.on(|| TcpListener::bind(("0.0.0.0", port)).unwrap());
