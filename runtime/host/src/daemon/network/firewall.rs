@@ -28,6 +28,9 @@ pub fn apply(manifest: &Manifest, resolvers: &BTreeMap<String, Ipv4Addr>) -> Res
     {
         table.chain(name, hook);
     }
+    // First of all: a DHCP server whose subnet is also a private network's must be heard to be refused with a reason.
+    let dhcp = Rule::default().ipv4().protocol(nft::UDP).to_port(DHCP_CLIENT_PORT);
+    table.rule("input", "DHCP", dhcp.accept());
     no_spoofing(&mut table, manifest);
     input(&mut table);
     table.rule("forward", "established connections", Rule::default().established().accept());
@@ -61,8 +64,6 @@ fn input(table: &mut Table) {
     table.rule("input", "established connections", Rule::default().established().accept());
     table.rule("input", "loopback", Rule::default().from_interface("lo").accept());
     table.rule("input", "ping", Rule::default().ipv4().protocol(nft::ICMP).accept());
-    let dhcp = Rule::default().ipv4().protocol(nft::UDP).to_port(DHCP_CLIENT_PORT);
-    table.rule("input", "DHCP", dhcp.accept());
 }
 
 fn private(

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rackstick_image::manifest::{Manifest, UplinkAddress};
+use rackstick_image::manifest::{Manifest, Network, UplinkAddress};
 use rackstick_linux::netlink::{Address, Link, Mac, Netlink, NetlinkError};
 
 use super::{Error, News, Resolvers, dhcp, filter_sources, firewall, names};
@@ -41,8 +41,10 @@ impl Uplink {
         };
         problem(None);
         let set = |lease: Option<&Configuration>| {
+            let refused = lease.and_then(|lease| self.conflict(lease));
+            let lease = lease.filter(|_| refused.is_none());
             match self.configure(bridge, lease) {
-                Ok(()) => problem(None),
+                Ok(()) => problem(refused),
                 Err(error) => problem(Some(error.to_string())),
             }
             let address = lease.map(|lease| format!("{}/{}", lease.address, lease.prefix));
@@ -136,15 +138,43 @@ impl Uplink {
             }
         }
         filter_sources(&self.name, wanted.is_some())?;
+        self.pass_queries_to(wanted.and_then(|wanted| wanted.resolver))
+    }
+
+    /// Has the gateways behind this uplink pass queries on to this resolver.
+    fn pass_queries_to(&self, resolver: Option<Ipv4Addr>) -> Result<(), Error> {
         self.resolvers.locked(|resolvers| {
-            let resolver = wanted.and_then(|wanted| wanted.resolver);
-            let before = match resolver {
-                Some(resolver) => resolvers.insert(self.name.clone(), resolver),
-                None => resolvers.remove(&self.name),
+            let mut wanted = resolvers.clone();
+            match resolver {
+                Some(resolver) => wanted.insert(self.name.clone(), resolver),
+                None => wanted.remove(&self.name),
             };
-            if before != resolver { firewall::apply(&self.manifest, resolvers) } else { Ok(()) }
-        })?;
-        Ok(())
+            if wanted != *resolvers {
+                firewall::apply(&self.manifest, &wanted)?;
+                // Only now: what the kernel refused is tried again with the next renewal.
+                *resolvers = wanted;
+            }
+            Ok(())
+        })
+    }
+
+    /// Why the uplink can't have this configuration, if it can't: what is in a private network's subnet belongs to
+    /// that network, whatever a DHCP server says.
+    fn conflict(&self, wanted: &Configuration) -> Option<String> {
+        self.manifest.networks.iter().find_map(|(private, network)| {
+            let Network::Private { gateway: inside, prefix, .. } = network else { return None };
+            let offered = if same_subnet(wanted.address, *inside, wanted.prefix.min(*prefix)) {
+                format!("the address {}/{}", wanted.address, wanted.prefix)
+            } else {
+                let gateway = wanted.gateway.filter(|gateway| same_subnet(*gateway, *inside, *prefix))?;
+                format!("the gateway {gateway}")
+            };
+            Some(format!(
+                "uplink {}: {offered} was refused: it overlaps the private network {private}, {inside}/{prefix}; \
+                 give one of the two another subnet",
+                self.name
+            ))
+        })
     }
 }
 
@@ -159,10 +189,14 @@ struct Configuration {
 impl Configuration {
     /// Whether this address is in the subnet.
     fn reaches(&self, other: Ipv4Addr) -> bool {
-        let shift = 32 - u32::from(self.prefix.min(32));
-        let network = |address: Ipv4Addr| u32::from(address).checked_shr(shift).unwrap_or(0);
-        network(self.address) == network(other)
+        same_subnet(self.address, other, self.prefix)
     }
+}
+
+fn same_subnet(one: Ipv4Addr, other: Ipv4Addr, prefix: u8) -> bool {
+    let shift = 32 - u32::from(prefix.min(32));
+    let network = |address: Ipv4Addr| u32::from(address).checked_shr(shift).unwrap_or(0);
+    network(one) == network(other)
 }
 
 impl From<dhcp::Lease> for Configuration {

@@ -1,10 +1,11 @@
 use std::{
+    process::Child,
     sync::mpsc::channel,
     thread,
     time::{Duration, Instant},
 };
 
-use rackstick_image::manifest::Network;
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use super::{
     super::{
@@ -17,22 +18,98 @@ use super::{
 /// More than DHCP needs with a server that answers.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A rack whose uplink is called `nic`.
+fn manifest() -> Arc<Manifest> {
+    let mut manifest = firewall::tests::manifest();
+    let lan = Network::Uplink { interface: Some("nic".into()), address: UplinkAddress::Dhcp };
+    manifest.networks.insert("lan".into(), lan);
+    Arc::new(manifest)
+}
+
+/// Starts a DHCP server on the machine.
+fn serve(machine: &Machine, range: &str, option: &str) -> Child {
+    machine.start(&format!(
+        "dnsmasq -k -C /dev/null -i eth0 --bind-interfaces --user=root --leasefile-ro --pid-file= \
+         --dhcp-range={range} --dhcp-option={option} --port=0"
+    ))
+}
+
+fn uplink() -> Uplink {
+    let (manifest, resolvers) = (manifest(), Resolvers::default());
+    Uplink { manifest, name: "lan".into(), interface: None, address: UplinkAddress::Dhcp, resolvers }
+}
+
+#[test]
+fn a_lease_that_overlaps_a_private_network_is_refused_and_the_network_left_alone() {
+    thread::spawn(|| {
+        enter_new();
+        let manifest = manifest();
+        bring_up(&manifest, |_| 0).unwrap();
+        let router = Machine::new("nic", None, "10.20.0.254/16", None);
+        let mut server = serve(&router, "10.20.7.50,10.20.7.60,255.255.0.0,2m", "option:router,10.20.0.254");
+
+        let (send, news) = channel();
+        start_uplinks(&manifest, move |change| drop(send.send(change))).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let problem = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match news.recv_timeout(left).unwrap() {
+                News::Problem(_, Some(problem)) => break problem,
+                News::Problem(_, None) => {}
+                News::Address(network, address) => panic!("{network} has {address:?}"),
+            }
+        };
+        assert!(problem.contains("/16") && problem.contains("servers, 10.20.0.1/24"), "{problem}");
+        assert!(!run("ip -4 addr show dev br-lan").contains("inet"));
+        assert_eq!(run("ip route get 10.20.0.80").split(' ').nth(2), Some("br-servers"));
+        assert!(!run("ip route").contains("default"));
+        server.kill().unwrap();
+        server.wait().unwrap();
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn neither_address_nor_gateway_of_an_uplink_may_lie_in_a_private_network() {
+    let uplink = uplink();
+    let conflict = |address: [u8; 4], prefix, gateway: [u8; 4]| {
+        let (address, gateway) = (address.into(), Some(gateway.into()));
+        uplink.conflict(&Configuration { address, prefix, gateway, resolver: None })
+    };
+    assert_eq!(conflict([10, 9, 0, 5], 24, [10, 9, 0, 1]), None);
+    assert_eq!(conflict([10, 21, 0, 5], 24, [10, 21, 0, 1]), None);
+    for (address, prefix) in [([10, 20, 0, 5], 24), ([10, 20, 0, 5], 32), ([10, 9, 0, 5], 8), ([1, 1, 1, 1], 0)] {
+        assert!(conflict(address, prefix, [10, 9, 0, 1]).unwrap().contains("the address"), "{address:?}/{prefix}");
+    }
+    assert!(conflict([10, 9, 0, 5], 24, [10, 30, 0, 9]).unwrap().contains("the gateway 10.30.0.9"));
+}
+
+#[test]
+fn a_resolver_that_could_not_be_set_is_tried_again() {
+    thread::spawn(|| {
+        enter_new();
+        let uplink = uplink();
+        let all = capabilities(None).unwrap();
+        let without = all.effective.difference(CapabilitySet::NET_ADMIN);
+        set_capabilities(None, CapabilitySets { effective: without, ..all }).unwrap();
+        uplink.pass_queries_to(Some(Ipv4Addr::new(10, 9, 0, 7))).unwrap_err();
+        set_capabilities(None, all).unwrap();
+        uplink.pass_queries_to(Some(Ipv4Addr::new(10, 9, 0, 7))).unwrap();
+        assert!(run("nft list ruleset").contains("dnat ip to 10.9.0.7:53"));
+    })
+    .join()
+    .unwrap();
+}
+
 #[test]
 fn the_rack_gets_its_address_route_and_resolver_from_a_real_dhcp_server() {
     thread::spawn(|| {
         enter_new();
-        let mut manifest = firewall::tests::manifest();
-        let lan = Network::Uplink { interface: Some("nic".into()), address: UplinkAddress::Dhcp };
-        manifest.networks.insert("lan".into(), lan);
-        let manifest = Arc::new(manifest);
+        let manifest = manifest();
         bring_up(&manifest, |_| 0).unwrap();
         let router = Machine::new("nic", None, "10.9.0.1/24", None);
-        let leases = tempfile::tempdir().unwrap();
-        let mut server = router.start(&format!(
-            "dnsmasq -k -C /dev/null -i eth0 --bind-interfaces --user=root --leasefile-ro --pid-file={}/pid \
-             --dhcp-range=10.9.0.50,10.9.0.60,255.255.255.0,2m --dhcp-option=option:dns-server,10.9.0.7 --port=0",
-            leases.path().display()
-        ));
+        let mut server = serve(&router, "10.9.0.50,10.9.0.60,255.255.255.0,2m", "option:dns-server,10.9.0.7");
 
         let (send, news) = channel();
         start_uplinks(&manifest, move |change| drop(send.send(change))).unwrap();
