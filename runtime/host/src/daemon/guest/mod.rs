@@ -227,12 +227,8 @@ impl Guest {
         let folder = folder::prepare(&self.spec.name, uid)?;
         let config = config::write(manifest, self.index, &self.spec, &folder)?;
         let group = cgroup::prepare(&self.spec)?;
-        let process = Process::start(&config, folder::log(&folder)?, uid)?;
-        if let Err(error) = cgroup::enter(&group, process.pid) {
-            process.signal(Signal::KILL)?;
-            return Err(error.into());
-        }
-        Ok(process)
+        cgroup::clear(&group)?;
+        Ok(Process::start(&config, folder::log(&folder)?, uid, cgroup::door(&group)?)?)
     }
 
     fn take_over(&mut self, process: Process) {

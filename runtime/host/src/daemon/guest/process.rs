@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::process::CommandExt,
@@ -45,8 +45,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a monitor with this configuration. Its messages go to `log`.
-    pub fn start(config: &Path, log: File, uid: u32) -> io::Result<Self> {
+    /// Starts a monitor with this configuration. Its messages go to `log`, and it is in the cgroup behind `door` before
+    /// it runs: should the daemon be killed right afterwards, it is found there.
+    pub fn start(config: &Path, log: File, uid: u32, mut door: File) -> io::Result<Self> {
         let mut command = Command::new(MONITOR);
         command
             .arg("--config")
@@ -59,9 +60,10 @@ impl Process {
             .uid(uid)
             .gid(GROUP);
         let no_signals = signals::Set::of(&[]);
-        // SAFETY: between fork and exec only system calls are made: setsid, prctl, sigprocmask.
+        // SAFETY: between fork and exec only system calls are made: write, setsid, prctl, sigprocmask.
         unsafe {
             command.pre_exec(move || {
+                door.write_all(b"0")?;
                 rustix::process::setsid()?;
                 rustix::thread::set_no_new_privs(true)?;
                 no_signals.block_only();
