@@ -25,6 +25,10 @@ const USUAL_LEASE: Duration = Duration::from_secs(3600);
 /// The shortest wait between two tries to extend a lease (RFC 2131 section 4.4.5).
 const SHORTEST_RETRY: Duration = Duration::from_secs(60);
 
+/// The wait after an offer that its own server then refused (RFC 2131 section 3.1, step 5): a server that does so
+/// again and again can't make the rack ask without pause.
+const REFUSAL_PAUSE: Duration = Duration::from_secs(10);
+
 /// An address that the rack may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
@@ -118,7 +122,11 @@ impl Client {
                 vec![self.request(reply.clone(), 1, now)]
             }
             (State::Requesting { offer, .. }, Kind::Ack) => self.bind(reply, offer.server, now),
-            (State::Requesting { offer, .. }, Kind::Nak) if reply.server == offer.server => vec![self.begin(now)],
+            (State::Requesting { offer, .. }, Kind::Nak) if reply.server == offer.server => {
+                self.forget(now);
+                self.deadline = now + REFUSAL_PAUSE;
+                Vec::new()
+            }
             (State::Renewing(held), Kind::Ack) if held.lease.address == reply.address => {
                 self.bind(reply, Some(held.lease.server), now)
             }
@@ -132,11 +140,16 @@ impl Client {
 
     /// Begins anew, without an address.
     fn begin(&mut self, now: Instant) -> Action {
+        self.forget(now);
+        self.discover(now)
+    }
+
+    /// Is as at first; answers to what was asked before are no longer heard.
+    fn forget(&mut self, now: Instant) {
         self.state = State::Selecting;
         self.xid = (self.random)();
         self.began = now;
         self.wait = FIRST_WAIT;
-        self.discover(now)
     }
 
     fn discover(&mut self, now: Instant) -> Action {
@@ -208,6 +221,8 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 20);
@@ -282,6 +297,24 @@ mod tests {
         client.on_deadline(now);
         let actions = client.on_reply(&reply(Kind::Nak, 1000, 0), now);
         assert!(matches!(&actions[..], [Action::Deconfigure, Action::Send(MessageType::Discover, ..)]), "{actions:?}");
+    }
+
+    #[test]
+    fn an_offer_that_is_refused_again_is_not_asked_for_without_pause() {
+        static NUMBER: AtomicU32 = AtomicU32::new(1000);
+        let mut now = Instant::now();
+        let mut client = Client::new([2; 6], "lab", now, || NUMBER.fetch_add(1, Ordering::Relaxed));
+        for _ in 0..3 {
+            let asked = client.on_deadline(now);
+            let [Action::Send(MessageType::Discover, discover, None)] = &asked[..] else { panic!("{asked:?}") };
+            let xid = discover.xid;
+            assert_eq!(client.on_reply(&reply(Kind::Offer, xid, 60), now).len(), 1);
+            assert_eq!(client.on_reply(&reply(Kind::Nak, xid, 60), now), []);
+            assert_eq!(client.deadline(), now + REFUSAL_PAUSE);
+            assert_eq!(client.on_reply(&reply(Kind::Offer, xid, 60), now), [], "the old number is not heard any more");
+            assert_eq!(client.on_deadline(now), []);
+            now = client.deadline();
+        }
     }
 
     #[test]
