@@ -1,5 +1,7 @@
 //! From packages to an image, and from power-on to a healthy rack: the figures that a newcomer feels.
 
+#![allow(clippy::expect_used)]
+
 use std::{fs, process::Command, time::Instant};
 
 use rackstick_tests::{

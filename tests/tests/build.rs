@@ -1,5 +1,7 @@
 //! Ring 3: what `rackstick build` promises, judged by other people's tools.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::{fs, path::Path, process::Command};
 
 use rackstick_tests::{

@@ -1,5 +1,7 @@
 //! Ring 4: what a rack does when something goes wrong.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::time::Duration;
 
 use rackstick_api::rack::{Process, Request, State, Status};

@@ -1,5 +1,7 @@
 //! Ring 3: the lab as its users meet it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::{fs, time::Duration};
 
 use rackstick_api::rack::State;

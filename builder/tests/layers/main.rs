@@ -262,7 +262,9 @@ fn no_archive_reaches_what_is_outside_of_the_tree() {
     fs::write(outside.join("secret"), "secret").unwrap();
     let there = outside.to_str().unwrap();
     let up = format!("{}{there}", "../".repeat(9));
-    let cases: &[(&str, &[(EntryType, &str, &str)], &str)] = &[
+    // A name, the archive's entries with their targets, and what is said of it.
+    type Case<'a> = (&'a str, &'a [(EntryType, &'a str, &'a str)], &'a str);
+    let cases: &[Case] = &[
         ("dots", &[(EntryType::Regular, "./usr/../../../x", "")], "leads out of the file system"),
         ("device", &[(EntryType::Char, "./etc/null", "")], "a device or another kind of file"),
         ("fifo", &[(EntryType::Fifo, "./etc/fifo", "")], "a device or another kind of file"),

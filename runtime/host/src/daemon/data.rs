@@ -43,8 +43,8 @@ pub enum Error {
     Mount {
         /// The partition's device.
         device: PathBuf,
-        /// The cause.
-        source: MountError,
+        /// The cause; large, and this error rare.
+        source: Box<MountError>,
     },
 }
 
@@ -55,7 +55,7 @@ pub fn bring_up(guid: &str, uevents: &Uevents) -> Result<PathBuf, Error> {
         .map_err(|source| Error::Missing { guid: guid.to_owned(), source })?;
     if !mount::is_mount_point(Path::new(MOUNT)) {
         mount::mount("ext4", &device, MOUNT, FLAGS, OPTIONS)
-            .map_err(|source| Error::Mount { device: device.clone(), source })?;
+            .map_err(|source| Error::Mount { device: device.clone(), source: Box::new(source) })?;
     }
     Ok(device)
 }

@@ -136,6 +136,8 @@ impl Attributes {
 #[derive(Default)]
 pub struct Rule(Attributes);
 
+// A rule reads as nft(8) writes it: from_interface, to_port. It is built by value.
+#[allow(clippy::wrong_self_convention)]
 impl Rule {
     fn expression(self, name: &str, data: Attributes) -> Self {
         Self(self.0.nest(1, Attributes::default().text(1, name).nest(2, data)))
