@@ -46,7 +46,11 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     // What would fail at the end fails now.
     let runtime = Runtime::find()?;
     fs::create_dir_all(&args.output).map_err(|source| OutputError { path: args.output.clone(), source })?;
+    let locked = lock::path(&args.recipe).exists();
     let lock = lock::for_build(&args.recipe, &rack, &args.mirror, &progress)?;
+    if !locked {
+        println!("{}: written, {} packages; keep it in git", lock::path(&args.recipe).display(), lock.packages.len());
+    }
     let mirrors = Mirrors::choose(&args.mirror)?;
     let packages = archive::obtain(&lock, &mirrors, &progress)?;
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
