@@ -1,7 +1,8 @@
 //! The API on a virtio-serial port, where the rack is itself a virtual machine (virtio 1.2, section 5.3).
 //!
 //! Such a port is always hung up while nobody is connected on the other side, so a plain poll would spin: an
-//! edge-triggered one wakes only when something changes.
+//! edge-triggered one wakes only when something changes. That a client came or left is told on another queue than its
+//! bytes are: a call may be here, and answered, before the port knows of the client, and hung up until then.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -10,16 +11,15 @@ use std::{
     path::Path,
     sync::mpsc::Sender,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rackstick_api::rack::VIRTIO_PORT;
 use rustix::{
     buffer::spare_capacity,
     event::{
-        PollFd, PollFlags, Timespec,
+        Timespec,
         epoll::{self, EventData, EventFlags},
-        poll,
     },
     fs::OFlags,
     io::Errno,
@@ -27,7 +27,7 @@ use rustix::{
 
 use super::{Event, serve};
 
-/// How long an answer may wait for a client that does not read.
+/// How long an answer may wait for a client that does not read, or has left.
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves the port once it turns up.
@@ -76,23 +76,23 @@ fn find() -> io::Result<Option<File>> {
 fn run(mut waiting: Waiting, events: &Sender<Event>) -> io::Error {
     loop {
         // The end of one client is not the end of the port.
-        let writer = Writer(&waiting.file);
-        let served = waiting.file.try_clone().and_then(|file| {
-            let reader = BufReader::new(Waiting { file, changes: waiting.changes.try_clone()? });
-            serve(reader, writer, events)
+        let served = waiting.try_clone().and_then(|reader| {
+            let writer = Writer(waiting.try_clone()?);
+            serve(BufReader::new(reader), writer, events)
         });
         match served {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::TimedOut => log::warn!("a client of the API does not read"),
             Err(error) => return error,
         }
-        if let Err(error) = waiting.change() {
+        if let Err(error) = waiting.change(None) {
             return error;
         }
     }
 }
 
-/// The port's reading side: waits for bytes without spinning.
+/// The port, with a way to wait without spinning. What its clones wait for is the same: all belong to one thread, and
+/// each tries again before it waits, so that no change is lost to another.
 struct Waiting {
     file: File,
     changes: rustix::fd::OwnedFd,
@@ -101,16 +101,23 @@ struct Waiting {
 impl Waiting {
     fn new(file: File) -> io::Result<Self> {
         let changes = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&changes, &file, EventData::new_u64(0), EventFlags::IN | EventFlags::ET)?;
+        epoll::add(&changes, &file, EventData::new_u64(0), EventFlags::IN | EventFlags::OUT | EventFlags::ET)?;
         Ok(Self { file, changes })
     }
 
-    /// Waits until something about the port has changed since the last call.
-    fn change(&mut self) -> io::Result<()> {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, changes: self.changes.try_clone()? })
+    }
+
+    /// Waits until something about the port has changed since the last call: true, or false after `limit`.
+    fn change(&mut self, limit: Option<Duration>) -> io::Result<bool> {
+        let deadline = limit.map(|limit| Instant::now() + limit);
         let mut events = Vec::with_capacity(1);
         loop {
-            match epoll::wait(&self.changes, spare_capacity(&mut events), None) {
-                Ok(_) => return Ok(()),
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = left.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
+            match epoll::wait(&self.changes, spare_capacity(&mut events), left.as_ref()) {
+                Ok(count) => return Ok(count > 0),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -122,7 +129,9 @@ impl Read for Waiting {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.file.read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.change()?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.change(None)?;
+                }
                 other => return other,
             }
         }
@@ -130,16 +139,16 @@ impl Read for Waiting {
 }
 
 /// The port's writing side: gives a client that does not read some time, not for ever.
-struct Writer<'a>(&'a File);
+struct Writer(Waiting);
 
-impl Write for Writer<'_> {
+impl Write for Writer {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let deadline = Instant::now() + WRITE_PATIENCE;
         loop {
-            match self.0.write(buffer) {
+            match self.0.file.write(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let patience = Timespec::try_from(WRITE_PATIENCE).map_err(io::Error::other)?;
-                    let mut port = [PollFd::new(self.0, PollFlags::OUT)];
-                    if poll(&mut port, Some(&patience))? == 0 || !port[0].revents().contains(PollFlags::OUT) {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() || !self.0.change(Some(left))? {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
                 }
