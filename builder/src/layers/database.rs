@@ -8,11 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    deb::Control,
-    tree::Tree,
-    unpack::{Listing, merged},
-};
+use super::{deb::Control, paths::merged, tree::Tree, unpack::Listing};
 
 /// The database.
 pub const ADMIN: &str = "/var/lib/dpkg";

@@ -5,7 +5,7 @@ use std::{io, path::Path};
 
 use super::tree::Tree;
 
-/// Units that make no sense in a guest, and why.
+/// Units that make no sense in a guest, and why. A recipe that wants one puts a file of that name into /etc/systemd/system.
 const MASKED: &[(&str, &str)] = &[
     ("getty.target", "nobody can log in: root's password is locked, and the console is the guest's log"),
     ("dpkg-db-backup.timer", "packages change with the image, never in the guest"),
@@ -14,10 +14,27 @@ const MASKED: &[(&str, &str)] = &[
     ("fstrim.timer", "the root is a tmpfs over read-only layers; volumes discard as they go"),
     ("e2scrub_all.timer", "there is no LVM in a guest"),
     ("systemd-firstboot.service", "asks questions on the console, which nobody would answer"),
+    ("systemd-journal-flush.service", "the journal stays in memory: there is nowhere to move it to"),
     ("systemd-pstore.service", "there is no persistent store for a crashed kernel's words; the rack logs the console"),
-    ("sys-kernel-debug.mount", "starts a process at each boot, for kernel developers"),
-    ("sys-kernel-tracing.mount", "starts a process at each boot, for kernel developers"),
-    ("dev-hugepages.mount", "starts a process at each boot; no service of an appliance asks for huge pages"),
+    ("systemd-random-seed.service", "a seed kept in memory is none; virtio-rng feeds the kernel"),
+    ("systemd-remount-fs.service", "the root is mounted as it shall be, and there is no fstab"),
+    ("systemd-udev-load-credentials.service", "nobody passes rules for devices to a guest"),
+    // Each of these starts a process or two at each boot, which under emulation take a second.
+    ("modprobe@drm.service", "there is no screen"),
+    ("sys-fs-fuse-connections.mount", "the kernel loads FUSE when something opens its device"),
+    ("sys-kernel-config.mount", "nothing is configured through configfs"),
+    ("sys-kernel-debug.mount", "for kernel developers"),
+    ("sys-kernel-tracing.mount", "for kernel developers"),
+    ("dev-hugepages.mount", "no service of an appliance asks for huge pages"),
+];
+
+/// Programs that systemd would run at each boot to find units that a guest never has, and why.
+const MASKED_GENERATORS: &[(&str, &str)] = &[
+    ("systemd-getty-generator", "nobody can log in"),
+    ("systemd-gpt-auto-generator", "a guest's volumes are named by its manifest, not found by partition types"),
+    ("systemd-hibernate-resume-generator", "a guest does not hibernate"),
+    ("systemd-ssh-generator", "the rack reaches a guest through its agent"),
+    ("systemd-tpm2-generator", "there is no TPM"),
 ];
 
 /// Files that a guest's base has, with their content and why.
@@ -36,6 +53,9 @@ pub fn prepare(tree: &Tree) -> io::Result<()> {
     let units = Path::new("/etc/systemd/system");
     for (unit, _why) in MASKED {
         tree.symlink(Path::new("/dev/null"), &units.join(unit))?;
+    }
+    for (generator, _why) in MASKED_GENERATORS {
+        tree.symlink(Path::new("/dev/null"), &Path::new("/etc/systemd/system-generators").join(generator))?;
     }
     tree.symlink(Path::new("/usr/lib/systemd/system/multi-user.target"), &units.join("default.target"))?;
     for (path, content) in FILES {

@@ -13,6 +13,7 @@ mod files;
 mod generators;
 mod guest;
 mod order;
+mod paths;
 pub mod stage;
 mod tree;
 mod unpack;

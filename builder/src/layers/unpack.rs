@@ -3,14 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    ffi::OsString,
     fs::File,
     io::{self, Read},
-    os::{
-        fd::OwnedFd,
-        unix::ffi::{OsStrExt, OsStringExt},
-    },
-    path::{Component, Path, PathBuf},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -22,18 +18,14 @@ use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid};
 
 use super::{
     deb::{self, Control},
+    paths::{LongNames, inside, is_merged_link, listed, merged, with_suffix},
     tree::{self, Tree},
 };
 
 /// Entries in one package at most: stops a package that uses up the file system's inodes. The largest in trixie has 60,000.
 const MAX_ENTRIES: usize = 1_000_000;
-/// Bytes of a path at most: what Linux takes (`PATH_MAX`).
-pub const MAX_NAME_BYTES: u64 = 4096;
 /// Ids above this are not mapped in the stage; no package may ship files of others (Debian Policy 9.2.2).
 const MAX_ID: u64 = 65_535;
-/// Folders at the root that are symlinks into /usr on a merged system; packages of older releases still fill them.
-pub const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
-
 /// Why packages can't be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -212,7 +204,7 @@ impl Job<'_> {
         let mut parent = Parent::default();
         let package = || control.package.clone();
         deb::data::<_, Outcome>(deb, |archive| {
-            let mut long = Long::default();
+            let mut long = LongNames::default();
             for entry in archive.entries()?.raw(true) {
                 let mut entry = entry?;
                 if long.take(&mut entry)? {
@@ -423,38 +415,6 @@ impl From<Error> for Outcome {
     }
 }
 
-/// Names that are too long for a header, which GNU tar writes before it; read here, since the library would take as much
-/// of them into memory as the archive holds.
-#[derive(Default)]
-struct Long {
-    name: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-}
-
-impl Long {
-    /// Takes such a name; false if this is any other entry.
-    fn take(&mut self, entry: &mut tar::Entry<'_, &mut dyn Read>) -> Result<bool, Outcome> {
-        let kind = entry.header().entry_type();
-        let slot = if kind.is_gnu_longname() {
-            &mut self.name
-        } else if kind.is_gnu_longlink() {
-            &mut self.link
-        } else {
-            return Ok(false);
-        };
-        let mut bytes = Vec::new();
-        entry.take(MAX_NAME_BYTES + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > MAX_NAME_BYTES {
-            return Err(deb::Error::NameTooLong.into());
-        }
-        while bytes.last() == Some(&0) {
-            bytes.pop();
-        }
-        *slot = Some(bytes);
-        Ok(true)
-    }
-}
-
 /// Copies an entry; says whether the archive or the disk was at fault.
 fn copy(entry: &mut impl Read, file: &mut File, write: impl Fn(io::Error) -> Error) -> Result<(), Outcome> {
     let mut buffer = [0; 1 << 16];
@@ -473,74 +433,10 @@ fn times(mtime: u64) -> Timestamps {
     Timestamps { last_access: time, last_modification: time }
 }
 
-/// A path of an archive without its leading `./` or `/`; none if it has `..` or a NUL in it. The root is the empty path.
-fn inside(raw: &[u8]) -> Option<PathBuf> {
-    if raw.contains(&0) {
-        return None;
-    }
-    let mut path = PathBuf::new();
-    for component in Path::new(&OsString::from_vec(raw.to_vec())).components() {
-        match component {
-            Component::Normal(name) => path.push(name),
-            Component::CurDir | Component::RootDir => {}
-            Component::ParentDir | Component::Prefix(_) => return None,
-        }
-    }
-    Some(path)
-}
-
-/// Where a path lives on a system with merged /usr: `lib/x` is `usr/lib/x`.
-pub fn merged(path: &Path) -> PathBuf {
-    match path.components().next() {
-        Some(Component::Normal(first)) if MERGED.iter().any(|name| first == *name) => Path::new("usr").join(path),
-        _ => path.to_owned(),
-    }
-}
-
-/// `./bin -> usr/bin`, as base-files ships it: the stage made it before anything was unpacked.
-fn is_merged_link(path: &Path, target: &[u8]) -> bool {
-    MERGED.iter().any(|name| path == Path::new(name) && target == format!("usr/{name}").as_bytes())
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-fn listed(path: &Path) -> Vec<u8> {
-    if path.as_os_str().is_empty() {
-        return b"/.".to_vec();
-    }
-    [b"/", path.as_os_str().as_bytes()].concat()
-}
-
 fn shown(path: &Path) -> String {
     format!("/{}", path.display())
 }
 
 fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_paths_inside_the_tree_are_taken() {
-        for (raw, path) in [("./usr/bin/x", "usr/bin/x"), ("/etc//x", "etc/x"), ("./", ""), ("a/./b", "a/b")] {
-            assert_eq!(inside(raw.as_bytes()), Some(PathBuf::from(path)), "{raw}");
-        }
-        for raw in ["../x", "./usr/../../x", "usr/..", "a\0b"] {
-            assert_eq!(inside(raw.as_bytes()), None, "{raw}");
-        }
-    }
-
-    #[test]
-    fn folders_of_the_old_root_move_below_usr() {
-        assert_eq!(merged(Path::new("lib/x/y")), Path::new("usr/lib/x/y"));
-        assert_eq!(merged(Path::new("sbin")), Path::new("usr/sbin"));
-        assert_eq!(merged(Path::new("library/x")), Path::new("library/x"));
-    }
 }
