@@ -174,7 +174,7 @@ mod tests {
                 label: "rackstick-data".into(),
                 epoch: 1_700_000_000,
                 directories: BTreeMap::from([("volumes".into(), 0o700)]),
-                files: BTreeMap::from([("layers/x".into(), DataFile { mode: 0o444, source: layer })]),
+                files: BTreeMap::from([("layers/x".into(), DataFile { mode: 0o444, source: layer, verity: None })]),
             },
         }
     }

@@ -1,14 +1,16 @@
 //! The data partition: ext4 with a journal and the `verity` feature, made from a list of files.
 //! On-disk format: Linux, Documentation/filesystems/ext4/ ("Super Block", "Block Groups").
 
+mod verity;
+
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt};
 
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Meta, Options, ROOT, RegionSink};
 
 use crate::{
+    digest::VerityDigest,
     guid::Guid,
     source::{Source, SourceError},
-    verity,
 };
 
 /// Free space of a new data partition, in bytes, of which the kernel keeps 2 % to itself: the rack writes state and logs there
@@ -24,6 +26,8 @@ const UNIT: u64 = 1 << 20;
 const BLOCK_SIZE: u64 = 4096;
 /// `s_log_blocks_per_group` of 4 KiB blocks.
 const BLOCKS_PER_GROUP: u64 = 32768;
+/// `s_inode_size`.
+const INODE_SIZE: u64 = 256;
 
 /// Why a file system could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,18 @@ pub enum Ext4Error {
     /// A source could not be read.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// A file is not what it should be.
+    #[error(
+        "cannot write `{path}` to the data partition: its fs-verity digest is {found} instead of {expected}: it was damaged after it was made"
+    )]
+    Digest {
+        /// Path in the file system.
+        path: String,
+        /// The digest it should have.
+        expected: VerityDigest,
+        /// The one it has.
+        found: VerityDigest,
+    },
     /// A superblock is not what mkext4 is known to write.
     #[error("the data partition has no valid ext4 superblock at byte {0}: this is a bug, report it with the recipe")]
     SuperBlock(u64),
@@ -72,15 +88,22 @@ pub struct DataFile {
     pub mode: u16,
     /// Its bytes.
     pub source: Source,
+    /// Whether fs-verity is on for this file, as if `FS_IOC_ENABLE_VERITY` had been called: the digest that it must have.
+    pub verity: Option<VerityDigest>,
+}
+
+impl DataFile {
+    /// Bytes that it takes in the file system.
+    fn stored_size(&self) -> u64 {
+        let size = self.source.size();
+        if self.verity.is_some() { verity::stored_size(size) } else { size }
+    }
 }
 
 impl Data {
     /// Size in bytes that the file system needs: contents, their Merkle trees, its own tables, and [`SLACK`].
     pub fn size(&self) -> u64 {
-        let of_file = |file: &DataFile| {
-            let size = file.source.size();
-            size.next_multiple_of(BLOCK_SIZE) + verity::tree_size(size) + BLOCK_SIZE
-        };
+        let of_file = |file: &DataFile| file.stored_size().next_multiple_of(BLOCK_SIZE);
         let content: u64 = self.files.values().map(of_file).sum();
         // Inode tables take 256 bytes of every BYTES_PER_INODE (1/256), bitmaps and descriptors far less.
         let journal = u64::from(JOURNAL_BLOCKS) * BLOCK_SIZE;
@@ -102,14 +125,25 @@ pub fn write(disk: &File, start: u64, data: &Data) -> Result<(), Ext4Error> {
     let layout: Layout = builder.seal()?;
     let mut writer = layout.writer(Sink { disk, start })?;
     for (path, handle) in handles {
-        let source = &data.files[path].source;
-        if source.size() > 0 {
-            let failed = |source| Ext4Error::File { path: path.into(), source };
-            writer.fill(handle, &mut source.reader()?).map_err(failed)?;
+        let DataFile { source, verity, .. } = &data.files[path];
+        let failed = |source| Ext4Error::File { path: path.into(), source };
+        match *verity {
+            None if source.size() == 0 => {}
+            None => writer.fill(handle, &mut source.reader()?).map_err(failed)?,
+            Some(expected) => {
+                let mut stored = verity::Stored::new(source.reader()?);
+                writer.fill(handle, &mut stored).map_err(failed)?;
+                let found = stored.digest();
+                if found != Some(expected) {
+                    let found = found.unwrap_or(VerityDigest([0; 32]));
+                    return Err(Ext4Error::Digest { path: path.into(), expected, found });
+                }
+            }
         }
     }
     writer.finish()?;
-    add_verity(disk, start, size)
+    verity::switch_on(disk, start, data)?;
+    verity::add_feature(disk, start, size)
 }
 
 /// Tells the builder the whole namespace; gives the files' handles in the order of their paths.
@@ -143,52 +177,11 @@ fn declare<'a>(builder: &mut FsBuilder, data: &'a Data) -> Result<Vec<(&'a str, 
             Some((above, name)) => (parent(builder, above)?, name),
             None => (ROOT, path.as_str()),
         };
-        let size = file.source.size();
         let failed = |source| Ext4Error::File { path: path.clone(), source };
-        handles.push((path.as_str(), builder.file(above, name, meta(file.mode), size).map_err(failed)?));
+        let handle = builder.file(above, name, meta(file.mode), file.stored_size()).map_err(failed)?;
+        handles.push((path.as_str(), handle));
     }
     Ok(handles)
-}
-
-/// Sets the feature without which `FS_IOC_ENABLE_VERITY` says EOPNOTSUPP, in every copy of the superblock; mkext4 cannot.
-fn add_verity(disk: &File, start: u64, size: u64) -> Result<(), Ext4Error> {
-    const SIZE: usize = 1024;
-    const MAGIC: usize = 0x38;
-    const FEATURE_RO_COMPAT: usize = 0x64;
-    const CHECKSUM: usize = 0x3fc;
-    const RO_COMPAT_VERITY: u32 = 0x8000;
-    let field = |sb: &[u8; SIZE], at: usize| u32::from_le_bytes([sb[at], sb[at + 1], sb[at + 2], sb[at + 3]]);
-    // The kernel's crc32c() starts with all ones and does not invert at the end.
-    let checksum = |sb: &[u8; SIZE]| !crc32c::crc32c(&sb[..CHECKSUM]);
-    for group in 0..size.div_ceil(BLOCKS_PER_GROUP * BLOCK_SIZE) {
-        if !has_superblock(group) {
-            continue;
-        }
-        let offset = start + if group == 0 { 1024 } else { group * BLOCKS_PER_GROUP * BLOCK_SIZE };
-        let mut sb = [0; SIZE];
-        disk.read_exact_at(&mut sb, offset)?;
-        if sb[MAGIC..MAGIC + 2] != [0x53, 0xef] || field(&sb, CHECKSUM) != checksum(&sb) {
-            return Err(Ext4Error::SuperBlock(offset));
-        }
-        let features = field(&sb, FEATURE_RO_COMPAT) | RO_COMPAT_VERITY;
-        sb[FEATURE_RO_COMPAT..FEATURE_RO_COMPAT + 4].copy_from_slice(&features.to_le_bytes());
-        let sum = checksum(&sb);
-        sb[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
-        disk.write_all_at(&sb, offset)?;
-    }
-    Ok(())
-}
-
-/// Feature `sparse_super`: copies in groups 0, 1 and powers of 3, 5 and 7.
-fn has_superblock(group: u64) -> bool {
-    let power_of = |base: u64| {
-        let mut power = base;
-        while power < group {
-            power *= base;
-        }
-        power == group
-    };
-    group <= 1 || power_of(3) || power_of(5) || power_of(7)
 }
 
 /// The partition as mkext4 writes it.
@@ -224,7 +217,7 @@ mod tests {
     fn sample(folder: &std::path::Path) -> Data {
         let large = folder.join("large");
         fs::write(&large, (0..9_000_001_u32).map(|at| (at >> 4) as u8).collect::<Vec<_>>()).unwrap();
-        let file = |mode, source| DataFile { mode, source };
+        let file = |mode, source| DataFile { mode, source, verity: None };
         Data {
             uuid: guid::derive(&[b"test"]),
             label: "rackstick".into(),
@@ -299,18 +292,13 @@ mod tests {
     }
 
     #[test]
-    fn copies_of_the_superblock_stand_where_sparse_super_says() {
-        let groups: Vec<u64> = (0..130).filter(|group| has_superblock(*group)).collect();
-        assert_eq!(groups, [0, 1, 3, 5, 7, 9, 25, 27, 49, 81, 125]);
-    }
-
-    #[test]
     fn a_file_in_the_place_of_a_directory_and_bad_names_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         for (path, other) in [("layers", "layers/x"), ("a//b", "c"), ("../x", "c"), ("/a", "c"), ("", "c")] {
             let mut data = sample(folder.path());
             for path in [path, other] {
-                data.files.insert(path.into(), DataFile { mode: 0o644, source: Source::Bytes(Vec::new()) });
+                data.files
+                    .insert(path.into(), DataFile { mode: 0o644, source: Source::Bytes(Vec::new()), verity: None });
             }
             let file = tempfile::tempfile().unwrap();
             file.set_len(data.size()).unwrap();

@@ -11,6 +11,8 @@ use crate::digest::VerityDigest;
 pub const BLOCK_SIZE: usize = 4096;
 /// Bytes of one SHA-256 hash.
 const HASH_SIZE: usize = 32;
+/// Bytes of `struct fsverity_descriptor`.
+const DESCRIPTOR_SIZE: usize = 256;
 /// Hashes in one tree block.
 pub const HASHES_PER_BLOCK: u64 = (BLOCK_SIZE / HASH_SIZE) as u64;
 /// Bytes read at once: large enough that system calls do not count, small enough for the second-level cache.
@@ -41,12 +43,14 @@ pub fn tree_size(size: u64) -> u64 {
     tree_blocks * BLOCK_SIZE as u64
 }
 
-/// The digest of bytes that arrive in pieces; holds one tree block per level, so memory grows with the logarithm of the size.
+/// The digest of bytes that arrive in pieces; holds one tree block per level, so memory grows with the logarithm of the size,
+/// unless the tree is kept, which is 1/127 of it.
 #[derive(Debug, Default)]
 pub struct Hasher {
     size: u64,
     partial: Vec<u8>,
     levels: Vec<Level>,
+    keep_tree: bool,
 }
 
 /// One level of the tree.
@@ -56,12 +60,30 @@ struct Level {
     block: Vec<u8>,
     /// Hashes that this level has had in all.
     hashes: u64,
+    /// Blocks that are full, if the tree is kept.
+    kept: Vec<u8>,
+}
+
+/// All that fs-verity stores beside a file's bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// The file's digest.
+    pub digest: VerityDigest,
+    /// `struct fsverity_descriptor`, without a signature.
+    pub descriptor: [u8; DESCRIPTOR_SIZE],
+    /// The Merkle tree's blocks, from the root's to the leaves'; [`tree_size`] bytes.
+    pub blocks: Vec<u8>,
 }
 
 impl Hasher {
     /// A hasher that has seen no bytes.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A hasher that has seen no bytes and keeps the Merkle tree.
+    pub fn keeping_the_tree() -> Self {
+        Self { keep_tree: true, ..Self::default() }
     }
 
     /// Appends `bytes`.
@@ -86,12 +108,19 @@ impl Hasher {
     }
 
     /// The digest of all bytes seen.
-    pub fn finish(mut self) -> VerityDigest {
+    pub fn finish(self) -> VerityDigest {
+        self.finish_with_tree().digest
+    }
+
+    /// The digest of all bytes seen, with the tree if it was kept.
+    pub fn finish_with_tree(mut self) -> Tree {
         if !self.partial.is_empty() {
             let hash = hash_block(&self.partial);
             self.push(0, hash);
         }
-        descriptor_digest(self.size, self.root())
+        let descriptor = descriptor(self.size, self.root());
+        let blocks = self.levels.iter().rev().flat_map(|level| &level.kept).copied().collect();
+        Tree { digest: VerityDigest(Sha256::digest(descriptor).into()), descriptor, blocks }
     }
 
     /// Appends a hash to a level, and hashes every block that this fills into the level above.
@@ -100,14 +129,13 @@ impl Hasher {
             if level == self.levels.len() {
                 self.levels.push(Level::default());
             }
-            let Level { block, hashes } = &mut self.levels[level];
+            let Level { block, hashes, .. } = &mut self.levels[level];
             block.extend_from_slice(&hash);
             *hashes += 1;
             if block.len() < BLOCK_SIZE {
                 return;
             }
-            hash = hash_block(block);
-            block.clear();
+            hash = self.levels[level].close(self.keep_tree);
             level += 1;
         }
     }
@@ -116,20 +144,32 @@ impl Hasher {
     fn root(&mut self) -> [u8; HASH_SIZE] {
         let mut level = 0;
         while level < self.levels.len() {
-            let Level { block, hashes } = &mut self.levels[level];
+            let Level { block, hashes, .. } = &mut self.levels[level];
             if *hashes == 1 {
                 let mut root = [0; HASH_SIZE];
                 root.copy_from_slice(block);
                 return root;
             }
             if !block.is_empty() {
-                let hash = hash_block(block);
-                block.clear();
+                let hash = self.levels[level].close(self.keep_tree);
                 self.push(level + 1, hash);
             }
             level += 1;
         }
         [0; HASH_SIZE]
+    }
+}
+
+impl Level {
+    /// Ends the block that is being filled, with zeroes if it is not full; gives its hash.
+    fn close(&mut self, keep: bool) -> [u8; HASH_SIZE] {
+        let hash = hash_block(&self.block);
+        if keep {
+            self.kept.extend_from_slice(&self.block);
+            self.kept.resize(self.kept.len().next_multiple_of(BLOCK_SIZE), 0);
+        }
+        self.block.clear();
+        hash
     }
 }
 
@@ -142,15 +182,15 @@ fn hash_block(block: &[u8]) -> [u8; HASH_SIZE] {
     sha.finalize().into()
 }
 
-/// Hashes `struct fsverity_descriptor` (256 bytes, little endian).
-fn descriptor_digest(size: u64, root: [u8; HASH_SIZE]) -> VerityDigest {
-    let mut descriptor = [0; 256];
+/// `struct fsverity_descriptor` (little endian).
+fn descriptor(size: u64, root: [u8; HASH_SIZE]) -> [u8; DESCRIPTOR_SIZE] {
+    let mut descriptor = [0; DESCRIPTOR_SIZE];
     descriptor[0] = 1; // version
     descriptor[1] = 1; // hash_algorithm: FS_VERITY_HASH_ALG_SHA256
     descriptor[2] = BLOCK_SIZE.trailing_zeros() as u8; // log_blocksize
     descriptor[8..16].copy_from_slice(&size.to_le_bytes());
     descriptor[16..16 + HASH_SIZE].copy_from_slice(&root);
-    VerityDigest(Sha256::digest(descriptor).into())
+    descriptor
 }
 
 #[cfg(test)]
@@ -204,5 +244,10 @@ mod tests {
         assert_eq!(tree_size(4096), 0);
         assert_eq!(tree_size(4097), 4096);
         assert_eq!(tree_size(128 * 4096 + 1), 3 * 4096);
+        for size in [0, 1, 4096, 4097, 128 * 4096, 128 * 4096 + 1, 129 * 128 * 4096] {
+            let mut hasher = Hasher::keeping_the_tree();
+            hasher.update(&bytes(size));
+            assert_eq!(hasher.finish_with_tree().blocks.len() as u64, tree_size(size as u64), "{size} bytes");
+        }
     }
 }

@@ -72,11 +72,14 @@ pub fn write(
     ];
     let mut files = BTreeMap::new();
     for (digest, path) in blobs {
-        files.insert(format!("layers/{digest}"), DataFile { mode: BLOB_MODE, source: Source::file(path)? });
+        files.insert(
+            format!("layers/{digest}"),
+            DataFile { mode: BLOB_MODE, source: Source::file(path)?, verity: Some(*digest) },
+        );
     }
     files.insert(
         format!("generations/{version}/manifest.json"),
-        DataFile { mode: MANIFEST_MODE, source: Source::Bytes(json.clone()) },
+        DataFile { mode: MANIFEST_MODE, source: Source::Bytes(json.clone()), verity: None },
     );
     let folders = [
         ("layers", FOLDER_MODE),
