@@ -14,6 +14,7 @@ use rackstick_image::{
     guid,
     lock::Lock,
     recipe::{self, Rack},
+    sector::SectorSize,
 };
 use thiserror::Error;
 
@@ -38,6 +39,8 @@ pub struct Inputs<'a> {
     pub runtime: &'a Runtime,
     /// How many threads may unpack at once.
     pub jobs: usize,
+    /// The logical blocks of the disks that the image is for.
+    pub sector: SectorSize,
 }
 
 /// A disk image that was built.
@@ -140,7 +143,7 @@ pub fn build(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Buil
     initrd::host(&host_initrd, inputs.runtime, &kernel, &manifest, epoch)?;
     let uki = uki::write(&scratch.file("uki"), rack, &kernel, boot, &host_initrd)?;
 
-    let built = disk::write(output, &manifest, partition, &uki, &images.files, epoch)?;
+    let built = disk::write(output, &manifest, inputs.sector, partition, &uki, &images.files, epoch)?;
     job.done("host and disk image");
     Ok(built)
 }

@@ -12,6 +12,7 @@ use crate::{
     ext4::{self, Data, Ext4Error},
     gpt::{self, ALIGNMENT, GptError, Partition, Type},
     guid::Guid,
+    sector::SectorSize,
 };
 
 /// Why an image could not be written. Nothing is left behind under either name.
@@ -47,6 +48,8 @@ pub enum DiskError {
 /// What goes onto the disk. All GUIDs come from the caller, see [`crate::guid::derive`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
+    /// The logical blocks of the disks that it is for.
+    pub sector: SectorSize,
     /// GUID of the disk.
     pub guid: Guid,
     /// GUID of the ESP.
@@ -88,8 +91,8 @@ pub fn write(path: &Path, disk: &Disk) -> Result<Extents, DiskError> {
         Partition { kind: Type::Esp, guid: disk.esp_guid, name: "ESP", start: esp.0, size: esp.1 },
         Partition { kind: Type::LinuxData, guid: disk.data_guid, name: "data", start: data.0, size: data.1 },
     ];
-    gpt::write(&file, disk.guid, &partitions)?;
-    esp::write(&file, esp.0, disk.esp_volume_id, &disk.esp)?;
+    gpt::write(&file, disk.sector, disk.guid, &partitions)?;
+    esp::write(&file, disk.sector, esp.0, disk.esp_volume_id, &disk.esp)?;
     ext4::write(&file, data.0, &disk.data)?;
     file.sync_all().map_err(failed("sync", &partial.path))?;
     partial.rename(path).map_err(failed("create", path))?;
@@ -164,6 +167,7 @@ mod tests {
     fn sample(layer: Source) -> Disk {
         let guid = |name: &str| guid::derive(&[b"lab", name.as_bytes()]);
         Disk {
+            sector: SectorSize::B512,
             guid: guid("disk"),
             esp_guid: guid("esp"),
             esp_volume_id: 7,
@@ -210,6 +214,60 @@ mod tests {
         let again = folder.path().join("again.img");
         write(&again, &disk).unwrap();
         assert_same(&path, &again);
+    }
+
+    /// A loop device with 4096-byte blocks, until dropped (needs root).
+    struct Loop(String);
+
+    impl Loop {
+        fn new(options: &[&str], image: &Path) -> Self {
+            let image = image.to_str().unwrap();
+            let options = options.iter().copied().chain(["--sector-size", "4096", "--show", "-f", image]);
+            Self(run("losetup", options).trim().to_owned())
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            run("losetup", ["-d", &self.0]);
+        }
+    }
+
+    #[test]
+    fn every_tool_accepts_a_disk_with_4096_byte_sectors_and_finds_everything_on_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lab.img");
+        let disk = Disk { sector: SectorSize::B4096, ..sample(Source::Bytes(vec![9; 3_000_000])) };
+        let extents = write(&path, &disk).unwrap();
+        assert_eq!(SectorSize::of_image(&File::open(&path).unwrap()).unwrap(), Some(SectorSize::B4096));
+        let device = Loop::new(&[], &path);
+        assert!(run("sgdisk", ["-v", &device.0]).contains("No problems found"));
+        for (number, guid, (start, size)) in [("1", disk.esp_guid, extents.esp), ("2", disk.data_guid, extents.data)] {
+            let shown = run("sgdisk", ["-i", number, &device.0]);
+            let place = format!("First sector: {} ", start / 4096);
+            let length = format!("Partition size: {} sectors", size / 4096);
+            assert!(shown.contains(&guid.to_string().to_uppercase()), "{shown}");
+            assert!(shown.contains(&place) && shown.contains(&length), "{shown}");
+        }
+        let part = |(start, size): (u64, u64)| {
+            let (start, size) = (start.to_string(), size.to_string());
+            Loop::new(&["--offset", &start, "--sizelimit", &size], &path)
+        };
+        let esp = part(extents.esp);
+        let checked = run("fsck.fat", ["-n", "-v", &esp.0]);
+        assert!(
+            checked.contains("4096 bytes per logical sector") && checked.contains("4096 bytes per cluster"),
+            "{checked}"
+        );
+        assert!(run("mdir", ["-i", &esp.0, "-/", "-b", "::"]).contains("BOOTX64.EFI"));
+        let data = part(extents.data);
+        run("e2fsck", ["-fn", &data.0]);
+        let at = folder.path().join("mounted");
+        fs::create_dir(&at).unwrap();
+        run("mount", ["-t", "ext4", "-o", "ro", &data.0, at.to_str().unwrap()]);
+        let layer = fs::read(at.join("layers/x"));
+        run("umount", [&at]);
+        assert_eq!(layer.unwrap(), [9; 3_000_000]);
     }
 
     #[test]

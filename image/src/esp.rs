@@ -13,8 +13,14 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use self::{directory::Directories, format::CLUSTER_SIZE};
-use crate::source::{Source, SourceError};
+use self::{
+    directory::Directories,
+    format::{CLUSTER_SIZE, Geometry},
+};
+use crate::{
+    sector::SectorSize,
+    source::{Source, SourceError},
+};
 
 pub use format::SIZE;
 
@@ -64,7 +70,7 @@ pub struct EspFile {
 
 /// Makes the file system in [`SIZE`] bytes of `disk` from byte `start` on, which must be holes or zeroes. All times in it
 /// are 1980-01-01, the earliest that FAT knows.
-pub fn write(disk: &File, start: u64, volume_id: u32, files: &[EspFile]) -> Result<(), EspError> {
+pub fn write(disk: &File, sector: SectorSize, start: u64, volume_id: u32, files: &[EspFile]) -> Result<(), EspError> {
     if files.len() > MAX_FILES {
         return Err(EspError::TooMany(files.len()));
     }
@@ -76,18 +82,19 @@ pub fn write(disk: &File, start: u64, volume_id: u32, files: &[EspFile]) -> Resu
     }
     let sizes: Vec<u64> = sorted.iter().map(|file| file.source.size()).collect();
     let (chains, needed) = directories.place(&sizes);
-    let room = u64::from(format::CLUSTERS) * CLUSTER_SIZE;
+    let geometry = Geometry::new(sector);
+    let room = u64::from(geometry.clusters) * CLUSTER_SIZE;
     if needed > room {
         return Err(EspError::Full { needed, room });
     }
     for (index, file) in sorted.iter().enumerate() {
-        copy(&file.source, disk, start + format::offset(chains.files[index].first))?;
+        copy(&file.source, disk, start + geometry.offset(chains.files[index].first))?;
     }
     for (cluster, bytes) in directories.encode(&chains, &sizes) {
-        disk.write_all_at(&bytes, start + format::offset(cluster))?;
+        disk.write_all_at(&bytes, start + geometry.offset(cluster))?;
     }
     let used = (needed / CLUSTER_SIZE) as u32;
-    format::write_head(disk, start, volume_id, chains.all(), used)?;
+    format::write_head(&geometry, disk, start, volume_id, chains.all(), used)?;
     Ok(())
 }
 
@@ -112,10 +119,12 @@ mod tests {
     use super::*;
     use crate::testing::{assert_same, run};
 
+    const SECTOR: SectorSize = SectorSize::B512;
+
     fn make(path: &Path, files: &[EspFile]) -> Result<(), EspError> {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
         file.set_len(SIZE).unwrap();
-        write(&file, 0, 0x1234_abcd, files)
+        write(&file, SECTOR, 0, 0x1234_abcd, files)
     }
 
     fn file(path: &str, source: Source) -> EspFile {

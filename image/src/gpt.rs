@@ -5,10 +5,8 @@ use std::{collections::BTreeMap, fs::File, io::Seek};
 use gpt::{GptConfig, disk::LogicalBlockSize, mbr::ProtectiveMBR, partition::Partition as Entry, partition_types};
 use uuid::Uuid;
 
-use crate::guid::Guid;
+use crate::{guid::Guid, sector::SectorSize};
 
-/// Bytes of a logical block. Disks with another size are not supported: table and ESP would both have to differ.
-pub const SECTOR_SIZE: u64 = 512;
 /// Partitions start and end at multiples of this many bytes: flash and RAID stripes work in such units.
 pub const ALIGNMENT: u64 = 1 << 20;
 /// `{c12a7328-f81f-11d2-ba4b-00a0c93ec93b}` and `{0fc63daf-8483-4772-8e79-3d69d8477de4}`.
@@ -67,8 +65,13 @@ pub struct Partition {
 }
 
 /// Writes the protective MBR and both copies of the table to a `disk` that already has its size; nothing else is touched.
-pub fn write(mut disk: &File, disk_guid: Guid, partitions: &[Partition]) -> Result<(), GptError> {
+pub fn write(mut disk: &File, sector: SectorSize, disk_guid: Guid, partitions: &[Partition]) -> Result<(), GptError> {
     let size = disk.metadata()?.len();
+    let block = sector.bytes();
+    let block_size = match sector {
+        SectorSize::B512 => LogicalBlockSize::Lb512,
+        SectorSize::B4096 => LogicalBlockSize::Lb4096,
+    };
     let mut free = ALIGNMENT;
     let mut entries = BTreeMap::new();
     for (number, partition) in (1..).zip(partitions) {
@@ -82,17 +85,17 @@ pub fn write(mut disk: &File, disk_guid: Guid, partitions: &[Partition]) -> Resu
         let entry = Entry {
             part_type_guid: TYPES[kind as usize].clone(),
             part_guid: Uuid::from_bytes(guid.0),
-            first_lba: start / SECTOR_SIZE,
-            last_lba: end / SECTOR_SIZE - 1,
+            first_lba: start / block,
+            last_lba: end / block - 1,
             flags: 0,
             name: name.into(),
         };
         entries.insert(number, entry);
     }
     disk.rewind()?;
-    let last = u32::try_from(size / SECTOR_SIZE - 1).unwrap_or(u32::MAX);
+    let last = u32::try_from(size / block - 1).unwrap_or(u32::MAX);
     ProtectiveMBR::with_lb_size(last).overwrite_lba0(&mut disk)?;
-    let config = GptConfig::new().writable(true).logical_block_size(LogicalBlockSize::Lb512);
+    let config = GptConfig::new().writable(true).logical_block_size(block_size);
     let mut table = config.create_from_device(disk, Some(Uuid::from_bytes(disk_guid.0)))?;
     table.update_partitions(entries)?;
     table.write()?;
@@ -111,7 +114,7 @@ mod tests {
         let at =
             |start, size| Partition { kind: Type::LinuxData, guid: guid::derive(&[b"p"]), name: "data", start, size };
         let mib = ALIGNMENT;
-        assert!(write(&disk, guid::derive(&[b"d"]), &[at(mib, mib), at(2 * mib, 13 * mib)]).is_ok());
+        assert!(write(&disk, SectorSize::B512, guid::derive(&[b"d"]), &[at(mib, mib), at(2 * mib, 13 * mib)]).is_ok());
         for bad in [
             vec![at(0, mib)],
             vec![at(mib, 0)],
@@ -120,7 +123,7 @@ mod tests {
             vec![at(mib, 3 * mib), at(3 * mib, mib)],
             vec![at(u64::MAX - mib + 1, mib)],
         ] {
-            let error = write(&disk, guid::derive(&[b"d"]), &bad).unwrap_err();
+            let error = write(&disk, SectorSize::B512, guid::derive(&[b"d"]), &bad).unwrap_err();
             assert!(matches!(error, GptError::Place { .. }), "{bad:?}: {error}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::PathBuf, time::Instant};
 
-use rackstick_image::recipe;
+use rackstick_image::{recipe, sector::SectorSize};
 
 use crate::{
     archive::{self, Mirrors},
@@ -28,6 +28,14 @@ pub struct Args {
     /// How many threads unpack packages at once; as many as there are CPUs if not given. The image is the same
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+    /// Bytes of a logical block of the disk that the image is for, 512 or 4096; see `lsblk -o NAME,LOG-SEC`
+    #[arg(long, value_name = "BYTES", default_value = "512", value_parser = sector_size)]
+    sector_size: SectorSize,
+}
+
+fn sector_size(text: &str) -> Result<SectorSize, String> {
+    let known = text.parse().ok().and_then(SectorSize::from_bytes);
+    known.ok_or_else(|| "disks have 512 or 4096; `lsblk -o NAME,LOG-SEC` shows which".to_owned())
 }
 
 /// The output folder can't be made.
@@ -54,7 +62,8 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     let mirrors = Mirrors::choose(&args.mirror)?;
     let packages = archive::obtain(&lock, &mirrors, &progress)?;
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let inputs = Inputs { rack: &rack, lock: &lock, packages: &packages, runtime: &runtime, jobs };
+    let inputs =
+        Inputs { rack: &rack, lock: &lock, packages: &packages, runtime: &runtime, jobs, sector: args.sector_size };
     let built = generation::build(&inputs, &args.output, &progress)?;
     println!(
         "{}: {} MiB on disk, UKI {} MiB, built in {:.1} s",

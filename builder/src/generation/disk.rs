@@ -14,6 +14,7 @@ use rackstick_image::{
     ext4::{Data, DataFile},
     guid::{self, Guid},
     manifest::Manifest,
+    sector::SectorSize,
     source::{Source, SourceError},
 };
 use tempfile::NamedTempFile;
@@ -52,10 +53,12 @@ pub enum DiskError {
     },
 }
 
-/// Writes `<rack>_<version>.img` into `output`, and its manifest beside it.
+/// Writes `<rack>_<version>.img` into `output`, and its manifest beside it. An image for other sectors than 512 bytes says so in
+/// its name: a disk of the wrong kind shows it as empty.
 pub fn write(
     output: &Path,
     manifest: &Manifest,
+    sector: SectorSize,
     partition: Guid,
     uki: &Uki,
     blobs: &BTreeMap<VerityDigest, PathBuf>,
@@ -90,6 +93,7 @@ pub fn write(
     ];
     let volume_id = guid("ESP volume");
     let disk = Disk {
+        sector,
         guid: guid("disk"),
         esp_guid: guid("ESP"),
         esp_volume_id: u32::from_le_bytes([volume_id.0[0], volume_id.0[1], volume_id.0[2], volume_id.0[3]]),
@@ -104,7 +108,11 @@ pub fn write(
         },
     };
 
-    let image = output.join(format!("{rack}_{version}.img"));
+    let suffix = match sector {
+        SectorSize::B512 => "",
+        SectorSize::B4096 => "_4kn",
+    };
+    let image = output.join(format!("{rack}_{version}{suffix}.img"));
     disk::write(&image, &disk)?;
     write_manifest(&image.with_extension("json"), &json)?;
     let failed = |source| DiskError::Write { path: image.clone(), source };
