@@ -8,6 +8,8 @@
 //! virtio-serial port [`VIRTIO_PORT`]: whoever holds the hypervisor below holds the rack anyway.
 //! No network port is opened.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The daemon's socket on the rack.
@@ -106,10 +108,21 @@ pub struct Status {
     pub daemon_pid: u32,
     /// The host's own memory: MemTotal - MemFree - clean page cache after coldplug, before any guest, in KiB.
     pub host_memory_kib: u64,
-    /// The uplink's IPv4 address with its prefix length, once there is one.
-    pub uplink: Option<String>,
+    /// The rack's own IPv4 addresses with their prefix lengths, by uplink network; those that it has now.
+    pub addresses: BTreeMap<String, String>,
+    /// What is going on now, the oldest first; empty if nothing.
+    pub activities: Vec<Activity>,
     /// All guests, in the order of the manifest.
     pub guests: Vec<Guest>,
+}
+
+/// Something that is going on, and will be over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activity {
+    /// What, as `loading drivers`.
+    pub what: String,
+    /// For how many seconds so far.
+    pub for_s: u64,
 }
 
 /// How one guest is.

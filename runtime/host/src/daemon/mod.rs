@@ -1,6 +1,7 @@
 //! The rack daemon: one main loop owns all state; threads wait for devices, networks, guests and clients and send it
 //! events. It can be killed at any time: guests go on, and the next daemon finds them.
 
+mod activity;
 mod api;
 mod console;
 pub mod data;
@@ -38,6 +39,8 @@ pub enum Event {
     Api(Request, Sender<Response>),
     /// Something about the rack is wrong, or not any more: what it is about, and what is wrong.
     Problem(String, Option<String>),
+    /// Something begins, or is over: what it is about, and what is going on.
+    Activity(String, Option<String>),
     /// The host's own memory in KiB was measured.
     HostMemory(u64),
     /// Whether virtual machines can run.

@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use rackstick_api::rack::{Process, Request, Response, State, Status};
+use rackstick_api::rack::{Activity, Process, Request, Response, State, Status};
 use rackstick_image::{
     digest::VerityDigest,
     manifest::{self, Manifest},
@@ -38,6 +38,7 @@ pub struct Rack {
     host: Host,
     problems: BTreeMap<String, String>,
     addresses: BTreeMap<String, String>,
+    activities: BTreeMap<String, (Instant, String)>,
     host_memory_kib: u64,
     healthy_shown: Option<usize>,
     ending: Option<Ending>,
@@ -74,6 +75,7 @@ impl Rack {
             host: Host::default(),
             problems: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            activities: BTreeMap::new(),
             host_memory_kib: 0,
             healthy_shown: None,
             ending: None,
@@ -106,6 +108,7 @@ impl Rack {
                 let _ = reply.send(self.answer(request, now));
             }
             Event::Problem(about, what) => self.problem(about, what),
+            Event::Activity(about, what) => self.activity(about, what, now),
             Event::HostMemory(kib) => self.host_memory_kib = kib,
             Event::Kvm(there) => {
                 self.host.kvm = Some(there);
@@ -152,6 +155,19 @@ impl Rack {
                 if self.problems.remove(&about).is_some() {
                     log::info!("{about}: well again");
                 }
+            }
+        }
+    }
+
+    fn activity(&mut self, about: String, what: Option<String>, now: Instant) {
+        match what {
+            // What goes on unchanged keeps its time.
+            Some(what) if self.activities.get(&about).is_none_or(|(_, known)| *known != what) => {
+                self.activities.insert(about, (now, what));
+            }
+            Some(_) => {}
+            None => {
+                self.activities.remove(&about);
             }
         }
     }
@@ -229,7 +245,7 @@ impl Rack {
 
     fn answer(&mut self, request: Request, now: Instant) -> Response {
         match request {
-            Request::Status => Response::Status(self.status()),
+            Request::Status => Response::Status(self.status(now)),
             Request::Console { guest } => {
                 self.with(&guest, |guest| match guest::folder::console(&guest.spec.name, CONSOLE_BYTES) {
                     Ok(bytes) => Response::Text(api::console_text(&bytes)),
@@ -276,7 +292,14 @@ impl Rack {
         }
     }
 
-    fn status(&self) -> Status {
+    /// The one place from which the API and the screen know how the rack is.
+    fn status(&self, now: Instant) -> Status {
+        let own = self.activities.values().cloned();
+        let mut activities: Vec<(Instant, String)> =
+            own.chain(self.guests.iter().filter_map(Guest::activity)).collect();
+        activities.sort_by_key(|(since, _)| *since);
+        let told =
+            |(since, what): (Instant, String)| Activity { what, for_s: now.saturating_duration_since(since).as_secs() };
         Status {
             rack: self.manifest.rack.clone(),
             version: self.manifest.version.clone(),
@@ -284,7 +307,8 @@ impl Rack {
             problems: self.problems.values().cloned().collect(),
             daemon_pid: std::process::id(),
             host_memory_kib: self.host_memory_kib,
-            uplink: self.addresses.values().next().cloned(),
+            addresses: self.addresses.clone(),
+            activities: activities.into_iter().map(told).collect(),
             guests: self.guests.iter().map(Guest::status).collect(),
         }
     }

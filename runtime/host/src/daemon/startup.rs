@@ -19,7 +19,7 @@ use rackstick_linux::{
     uevent::{Next, UeventError, Uevents},
 };
 
-use super::{Event, data, guest::process, layers, memory, network};
+use super::{Event, activity::Doing, data, guest::process, layers, memory, network};
 
 /// Modules that no device asks for, or that the kernel would ask for one by one through `/sbin/modprobe`, a process
 /// that reads the whole index each time: what monitors, bridges, the firewall and the data partition need.
@@ -87,14 +87,17 @@ pub fn run(manifest: &Arc<Manifest>, events: &Sender<Event>) {
 
 fn bring_up_networks(manifest: &Arc<Manifest>, events: &Sender<Event>) {
     let send = |event| events.send(event).is_ok();
+    let doing = Doing::begin(events, "networks", "bringing up the networks");
     match network::bring_up(manifest, process::uid) {
         Ok(()) => send(Event::NetworksUp),
         Err(error) => send(Event::Problem("networks".into(), Some(error.to_string()))),
     };
+    drop(doing);
     let news = events.clone();
     let report = move |change| {
         let _ = match change {
             network::News::Problem(about, what) => news.send(Event::Problem(about, what)),
+            network::News::Activity(about, what) => news.send(Event::Activity(about, what)),
             network::News::Address(network, address) => news.send(Event::Address(network, address)),
         };
     };
@@ -105,6 +108,7 @@ fn bring_up_networks(manifest: &Arc<Manifest>, events: &Sender<Event>) {
 
 /// Loads the drivers of what is there, and from now on of what comes.
 fn drivers(events: &Sender<Event>) -> Result<(), DriverError> {
+    let _doing = Doing::begin(events, "drivers", "loading drivers");
     let started = Instant::now();
     let uevents = Uevents::open()?;
     let loader = Arc::new(Loader::open()?);
@@ -188,6 +192,7 @@ fn give_devices() -> io::Result<()> {
 
 fn check_layers(manifest: &Manifest, events: &Sender<Event>) {
     let send = |event| events.send(event).is_ok();
+    let doing = Doing::begin(events, "data", "waiting for the data partition");
     loop {
         let mounted = Uevents::open()
             .map_err(data::Error::Uevents)
@@ -206,6 +211,8 @@ fn check_layers(manifest: &Manifest, events: &Sender<Event>) {
             return;
         }
     }
+    drop(doing);
+    let _doing = Doing::begin(events, "layers", "checking the guests' layers");
     for blob in layers::of_guests(manifest) {
         let checked = layers::check(&layers::path(&blob.digest), blob).map_err(|error| error.to_string());
         if !send(Event::Layer(blob.digest, checked)) {

@@ -75,6 +75,10 @@ struct Running {
     /// Asks for its health as long as this is here.
     checks: Option<Checks>,
     stopping: Option<(Stage, Instant)>,
+    /// Since when it does what it does now: starts, runs or stops.
+    began: Instant,
+    /// Whether it was healthy at least once.
+    proven: bool,
 }
 
 #[derive(Debug)]
@@ -174,6 +178,19 @@ impl Guest {
         }
     }
 
+    /// What goes on with it, and since when: it starts or stops.
+    pub fn activity(&self) -> Option<(Instant, String)> {
+        match &self.phase {
+            Phase::Running(Running { stopping: Some(_), began, .. }) => {
+                Some((*began, format!("stopping {}", self.spec.name)))
+            }
+            Phase::Running(Running { proven: false, began, .. }) => {
+                Some((*began, format!("starting {}", self.spec.name)))
+            }
+            _ => None,
+        }
+    }
+
     /// When [`Guest::advance`] has something to do without an event.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.phase {
@@ -249,12 +266,13 @@ impl Guest {
                 None
             }
         };
-        self.phase = Phase::Running(Running { process, since: Instant::now(), checks, stopping: None });
+        let now = Instant::now();
+        self.phase = Phase::Running(Running { process, since: now, checks, stopping: None, began: now, proven: false });
     }
 
     /// A check has come back.
     pub fn checked(&mut self, pid: u32, health: Health) {
-        let Phase::Running(running) = &self.phase else { return };
+        let Phase::Running(running) = &mut self.phase else { return };
         if running.process.pid != pid || running.stopping.is_some() {
             return;
         }
@@ -265,6 +283,7 @@ impl Guest {
                 false => log::warn!("{}: not healthy: {}", self.spec.name, health.detail),
             }
         }
+        running.proven |= health.healthy;
         self.healthy = health.healthy;
         self.detail = health.detail;
     }
@@ -329,6 +348,7 @@ impl Guest {
             Phase::Running(running) => {
                 log::info!("{}: stopping", self.spec.name);
                 running.checks = None;
+                running.began = now;
                 running.stopping = Some((Stage::Agent, now + SHUTDOWN_DEADLINE));
                 self.healthy = false;
                 self.detail = "it is shutting down".into();

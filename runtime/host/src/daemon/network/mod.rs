@@ -61,6 +61,8 @@ pub enum Error {
 pub enum News {
     /// What is wrong with a network, or nothing any more.
     Problem(String, Option<String>),
+    /// What is waited for, or nothing any more.
+    Activity(String, Option<String>),
     /// The rack's address on an uplink, with prefix length, or none any more.
     Address(String, Option<String>),
 }

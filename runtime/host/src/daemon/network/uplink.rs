@@ -17,6 +17,8 @@ use super::{Error, News, Resolvers, dhcp, filter_sources, firewall, names};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long to wait for an address before that is reported; it is asked for ever after.
 const RETRY: Duration = Duration::from_secs(5);
+/// What an uplink without an address does, before its name.
+const WAITING: &str = "waiting for an address on";
 
 /// One uplink and what its thread needs.
 pub struct Uplink {
@@ -31,6 +33,11 @@ impl Uplink {
     /// Brings the uplink up and keeps it so, for ever.
     pub fn run(self, report: impl Fn(News)) {
         let problem = |text: Option<String>| report(News::Problem(format!("uplink {}", self.name), text));
+        let doing = |what: Option<&str>| {
+            let what = what.map(|what| format!("{what} {}", self.name));
+            report(News::Activity(format!("uplink {}", self.name), what));
+        };
+        doing(Some("waiting for a network card for"));
         let (bridge, mac) = loop {
             match self.join() {
                 Ok(joined) => break joined,
@@ -47,6 +54,7 @@ impl Uplink {
                 Ok(()) => problem(refused),
                 Err(error) => problem(Some(error.to_string())),
             }
+            doing(if lease.is_some() { None } else { Some(WAITING) });
             let address = lease.map(|lease| format!("{}/{}", lease.address, lease.prefix));
             report(News::Address(self.name.clone(), address));
         };
@@ -55,6 +63,7 @@ impl Uplink {
                 set(Some(&Configuration { address, prefix, gateway, resolver: None }));
             }
             UplinkAddress::Dhcp => {
+                doing(Some(WAITING));
                 let bridge_name = names::bridge(&self.name);
                 dhcp::run(&bridge_name, mac.0, &self.manifest.rack, |change| match change {
                     dhcp::Change::Leased(lease) => set(Some(&lease.into())),
