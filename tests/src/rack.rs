@@ -16,7 +16,8 @@ use rackstick_api::{
 use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 
-use crate::{image::Image, place, tool, wait};
+pub use crate::machine::{Disk, Network, Nic, Options};
+use crate::{image::Image, place, qmp::Qmp, screen::Screen, tool, wait};
 
 /// How long one answer of the API may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -29,15 +30,6 @@ pub const POWER_OFF_LIMIT: Duration = Duration::from_secs(120);
 /// How much of a console is shown when a test fails.
 const TAIL_LINES: usize = 40;
 
-/// How to boot.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Options {
-    /// What the rack writes stays in the image.
-    pub persist: bool,
-    /// The disk is a SATA disk.
-    pub ahci: bool,
-}
-
 /// A running rack. Dropped, it is killed; dropped by a panic, it leaves its logs and says where.
 #[derive(Debug)]
 pub struct Rack {
@@ -46,7 +38,10 @@ pub struct Rack {
     started: Instant,
     client: Client,
     forwards: Vec<(String, SocketAddr)>,
-    _socket: TempDir,
+    /// Holds the sockets.
+    sockets: TempDir,
+    /// Once somebody asked for it.
+    qmp: Option<Qmp>,
     /// Locked while the rack runs.
     alone: File,
 }
@@ -63,25 +58,27 @@ impl Rack {
         let alone = File::create(place::rig().join("lock")).expect("the rig's folder can be written");
         flock(&alone, FlockOperation::LockExclusive).expect("a file can be locked");
         // The path of a socket may have 107 bytes at most, and the target folder's may be long.
-        let socket = tempfile::Builder::new().prefix("rackstick-").tempdir().expect("a temporary folder can be made");
-        let client = Client::new(socket.path().join("api"), ANSWER_LIMIT);
+        let sockets = tempfile::Builder::new().prefix("rackstick-").tempdir().expect("a temporary folder can be made");
+        let client = Client::new(sockets.path().join("api"), ANSWER_LIMIT);
         let log = |name| File::create(folder.join(name)).expect("the test's folder can be written");
 
         let run = tool::rackstick();
         // If this test dies, so does the rack.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(run.get_program()).arg("run").arg(image);
-        command.arg("--api").arg(client.path()).arg("--console").arg(folder.join("console.log"));
-        if options.persist {
-            command.arg("--persist");
+        command.arg("--api").arg(client.path()).arg("--qmp").arg(sockets.path().join("qmp"));
+        if options.serial {
+            command.arg("--console").arg(folder.join("console.log"));
         }
-        if options.ahci {
-            command.args(["--disk", "ahci"]);
+        if options.screen {
+            command.arg("--screen").arg(sockets.path().join("screen"));
         }
+        command.args(options.arguments());
         command.env("TMPDIR", &folder).stdout(log("run.out")).stderr(log("run.err"));
         let started = Instant::now();
         let child = command.spawn().unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
-        let mut rack = Self { folder, command: child, started, client, forwards: Vec::new(), _socket: socket, alone };
+        let mut rack =
+            Self { folder, command: child, started, client, forwards: Vec::new(), sockets, qmp: None, alone };
         rack.forwards = rack.until("QEMU to start", Duration::from_secs(20), |rack| {
             let said = rack.log("run.err");
             said.lines().any(|line| line.starts_with("api ")).then(|| forwards(&said))
@@ -99,6 +96,18 @@ impl Rack {
     /// The rack's API.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// QEMU's monitor.
+    pub fn qmp(&mut self) -> &mut Qmp {
+        let socket = self.sockets.path().join("qmp");
+        self.qmp.get_or_insert_with(|| Qmp::connect(&socket))
+    }
+
+    /// What the screen shows now; it stays as `<name>.png` beside the logs. The machine needs `Options::screen`.
+    pub fn screenshot(&mut self, name: &str) -> Screen {
+        let picture = self.folder.join(name);
+        Screen::take(self.qmp(), &picture)
     }
 
     /// Seconds since power-on.

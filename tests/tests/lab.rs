@@ -9,7 +9,7 @@ use rackstick_tests::{
     client::{Transport, curl, dig},
     image::Image,
     place,
-    rack::{BOOT_LIMIT, Options, Rack, guest},
+    rack::{BOOT_LIMIT, Disk, Options, Rack, guest},
 };
 
 /// What the host may use for itself, in KiB.
@@ -47,7 +47,7 @@ fn the_lab_comes_up_answers_its_clients_and_switches_off_cleanly() {
 
 #[test]
 fn ctrl_c_switches_a_rack_on_a_sata_disk_off_cleanly() {
-    let mut rack = Rack::start("sata", Image::lab(), Options { ahci: true, ..Options::default() });
+    let mut rack = Rack::start("sata", Image::lab(), Options { disk: Disk::Ahci, ..Options::default() });
     // A guest runs: so the data partition was found, mounted, grown and its layers verified.
     let status = rack.until_status("a guest to run", BOOT_LIMIT, |status| {
         status.guests.iter().any(|guest| guest.state == State::Running)

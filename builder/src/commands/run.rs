@@ -14,7 +14,10 @@ use rackstick_api::{
     client::{Client, ClientError},
     rack::Request,
 };
-use rackstick_image::manifest::{FORMAT, Manifest};
+use rackstick_image::{
+    manifest::{FORMAT, Manifest},
+    sector::SectorSize,
+};
 use rustix::{
     fd::OwnedFd,
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
@@ -26,8 +29,9 @@ use signal_hook::{
 
 use crate::{
     qemu::{
-        Disk, Machine, Uplink,
+        Machine, Serial, Uplink,
         accel::{Accel, Kvm},
+        devices::{Disk, Nic},
         find::{FindError, Qemu, find_program, firmware},
         forward::{self, ForwardError, Rule},
     },
@@ -45,6 +49,10 @@ const POWER_OFF_LIMIT: Duration = Duration::from_secs(120);
 ///
 /// Ctrl-C or SIGTERM switches the rack off cleanly; a second one stops it hard.
 /// The exit status is 0 if the rack switched itself off, 1 if it could not be started or had to be stopped hard.
+///
+/// To try a rack on hardware like yours, say how its disk, NICs, CPUs and memory are, for example
+/// `--disk usb --nic rtl8139 --cpus 1 --memory 512 --screen /tmp/screen`. The disk's sectors are those that the image was
+/// built for.
 #[derive(clap::Args)]
 pub struct Args {
     /// The disk image; `<its stem>.json` beside it says which ports to forward
@@ -58,9 +66,15 @@ pub struct Args {
     /// What runs the rack's instructions: KVM where it can run guests inside guests, else software emulation
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     accel: AccelChoice,
+    /// Hide SVM and VMX from the rack, as firmware does that has virtualization switched off
+    #[arg(long)]
+    no_virtualization: bool,
     /// How the disk is attached
     #[arg(long, value_enum, default_value_t = Disk::Virtio)]
     disk: Disk,
+    /// The model of the NIC; given several times, there are as many, and forwards lead through the first
+    #[arg(long = "nic", value_enum, default_value = "virtio")]
+    nics: Vec<Nic>,
     /// Size of the disk in GiB; without it, a throw-away disk has at least 8 GiB, and a kept one the image's size
     #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u64).range(1..=65_536))]
     disk_size: Option<u64>,
@@ -76,6 +90,15 @@ pub struct Args {
     /// Write the serial console to a file instead of standard output
     #[arg(long, value_name = "FILE")]
     console: Option<PathBuf>,
+    /// Leave out the serial port, which most PCs lack
+    #[arg(long, conflicts_with = "console")]
+    no_serial: bool,
+    /// Give the rack a screen, and show it by VNC on this Unix socket, as with `vncviewer PATH`
+    #[arg(long, value_name = "PATH")]
+    screen: Option<PathBuf>,
+    /// Where to put the Unix socket of QEMU's monitor (QMP), through which devices are plugged and pulled
+    #[arg(long, value_name = "PATH")]
+    qmp: Option<PathBuf>,
     /// More arguments for QEMU
     #[arg(last = true, value_name = "QEMU ARGUMENTS")]
     extra: Vec<String>,
@@ -96,6 +119,12 @@ enum RunError {
     Manifest { path: PathBuf, source: serde_json::Error },
     #[error("{} is no disk image: it has no partition table (GPT)", .0.display())]
     NoImage(PathBuf),
+    #[error("{} was built for disks with 4096-byte sectors, which QEMU's SATA disks can't have; take another `--disk`", .0.display())]
+    NoSuchSectors(PathBuf),
+    #[error("`--nic none` can't stand beside other NICs")]
+    NicAndNone,
+    #[error("a rack without NIC can't be reached through `--forward`; leave out one of both")]
+    ForwardWithoutNic,
     #[error("--disk-size {wanted} is less than the image's own {image} GiB")]
     TooSmall { wanted: u64, image: u64 },
     #[error("KVM can't be used because {0}; leave out `--accel kvm`")]
@@ -129,13 +158,18 @@ pub fn run(args: Args) -> Result<(), report::Error> {
 
 fn boot(args: &Args) -> Result<(), RunError> {
     let image = file("find the image", &args.image, fs::canonicalize(&args.image))?;
-    check_image(&image)?;
+    let sector = sector_of(&image, args.disk)?;
+    let nics = nics(args)?;
     let manifest = read_manifest(&image)?;
     let (accel, why) = choose(args.accel)?;
     let qemu = Qemu::find()?;
     qemu.check(accel, &why)?;
     let (code, variables) = firmware()?;
-    let forwards = forward::resolve(manifest.as_ref(), &args.forwards, forward::is_free)?;
+    // Without a NIC nothing leads in.
+    let forwards = match nics[..] {
+        [] => Vec::new(),
+        _ => forward::resolve(manifest.as_ref(), &args.forwards, forward::is_free)?,
+    };
 
     let folder = env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     let scratch = file("make a folder in", &folder, tempfile::Builder::new().prefix("rackstick-").tempdir_in(&folder))?;
@@ -154,10 +188,19 @@ fn boot(args: &Args) -> Result<(), RunError> {
         disk_format,
         throw_away: !args.persist,
         disk_bus: args.disk,
+        sector,
+        virtualization: !args.no_virtualization,
+        nics,
         uplink: manifest.as_ref().map_or(Uplink::Dhcp, Uplink::of),
         forwards,
         api: args.api.clone().unwrap_or_else(|| scratch.path().join("api.sock")),
-        console: args.console.clone(),
+        serial: match &args.console {
+            Some(path) => Serial::File(path.clone()),
+            None if args.no_serial => Serial::Absent,
+            None => Serial::Stdout,
+        },
+        screen: args.screen.clone(),
+        qmp: args.qmp.clone(),
     };
     eprintln!("booting {} with {accel}{why}, QEMU {}", image.display(), qemu.version, why = reason(&why));
     if manifest.is_none() {
@@ -174,16 +217,22 @@ fn reason(why: &str) -> String {
     if why.is_empty() { String::new() } else { format!(" because {why}") }
 }
 
-/// Something else than a disk image would make the firmware search for minutes.
-fn check_image(image: &Path) -> Result<(), RunError> {
-    use std::os::unix::fs::FileExt;
-    let mut signature = [0; 8];
-    let read = fs::File::open(image).and_then(|file| file.read_exact_at(&mut signature, 512));
-    match read {
-        Ok(()) if &signature == b"EFI PART" => Ok(()),
-        Ok(()) => Err(RunError::NoImage(image.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(RunError::NoImage(image.to_owned())),
-        Err(source) => Err(RunError::File { action: "read", path: image.to_owned(), source }),
+/// The size of the image's sectors. Something else than a disk image would make the firmware search for minutes.
+fn sector_of(image: &Path, disk: Disk) -> Result<SectorSize, RunError> {
+    match file("read", image, fs::File::open(image).and_then(|image| SectorSize::of_image(&image)))? {
+        None => Err(RunError::NoImage(image.to_owned())),
+        Some(sector) if !disk.takes(sector) => Err(RunError::NoSuchSectors(image.to_owned())),
+        Some(sector) => Ok(sector),
+    }
+}
+
+/// The NICs; `none` is none.
+fn nics(args: &Args) -> Result<Vec<Nic>, RunError> {
+    match &args.nics[..] {
+        [Nic::None] if args.forwards.is_empty() => Ok(Vec::new()),
+        [Nic::None] => Err(RunError::ForwardWithoutNic),
+        nics if nics.contains(&Nic::None) => Err(RunError::NicAndNone),
+        nics => Ok(nics.to_owned()),
     }
 }
 

@@ -1,7 +1,8 @@
-//! A virtual machine of QEMU that resembles the PC or server a rack will run on: q35, UEFI, one disk, one NIC.
+//! A virtual machine of QEMU that resembles the PC or server a rack will run on: q35, UEFI, one disk, NICs.
 //! Option names as in QEMU's manual page, section "Standard options" and following.
 
 pub mod accel;
+pub mod devices;
 pub mod find;
 pub mod forward;
 
@@ -13,18 +14,16 @@ use std::{
 };
 
 use rackstick_api::rack::VIRTIO_PORT;
-use rackstick_image::manifest::{Manifest, Network, UplinkAddress};
+use rackstick_image::{
+    manifest::{Manifest, Network, UplinkAddress},
+    sector::SectorSize,
+};
 
-use self::{accel::Accel, forward::Forward};
-
-/// How the disk is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Disk {
-    /// virtio-blk.
-    Virtio,
-    /// A SATA disk at the chipset's AHCI controller.
-    Ahci,
-}
+use self::{
+    accel::Accel,
+    devices::{Disk, Nic},
+    forward::Forward,
+};
 
 /// One machine, before it is started.
 #[derive(Debug)]
@@ -49,14 +48,35 @@ pub struct Machine {
     pub throw_away: bool,
     /// How the disk is attached.
     pub disk_bus: Disk,
-    /// The network at the NIC.
+    /// The size of its logical blocks.
+    pub sector: SectorSize,
+    /// Whether the CPU can run guests of its own.
+    pub virtualization: bool,
+    /// The NICs, each at a network of its own.
+    pub nics: Vec<Nic>,
+    /// The network at the first NIC.
     pub uplink: Uplink,
-    /// Ports that lead in.
+    /// Ports that lead in, through the first NIC.
     pub forwards: Vec<Forward>,
     /// Unix socket behind the virtio-serial port of the API.
     pub api: PathBuf,
-    /// File for the serial console; none: standard output.
-    pub console: Option<PathBuf>,
+    /// What the serial port leads to.
+    pub serial: Serial,
+    /// Unix socket of a VNC server that shows the screen; none: no graphics card.
+    pub screen: Option<PathBuf>,
+    /// Unix socket of QEMU's monitor (QMP).
+    pub qmp: Option<PathBuf>,
+}
+
+/// What the serial port leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Serial {
+    /// Standard output.
+    Stdout,
+    /// A file.
+    File(PathBuf),
+    /// There is no serial port.
+    Absent,
 }
 
 /// The address that QEMU's network must give or expect.
@@ -88,12 +108,17 @@ impl Machine {
         let mut out = Arguments(Vec::new());
         out.flag("-no-user-config").flag("-nodefaults");
         out.pair("-name", Value::new("rackstick-").quoted(&self.name));
-        match self.accel {
-            Accel::Kvm => out.pair("-machine", "q35").pair("-accel", "kvm").pair("-cpu", "host"),
-            Accel::Tcg => out.pair("-machine", "q35").pair("-accel", "tcg,thread=multi").pair("-cpu", "max"),
+        let (accel, cpu) = match self.accel {
+            Accel::Kvm => ("kvm", "host"),
+            Accel::Tcg => ("tcg,thread=multi", "max"),
         };
+        let nesting = if self.virtualization { "" } else { ",svm=off,vmx=off" };
+        out.pair("-machine", "q35").pair("-accel", accel).pair("-cpu", Value::new(cpu).text(nesting));
         out.pair("-smp", self.cpus.to_string()).pair("-m", self.memory_mib.to_string());
-        out.pair("-display", "none");
+        match &self.screen {
+            Some(path) => out.pair("-device", "VGA").pair("-display", Value::new("vnc=unix:").quoted(path)),
+            None => out.pair("-display", "none"),
+        };
 
         let flash = |unit, mode| Value::new("if=pflash,format=raw,unit=").text(unit).text(mode).text(",file=");
         out.pair("-drive", flash("0", ",readonly=on").quoted(&self.firmware));
@@ -102,28 +127,41 @@ impl Machine {
         let cache = if self.throw_away { "unsafe" } else { "writeback" };
         let disk = Value::new("if=none,id=disk,discard=unmap,cache=").text(cache);
         out.pair("-drive", disk.text(",format=").text(self.disk_format).text(",file=").quoted(&self.disk));
-        match self.disk_bus {
-            Disk::Virtio => out.pair("-device", "virtio-blk-pci,drive=disk,bootindex=0"),
-            Disk::Ahci => out.pair("-device", "ide-hd,bus=ide.0,drive=disk,bootindex=0"),
-        };
-
-        // Without its ROM the firmware does not try to boot from the network.
-        out.pair("-netdev", self.netdev()).pair("-device", "virtio-net-pci,netdev=uplink,romfile=");
+        for device in self.disk_bus.devices(self.sector) {
+            out.pair("-device", device);
+        }
+        for (number, nic) in self.nics.iter().enumerate() {
+            out.pair("-netdev", self.netdev(number));
+            for device in nic.devices(number) {
+                out.pair("-device", device);
+            }
+        }
         out.pair("-device", "virtio-rng-pci");
         out.pair("-chardev", Value::new("socket,id=api,server=on,wait=off,path=").quoted(&self.api));
         out.pair("-device", "virtio-serial-pci");
         out.pair("-device", Value::new("virtserialport,chardev=api,name=").text(VIRTIO_PORT));
-        match &self.console {
-            Some(path) => out.pair("-chardev", Value::new("file,id=console,path=").quoted(path)),
+        match &self.serial {
+            Serial::File(path) => out
+                .pair("-chardev", Value::new("file,id=console,path=").quoted(path))
+                .pair("-serial", "chardev:console"),
             // Ctrl-C belongs to this command, not to QEMU.
-            None => out.pair("-chardev", "stdio,id=console,signal=off"),
+            Serial::Stdout => out.pair("-chardev", "stdio,id=console,signal=off").pair("-serial", "chardev:console"),
+            Serial::Absent => out.pair("-serial", "none"),
         };
-        out.pair("-serial", "chardev:console");
+        if let Some(path) = &self.qmp {
+            out.pair("-chardev", Value::new("socket,id=qmp,server=on,wait=off,path=").quoted(path));
+            out.pair("-mon", "chardev=qmp,mode=control");
+        }
         out.0
     }
 
-    fn netdev(&self) -> Value {
-        let mut value = Value::new("user,id=uplink");
+    /// The network at one NIC.
+    fn netdev(&self, number: usize) -> Value {
+        let mut value = Value::new("user,id=net").text(number.to_string());
+        if number > 0 {
+            // QEMU would give each the same subnet, 10.0.2.0/24.
+            return value.text(format!(",net=10.0.{}.0/24", number + 2));
+        }
         let mut rack = String::new();
         if let Uplink::Static(address, prefix, gateway) = self.uplink {
             value = value.text(",net=").text(format!("{address}/{prefix}"));
@@ -199,6 +237,9 @@ mod tests {
             disk_format: "raw",
             throw_away: false,
             disk_bus: Disk::Ahci,
+            sector: SectorSize::B512,
+            virtualization: true,
+            nics: vec![Nic::Virtio],
             uplink: Uplink::Static(Ipv4Addr::new(192, 168, 7, 2), 24, Some(Ipv4Addr::new(192, 168, 7, 1))),
             forwards: vec![Forward {
                 host_port: 10053,
@@ -207,7 +248,9 @@ mod tests {
                 label: None,
             }],
             api: "/run/api".into(),
-            console: None,
+            serial: Serial::Stdout,
+            screen: None,
+            qmp: None,
         }
     }
 
@@ -222,14 +265,30 @@ mod tests {
 
     #[test]
     fn a_rack_with_a_fixed_address_gets_the_network_it_expects() {
-        let expected = "user,id=uplink,net=192.168.7.2/24,host=192.168.7.1,hostfwd=udp:127.0.0.1:10053-192.168.7.2:53 ";
+        let expected = "user,id=net0,net=192.168.7.2/24,host=192.168.7.1,hostfwd=udp:127.0.0.1:10053-192.168.7.2:53 ";
         assert!(line(&machine()).contains(expected), "{}", line(&machine()));
         let machine = Machine { uplink: Uplink::Dhcp, ..machine() };
-        assert!(line(&machine).contains("user,id=uplink,hostfwd=udp:127.0.0.1:10053-:53 "), "{}", line(&machine));
+        assert!(line(&machine).contains("user,id=net0,hostfwd=udp:127.0.0.1:10053-:53 "), "{}", line(&machine));
     }
 
     #[test]
     fn emulation_is_asked_for_what_nests() {
-        assert!(line(&machine()).contains("-machine q35 -accel tcg,thread=multi -cpu max"));
+        assert!(line(&machine()).contains("-machine q35 -accel tcg,thread=multi -cpu max -smp"));
+        let machine = Machine { virtualization: false, ..machine() };
+        assert!(line(&machine).contains("-cpu max,svm=off,vmx=off -smp"));
+    }
+
+    #[test]
+    fn every_nic_has_a_network_of_its_own_and_the_first_the_forwards() {
+        let machine = Machine { nics: vec![Nic::Rtl8139, Nic::Igb], uplink: Uplink::Dhcp, ..machine() };
+        let line = line(&machine);
+        for part in [
+            "user,id=net0,hostfwd=udp:127.0.0.1:10053-:53 ",
+            "rtl8139,id=nic0,bus=slot-nic0,netdev=net0,romfile= ",
+            "user,id=net1,net=10.0.3.0/24 ",
+            "igb,id=nic1,bus=slot-nic1,netdev=net1,romfile= ",
+        ] {
+            assert!(line.contains(part), "{part} is missing: {line}");
+        }
     }
 }
