@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::OnceLock,
+    time::Instant,
 };
 
 use rackstick_image::manifest::Manifest;
@@ -32,15 +33,35 @@ impl Image {
     /// `recipes/lab.toml` as it stands in the clone, built once per test program.
     pub fn lab() -> &'static Self {
         static LAB: OnceLock<Image> = OnceLock::new();
-        LAB.get_or_init(|| {
-            let out = place::rig().join("images");
-            fs::create_dir_all(&out).unwrap_or_else(|error| panic!("can't make {}: {error}", out.display()));
-            let recipe = place::clone().join("recipes/lab.toml");
-            let started = std::time::Instant::now();
-            tool::output(tool::rackstick().arg("build").arg(&recipe).arg("-o").arg(&out));
-            println!("lab built in {:.1} s", started.elapsed().as_secs_f64());
-            Self::only_one_in(&out)
-        })
+        LAB.get_or_init(|| Self::build("recipes/lab.toml", "lab", &[]))
+    }
+
+    /// The rack of the matrix, with one small guest that serves a page; built once per test program.
+    pub fn matrix() -> &'static Self {
+        static MATRIX: OnceLock<Image> = OnceLock::new();
+        MATRIX.get_or_init(|| Self::build("tests/recipes/matrix.toml", "matrix", &[]))
+    }
+
+    /// [`Image::matrix`] for disks with sectors of 4096 bytes.
+    pub fn matrix_4kn() -> &'static Self {
+        static MATRIX: OnceLock<Image> = OnceLock::new();
+        MATRIX.get_or_init(|| Self::build("tests/recipes/matrix.toml", "matrix-4kn", &["--sector-size", "4096"]))
+    }
+
+    /// A rack without guests, built once per test program.
+    pub fn bare() -> &'static Self {
+        static BARE: OnceLock<Image> = OnceLock::new();
+        BARE.get_or_init(|| Self::build("tests/recipes/bare.toml", "bare", &[]))
+    }
+
+    /// Builds a recipe of the clone into `<target>/rig/images/<name>/`.
+    fn build(recipe: &str, name: &str, arguments: &[&str]) -> Self {
+        let out = place::test_folder(&format!("images/{name}"));
+        let started = Instant::now();
+        let recipe = place::clone().join(recipe);
+        tool::output(tool::rackstick().arg("build").arg(recipe).arg("-o").arg(&out).args(arguments));
+        println!("{name} built in {:.1} s", started.elapsed().as_secs_f64());
+        Self::only_one_in(&out)
     }
 
     /// The only image in a folder.

@@ -11,6 +11,8 @@ use std::{
 
 use serde_json::{Value, json};
 
+use crate::wait;
+
 /// How long QEMU may take for an answer; software emulation can hold its lock for a while.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
@@ -25,10 +27,10 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Connects and leaves negotiation mode.
+    /// Connects, once QEMU listens, and leaves negotiation mode.
     pub fn connect(socket: &Path) -> Self {
-        let stream = UnixStream::connect(socket)
-            .unwrap_or_else(|error| panic!("can't connect to QEMU's monitor at {}: {error}", socket.display()));
+        let what = format!("QEMU's monitor at {}", socket.display());
+        let stream = wait::until(&what, ANSWER_LIMIT, || UnixStream::connect(socket).ok());
         let mut qmp = Self { stream: BufReader::new(stream), partial: Vec::new(), events: VecDeque::new() };
         let greeting = qmp.line(Instant::now() + ANSWER_LIMIT).expect("QEMU's monitor greets");
         assert!(greeting.get("QMP").is_some(), "this is no QMP greeting: {greeting}");
@@ -120,5 +122,41 @@ impl Qmp {
                 Err(error) => panic!("can't read from QEMU's monitor: {error}"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn qemus_monitor_plugs_refuses_and_tells_of_events() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("qmp");
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args([
+            "-S",
+            "-machine",
+            "q35",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-device",
+            "pcie-root-port,id=slot0",
+        ]);
+        let mut qemu =
+            command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display())).spawn().unwrap();
+        let mut qmp = Qmp::connect(&socket);
+        qmp.plug(json!({ "driver": "virtio-net-pci", "id": "nic0", "bus": "slot0" }));
+        qmp.cable("nic0", false);
+        let why = qmp.try_execute("device_del", json!({ "id": "nic1" })).unwrap_err();
+        assert!(why.contains("nic1"), "{why}");
+        qmp.execute("cont", json!({}));
+        qmp.until_event("RESUME", ANSWER_LIMIT);
+        qmp.execute("quit", json!({}));
+        assert_eq!(qmp.until_event("SHUTDOWN", ANSWER_LIMIT)["reason"], "host-qmp-quit");
+        assert!(qemu.wait().unwrap().success());
     }
 }

@@ -144,6 +144,16 @@ impl Rack {
         self.until(&format!("`{text}` on the console"), limit, |rack| rack.console().contains(text).then_some(()));
     }
 
+    /// Waits until the screen shows `text`; the last picture stays as `screen.png` beside the logs.
+    #[track_caller]
+    pub fn until_screen(&mut self, text: &str, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        // Each look takes QEMU long enough.
+        while !self.screenshot("screen").shows(text) {
+            assert!(Instant::now() < deadline, "after {} s `{text}` is not on the screen", limit.as_secs());
+        }
+    }
+
     /// Waits until the rack's status fulfils a condition, and returns that status.
     #[track_caller]
     pub fn until_status(&mut self, what: &str, limit: Duration, condition: impl Fn(&Status) -> bool) -> Status {

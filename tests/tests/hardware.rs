@@ -1,0 +1,157 @@
+//! The matrix: a rack on every kind of machine comes up, serves, and says what its machine lacks.
+//!
+//! Each row of the table is one boot. A sample runs with the other tests of ring 3, all of them by `ci/soak matrix`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use rackstick_api::rack::State;
+use rackstick_tests::{
+    client::curl,
+    image::Image,
+    rack::{BOOT_LIMIT, Disk, HEALTHY_LIMIT, Network, Nic, Options, Rack, guest},
+};
+
+/// What the guest serves, as in `tests/recipes/images/page.toml`.
+const PAGE: &str = "served by the matrix\n";
+/// How long the last line may take to reach screen and serial port.
+const CONSOLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The size of the disk's sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sectors {
+    B512,
+    B4096,
+}
+
+/// Where the rack can say what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Console {
+    Serial,
+    Screen,
+}
+
+/// One machine: disk, size of its sectors, NIC, CPUs, memory in MiB, console.
+type Machine = (Disk, Sectors, Nic, u8, u32, Console);
+
+/// Makes a test of each row, and a table of all.
+macro_rules! machines {
+    ($($(#[$attribute:meta])* $name:ident: $machine:expr;)*) => {
+        $(#[test] $(#[$attribute])* fn $name() { serves(stringify!($name), $machine) })*
+        const MACHINES: &[Machine] = &[$($machine),*];
+    };
+}
+
+use Console::{Screen, Serial};
+use Disk::{Ahci, Nvme, Usb, Virtio};
+use Sectors::{B512, B4096};
+
+machines! {
+    a_stick_in_an_old_pc_with_512_mib_serves: (Usb, B512, Nic::Rtl8139, 1, 512, Screen);
+    an_nvme_disk_in_a_server_with_8_gib_serves: (Nvme, B512, Nic::Igb, 4, 8192, Serial);
+    #[ignore = "for ci/soak matrix"]
+    a_stick_in_a_server_with_8_gib_serves: (Usb, B512, Nic::E1000e, 4, 8192, Serial);
+    #[ignore = "for ci/soak matrix"]
+    a_virtio_disk_with_1_cpu_and_8_gib_serves: (Virtio, B512, Nic::Rtl8139, 1, 8192, Serial);
+    #[ignore = "for ci/soak matrix"]
+    a_virtio_disk_with_4_cpus_and_512_mib_serves: (Virtio, B512, Nic::Igb, 4, 512, Screen);
+    #[ignore = "for ci/soak matrix"]
+    a_sata_disk_with_1_cpu_and_512_mib_serves: (Ahci, B512, Nic::Igb, 1, 512, Serial);
+    #[ignore = "for ci/soak matrix"]
+    a_sata_disk_with_4_cpus_and_8_gib_serves: (Ahci, B512, Nic::Virtio, 4, 8192, Screen);
+    #[ignore = "for ci/soak matrix"]
+    an_nvme_disk_with_1_cpu_and_512_mib_serves: (Nvme, B512, Nic::Virtio, 1, 512, Screen);
+    #[ignore = "for ci/soak matrix"]
+    an_nvme_disk_of_4096_byte_sectors_with_1_cpu_serves: (Nvme, B4096, Nic::E1000e, 1, 8192, Screen);
+    #[ignore = "for ci/soak matrix"]
+    a_virtio_disk_of_4096_byte_sectors_with_512_mib_serves: (Virtio, B4096, Nic::E1000e, 4, 512, Serial);
+}
+
+/// Boots the rack, asks its guest through its NIC, and switches it off.
+fn serves(name: &str, (disk, sectors, nic, cpus, memory_mib, console): Machine) {
+    let image = match sectors {
+        B512 => Image::matrix(),
+        B4096 => Image::matrix_4kn(),
+    };
+    let (serial, screen) = (console == Serial, console == Screen);
+    let options = Options { disk, nics: vec![nic], cpus, memory_mib, serial, screen, ..Options::default() };
+    let mut rack = Rack::start(name, image, options);
+    let status = rack.until_healthy();
+    assert_eq!(status.problems, [""; 0]);
+    assert_eq!(curl(rack.address("8080/tcp"), "/").as_deref(), Ok(PAGE));
+    let said = "1/1 guests healthy";
+    match console {
+        Serial => rack.until_console(said, CONSOLE_LIMIT),
+        Screen => rack.until_screen(said, CONSOLE_LIMIT),
+    }
+    rack.power_off();
+}
+
+/// Boots fewer machines than all there are, but no two properties meet that never met in the rig. Only disk and NIC
+/// need not meet, since no code knows both; a disk counts with its sectors.
+#[test]
+fn every_pair_of_properties_is_booted_somewhere() {
+    let disks = [(Virtio, B512), (Virtio, B4096), (Ahci, B512), (Nvme, B512), (Nvme, B4096), (Usb, B512)];
+    let nics = [Nic::Virtio, Nic::E1000e, Nic::Igb, Nic::Rtl8139];
+    let booted = |fits: &dyn Fn(&Machine) -> bool| MACHINES.iter().any(fits);
+    for (disk, sectors) in disks {
+        assert!(booted(&|machine| (machine.0, machine.1) == (disk, sectors)), "{disk:?} {sectors:?}");
+    }
+    for (cpus, memory) in [(1, 512), (1, 8192), (4, 512), (4, 8192)] {
+        assert!(booted(&|machine| (machine.3, machine.4) == (cpus, memory)), "{cpus} CPUs, {memory} MiB");
+        for disk in [Virtio, Ahci, Nvme, Usb] {
+            assert!(booted(&|machine| machine.0 == disk && machine.3 == cpus), "{disk:?}, {cpus} CPUs");
+            assert!(booted(&|machine| machine.0 == disk && machine.4 == memory), "{disk:?}, {memory} MiB");
+        }
+        for nic in nics {
+            assert!(booted(&|machine| machine.2 == nic && machine.3 == cpus), "{nic:?}, {cpus} CPUs");
+            assert!(booted(&|machine| machine.2 == nic && machine.4 == memory), "{nic:?}, {memory} MiB");
+        }
+    }
+}
+
+#[test]
+fn a_rack_without_kvm_and_nic_says_what_to_switch_on_and_stays_manageable() {
+    let options = Options { virtualization: false, nics: Vec::new(), ..Options::default() };
+    let mut rack = Rack::start("no-kvm", Image::matrix(), options);
+    let status = rack.until_status("the missing KVM to be reported", BOOT_LIMIT, |status| {
+        status.problems.iter().any(|problem| problem.contains("switch on virtualization"))
+    });
+    let page = guest(&status, "page");
+    assert_eq!(page.state, State::Waiting, "{page:?}");
+    assert!(page.detail.contains("KVM"), "{page:?}");
+    rack.until_status("the missing NIC to be reported", HEALTHY_LIMIT, |status| {
+        status.problems.iter().any(|problem| problem.contains("no carrier"))
+    });
+    rack.until_console("switch on virtualization", CONSOLE_LIMIT);
+    rack.power_off();
+}
+
+#[test]
+#[ignore = "for ci/soak matrix"]
+fn a_rack_without_a_nic_runs_its_guests() {
+    let mut rack = Rack::start("no-nic", Image::matrix(), Options { nics: Vec::new(), ..Options::default() });
+    let status = rack.until_healthy();
+    assert!(status.addresses.is_empty(), "{status:?}");
+    rack.power_off();
+}
+
+#[test]
+#[ignore = "for ci/soak matrix"]
+fn a_rack_whose_network_does_not_answer_runs_its_guests() {
+    let options = Options { network: Network::Silent, ..Options::default() };
+    let mut rack = Rack::start("silent", Image::matrix(), options);
+    rack.until_healthy();
+    rack.power_off();
+}
+
+#[test]
+#[ignore = "for ci/soak matrix"]
+fn the_first_of_two_nics_is_the_uplink() {
+    let options = Options { nics: vec![Nic::E1000e, Nic::Virtio], ..Options::default() };
+    let mut rack = Rack::start("two-nics", Image::matrix(), options);
+    rack.until_healthy();
+    assert_eq!(curl(rack.address("8080/tcp"), "/").as_deref(), Ok(PAGE));
+    rack.power_off();
+}
