@@ -108,12 +108,36 @@ pub struct Status {
     pub daemon_pid: u32,
     /// The host's own memory: MemTotal - MemFree - clean page cache after coldplug, before any guest, in KiB.
     pub host_memory_kib: u64,
+    /// Who the rack is; none as long as its data partition is not there.
+    pub identity: Option<Identity>,
+    /// The data partition; none as long as it is not there.
+    pub data: Option<Data>,
     /// The rack's own IPv4 addresses with their prefix lengths, by uplink network; those that it has now.
     pub addresses: BTreeMap<String, String>,
     /// What is going on now, the oldest first; empty if nothing.
     pub activities: Vec<Activity>,
     /// All guests, in the order of the manifest.
     pub guests: Vec<Guest>,
+}
+
+/// Who the rack is: made on its first boot and kept on its data partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its machine id, 32 hexadecimal digits.
+    pub machine_id: String,
+    /// SHA-256 of its public key's SubjectPublicKeyInfo, 64 hexadecimal digits.
+    pub key_sha256: String,
+}
+
+/// How the data partition is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Data {
+    /// The kernel's name for it, as `sda2`.
+    pub device: String,
+    /// Bytes that its file system has for files.
+    pub size_bytes: u64,
+    /// Bytes of them that are free.
+    pub free_bytes: u64,
 }
 
 /// Something that is going on, and will be over.

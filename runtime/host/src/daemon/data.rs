@@ -1,20 +1,33 @@
-//! The data partition: found by its GUID, mounted, never formatted. What can't be mounted is reported and left as it is.
+//! The data partition: found by its GUID, mounted, grown to its disk and looked after; never formatted. What can't be
+//! mounted is reported and left as it is.
 
+mod find;
 mod gpt;
+mod grow;
+mod resize;
+mod watch;
 
 use std::{
-    fs,
+    io,
     path::{Path, PathBuf},
+    sync::mpsc::Sender,
     time::{Duration, Instant},
 };
 
+use rackstick_api::rack;
 use rackstick_linux::{
     mount::{self, MountError, MountFlags},
     uevent::{UeventError, Uevents},
 };
+use rustix::io::Errno;
+
+use self::{find::Mounted, watch::human};
+use super::{Event, activity::Doing, identity};
 
 /// Where it is mounted.
 pub const MOUNT: &str = "/data";
+/// What its being there is called among the rack's problems; as long as it is one, no guest is started.
+pub const ABOUT: &str = "data partition";
 
 /// How long the disk may take to turn up after coldplug: USB sticks and big controllers need many seconds.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -46,37 +59,120 @@ pub enum Error {
         /// The cause; large, and this error rare.
         source: Box<MountError>,
     },
+    /// It was pulled out, and an earlier daemon had mounted it.
+    #[error("the disk of the data partition is gone: plug it in again, then reboot the rack")]
+    Gone,
 }
 
-/// Waits for the partition with this GUID and mounts it, if it is not mounted yet.
-pub fn bring_up(guid: &str, uevents: &Uevents) -> Result<PathBuf, Error> {
-    let device = uevents
-        .wait_for("the data partition's disk", Instant::now() + DEADLINE, || find(guid))
-        .map_err(|source| Error::Missing { guid: guid.to_owned(), source })?;
-    if !mount::is_mount_point(Path::new(MOUNT)) {
-        mount::mount("ext4", &device, MOUNT, FLAGS, OPTIONS)
-            .map_err(|source| Error::Mount { device: device.clone(), source: Box::new(source) })?;
+/// Brings it up, however long its disk takes to come, and looks after it from then on; false if it can't be used. What
+/// comes of it is told to the main loop.
+pub fn bring_up(guid: &str, events: &Sender<Event>) -> bool {
+    // The main loop is gone only when the daemon ends.
+    let send = |event| events.send(event).is_ok();
+    let doing = Doing::begin(events, "data", "waiting for the data partition");
+    let device = loop {
+        match mount_it(guid) {
+            Ok(device) => break device,
+            Err(error) => {
+                send(Event::Problem(ABOUT.into(), Some(error.to_string())));
+                // A disk may be plugged in at any time; one that can't be mounted stays so.
+                if !matches!(error, Error::Missing { .. }) {
+                    return false;
+                }
+            }
+        }
+    };
+    drop(doing);
+    log::info!("data partition {} is mounted at {MOUNT}", find::describe(&device));
+    send(Event::Problem(ABOUT.into(), None));
+    grow_it(&device, events);
+    match identity::load_or_make(&Path::new(MOUNT).join("state")) {
+        Ok(identity) => send(Event::Identity(identity)),
+        Err(error) => send(Event::Problem("identity".into(), Some(error.to_string()))),
+    };
+    let listener = events.clone();
+    let report = move |(about, what): watch::Problem| listener.send(Event::Problem(about.into(), what)).is_ok();
+    if let Err(error) = watch::start(guid.to_owned(), &device, report) {
+        log::error!("nobody looks after the data partition: no thread can be started: {error}");
     }
+    true
+}
+
+/// Whether its disk was pulled out. Asks the kernel only, so that it answers when the disk does not.
+pub fn is_gone() -> bool {
+    find::mounted() == Mounted::Gone
+}
+
+/// How large it is, for the API; none if it is not there.
+pub fn status() -> Option<rack::Data> {
+    let Mounted::Yes(device) = find::mounted() else { return None };
+    let stat = rustix::fs::statvfs(MOUNT).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Some(rack::Data {
+        device: device.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        size_bytes: bytes(stat.f_blocks),
+        free_bytes: bytes(stat.f_bavail),
+    })
+}
+
+/// Waits for the partition and mounts it, if it is not mounted yet.
+fn mount_it(guid: &str) -> Result<PathBuf, Error> {
+    match find::mounted() {
+        Mounted::Yes(device) => return Ok(device),
+        Mounted::Gone => return Err(Error::Gone),
+        Mounted::No => {}
+    }
+    let uevents = Uevents::open().map_err(Error::Uevents)?;
+    let found = || find::candidates(guid).into_iter().next();
+    let device = uevents
+        .wait_for("the data partition's disk", Instant::now() + DEADLINE, found)
+        .map_err(|source| Error::Missing { guid: guid.to_owned(), source })?
+        .device;
+    mount_at(&device, Path::new(MOUNT)).map_err(|source| Error::Mount { device: device.clone(), source })?;
     Ok(device)
 }
 
-/// The device of the partition with this GUID, if any disk has it now.
-fn find(guid: &str) -> Option<PathBuf> {
-    let disks = fs::read_dir("/sys/block").ok()?;
-    disks.flatten().find_map(|disk| {
-        let name = disk.file_name();
-        let sector = fs::read_to_string(disk.path().join("queue/logical_block_size")).ok()?.trim().parse().ok()?;
-        // A medium without a GPT, or an empty drive: not ours.
-        let file = fs::File::open(Path::new("/dev").join(&name)).ok()?;
-        let number = gpt::partition_number(&file, sector, guid).ok()??;
-        partition_device(&disk.path(), number)
-    })
+/// Mounts it for reading and writing, or where the disk is write-protected for reading.
+fn mount_at(device: &Path, target: &Path) -> Result<(), Box<MountError>> {
+    match mount::mount("ext4", device, target, FLAGS, OPTIONS) {
+        Err(MountError::Mount { source, .. }) if is_write_protected(&source) => {
+            mount::mount("ext4", device, target, FLAGS | MountFlags::RDONLY, OPTIONS)
+        }
+        other => other,
+    }
+    .map_err(Box::new)
 }
 
-/// The kernel's name for a disk's partition: `sda2`, `nvme0n1p2`.
-fn partition_device(disk: &Path, number: u32) -> Option<PathBuf> {
-    fs::read_dir(disk).ok()?.flatten().find_map(|entry| {
-        let found = fs::read_to_string(entry.path().join("partition")).ok()?;
-        (found.trim().parse() == Ok(number)).then(|| Path::new("/dev").join(entry.file_name()))
-    })
+/// What mount(2) says of a disk that takes no writes.
+fn is_write_protected(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::ACCESS | Errno::ROFS))
 }
+
+fn grow_it(device: &Path, events: &Sender<Event>) {
+    let started = Instant::now();
+    let doing = std::cell::Cell::new(None);
+    let begins = |aim| {
+        log::info!("the data partition grows to its disk, {}", human(aim));
+        doing.set(Some(Doing::begin(events, "growing", "growing the data partition to its disk")));
+    };
+    let grown = grow::grow(device, Path::new(MOUNT), begins);
+    drop(doing);
+    let problem = match grown {
+        Ok(grow::Outcome { before, now, .. }) if now > before => {
+            let took = started.elapsed().as_secs_f32();
+            log::info!("the data partition grew from {} to {} in {took:.1} s", human(before), human(now));
+            None
+        }
+        Ok(grow::Outcome { hindered_by: Some(other), .. }) => {
+            log::info!("the data partition does not grow to its disk: partition {other} lies behind it");
+            None
+        }
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    };
+    // As in `bring_up`.
+    let _ = events.send(Event::Problem("growth of the data partition".into(), problem));
+}
+
+#[cfg(test)]
+mod tests;

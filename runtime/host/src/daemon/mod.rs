@@ -6,6 +6,7 @@ mod api;
 mod console;
 pub mod data;
 mod guest;
+mod identity;
 mod layers;
 mod memory;
 mod network;
@@ -16,7 +17,7 @@ mod verity;
 
 use std::{convert::Infallible, fs, io, process::ExitCode, sync::Arc, sync::mpsc::Sender, sync::mpsc::channel, thread};
 
-use rackstick_api::rack::{Request, Response};
+use rackstick_api::rack::{Identity, Request, Response};
 use rackstick_image::{
     digest::VerityDigest,
     manifest::{self, Manifest},
@@ -43,6 +44,8 @@ pub enum Event {
     Activity(String, Option<String>),
     /// The host's own memory in KiB was measured.
     HostMemory(u64),
+    /// Who the rack is.
+    Identity(Identity),
     /// Whether virtual machines can run.
     Kvm(bool),
     /// Bridges and taps are there.

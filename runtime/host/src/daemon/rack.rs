@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use rackstick_api::rack::{Activity, Process, Request, Response, State, Status};
+use rackstick_api::rack::{Activity, Identity, Process, Request, Response, State, Status};
 use rackstick_image::{
     digest::VerityDigest,
     manifest::{self, Manifest},
@@ -20,7 +20,7 @@ use rustix::{
 };
 
 use super::{
-    Event, MachineEnd, api,
+    Event, MachineEnd, api, data,
     guest::{self, Guest, Obstacle},
     layers,
     power::Buttons,
@@ -40,6 +40,7 @@ pub struct Rack {
     addresses: BTreeMap<String, String>,
     activities: BTreeMap<String, (Instant, String)>,
     host_memory_kib: u64,
+    identity: Option<Identity>,
     healthy_shown: Option<usize>,
     ending: Option<Ending>,
     port: api::Port,
@@ -77,6 +78,7 @@ impl Rack {
             addresses: BTreeMap::new(),
             activities: BTreeMap::new(),
             host_memory_kib: 0,
+            identity: None,
             healthy_shown: None,
             ending: None,
             port: api::Port::default(),
@@ -109,6 +111,7 @@ impl Rack {
             }
             Event::Problem(about, what) => self.problem(about, what),
             Event::Activity(about, what) => self.activity(about, what, now),
+            Event::Identity(identity) => self.identity = Some(identity),
             Event::HostMemory(kib) => self.host_memory_kib = kib,
             Event::Kvm(there) => {
                 self.host.kvm = Some(there);
@@ -307,6 +310,8 @@ impl Rack {
             problems: self.problems.values().cloned().collect(),
             daemon_pid: std::process::id(),
             host_memory_kib: self.host_memory_kib,
+            identity: self.identity.clone(),
+            data: data::status(),
             addresses: self.addresses.clone(),
             activities: activities.into_iter().map(told).collect(),
             guests: self.guests.iter().map(Guest::status).collect(),
@@ -329,12 +334,14 @@ impl Host {
             Some(false) => return wait("the rack has no KVM"),
             Some(true) => {}
         }
+        if problems.contains_key(data::ABOUT) {
+            return wait("the data partition is not there");
+        }
         if let Some(image) = manifest.images.get(&spec.image) {
             for blob in layers::of_image(image) {
                 match self.layers.get(&blob.digest) {
                     Some(Ok(())) => {}
                     Some(Err(why)) => return Some(Obstacle::Fail(why.clone())),
-                    None if problems.contains_key("data") => return wait("the data partition is not mounted"),
                     None => return wait("its layers are being checked"),
                 }
             }

@@ -191,31 +191,13 @@ fn give_devices() -> io::Result<()> {
 }
 
 fn check_layers(manifest: &Manifest, events: &Sender<Event>) {
-    let send = |event| events.send(event).is_ok();
-    let doing = Doing::begin(events, "data", "waiting for the data partition");
-    loop {
-        let mounted = Uevents::open()
-            .map_err(data::Error::Uevents)
-            .and_then(|uevents| data::bring_up(&manifest.data_partition, &uevents));
-        let waits = matches!(mounted, Err(data::Error::Missing { .. }));
-        match mounted {
-            Ok(device) => {
-                log::info!("data partition {} is mounted at {}", device.display(), data::MOUNT);
-                send(Event::Problem("data".into(), None));
-                break;
-            }
-            Err(error) => send(Event::Problem("data".into(), Some(error.to_string()))),
-        };
-        // A disk may be plugged in at any time; one that can't be mounted stays so.
-        if !waits {
-            return;
-        }
+    if !data::bring_up(&manifest.data_partition, events) {
+        return;
     }
-    drop(doing);
     let _doing = Doing::begin(events, "layers", "checking the guests' layers");
     for blob in layers::of_guests(manifest) {
         let checked = layers::check(&layers::path(&blob.digest), blob).map_err(|error| error.to_string());
-        if !send(Event::Layer(blob.digest, checked)) {
+        if events.send(Event::Layer(blob.digest, checked)).is_err() {
             return;
         }
     }

@@ -22,7 +22,7 @@ use rackstick_linux::mount::MountError;
 use rackstick_vmm::exit::Exit;
 use rustix::process::Signal;
 
-use super::Event;
+use super::{Event, data};
 use health::Checks;
 pub use health::Health;
 use process::Process;
@@ -307,6 +307,13 @@ impl Guest {
                 log::info!("{}: stopped ({end})", self.spec.name);
                 self.phase = Phase::Stopped;
                 self.detail = String::new();
+                self.remember(None);
+            }
+            // Then nothing is known of the layer itself.
+            (false, End::Said(Exit::CorruptLayer { .. })) if data::is_gone() => {
+                self.detail = "its layers can't be read any more: the data partition is not there".into();
+                log::warn!("{}: {}", self.spec.name, self.detail);
+                self.phase = Phase::Waiting(Some(now + self.next_delay()));
                 self.remember(None);
             }
             (false, End::Said(Exit::CorruptLayer { label, block })) => {

@@ -55,7 +55,7 @@ fn a_lease_that_overlaps_a_private_network_is_refused_and_the_network_left_alone
             let left = deadline.saturating_duration_since(Instant::now());
             match news.recv_timeout(left).unwrap() {
                 News::Problem(_, Some(problem)) => break problem,
-                News::Problem(_, None) => {}
+                News::Problem(_, None) | News::Activity(..) => {}
                 News::Address(network, address) => panic!("{network} has {address:?}"),
             }
         };

@@ -1,0 +1,114 @@
+//! The kernel's part in making a mounted partition larger: the partition (Linux, include/uapi/linux/blkpg.h) and the
+//! ext4 file system on it (Documentation/filesystems/ext4, "ioctls").
+
+use std::{
+    ffi::c_void,
+    fs::File,
+    io,
+    os::{fd::AsFd, unix::fs::FileExt},
+};
+
+use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+
+const BLKPG: Opcode = opcode::none(0x12, 105);
+const BLKPG_RESIZE_PARTITION: i32 = 3;
+const BLKPG_NAME_LENGTH: usize = 64;
+const EXT4_IOC_RESIZE_FS: Opcode = opcode::write::<u64>(b'f', 16);
+
+/// Where ext4's superblock stands, and the fields that are read of it (Documentation/filesystems/ext4, "Super Block").
+const SUPER_BLOCK: u64 = 1024;
+const BLOCKS_COUNT_LO: usize = 0x4;
+const LOG_BLOCK_SIZE: usize = 0x18;
+const MAGIC: usize = 0x38;
+const MOUNT_COUNT: usize = 0x34;
+const FEATURE_INCOMPAT: usize = 0x60;
+const BLOCKS_COUNT_HI: usize = 0x150;
+const INCOMPAT_64BIT: u32 = 0x80;
+const HEAD: usize = 0x154;
+
+/// `struct blkpg_ioctl_arg`.
+#[repr(C)]
+struct BlkpgArgument {
+    op: i32,
+    flags: i32,
+    length: i32,
+    data: *mut c_void,
+}
+
+/// `struct blkpg_partition`.
+#[repr(C)]
+struct BlkpgPartition {
+    start: i64,
+    length: i64,
+    number: i32,
+    device_name: [u8; BLKPG_NAME_LENGTH],
+    volume_name: [u8; BLKPG_NAME_LENGTH],
+}
+
+/// Tells the kernel a partition's new length in bytes; also while it is mounted.
+pub fn partition(disk: &File, number: u32, start: u64, length: u64) -> io::Result<()> {
+    let bytes = |value: u64| i64::try_from(value).map_err(io::Error::other);
+    let mut partition = BlkpgPartition {
+        start: bytes(start)?,
+        length: bytes(length)?,
+        number: i32::try_from(number).map_err(io::Error::other)?,
+        device_name: [0; BLKPG_NAME_LENGTH],
+        volume_name: [0; BLKPG_NAME_LENGTH],
+    };
+    let argument = BlkpgArgument {
+        op: BLKPG_RESIZE_PARTITION,
+        flags: 0,
+        length: size_of::<BlkpgPartition>() as i32,
+        data: (&raw mut partition).cast(),
+    };
+    // SAFETY: the opcode takes a struct blkpg_ioctl_arg, which BlkpgArgument is; `data` points to a struct
+    // blkpg_partition that lives until the call returns.
+    unsafe { ioctl(disk, Setter::<BLKPG, BlkpgArgument>::new(argument)) }?;
+    Ok(())
+}
+
+/// Makes the mounted ext4 file system that `folder` is on this many blocks large. Every step of it goes through the
+/// journal: after a power cut it has some size in between, and can be made larger again.
+pub fn file_system(folder: &File, blocks: u64) -> io::Result<()> {
+    // SAFETY: the opcode takes a pointer to a u64 and reads it only.
+    unsafe { ioctl(folder.as_fd(), Setter::<EXT4_IOC_RESIZE_FS, u64>::new(blocks)) }?;
+    Ok(())
+}
+
+/// What is read of an ext4 file system without mounting it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SuperBlock {
+    /// Blocks that it has.
+    pub blocks: u64,
+    /// Bytes of a block.
+    pub block_size: u64,
+    /// Whether it can have 2^32 blocks and more.
+    pub wide: bool,
+    /// How often it was mounted for writing.
+    pub mounts: u16,
+}
+
+impl SuperBlock {
+    /// That of the file system on this partition; none if it is no ext4.
+    pub fn read(device: &File) -> io::Result<Option<Self>> {
+        let mut head = [0; HEAD];
+        match device.read_exact_at(&mut head, SUPER_BLOCK) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            other => other?,
+        }
+        let short = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
+        let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let block_size = 1024_u64.checked_shl(word(LOG_BLOCK_SIZE)).filter(|size| *size <= 1 << 16);
+        let Some(block_size) = block_size.filter(|_| short(MAGIC) == 0xef53) else { return Ok(None) };
+        let wide = word(FEATURE_INCOMPAT) & INCOMPAT_64BIT != 0;
+        let high = if wide { u64::from(word(BLOCKS_COUNT_HI)) << 32 } else { 0 };
+        let blocks = high | u64::from(word(BLOCKS_COUNT_LO));
+        Ok(Some(Self { blocks, block_size, wide, mounts: short(MOUNT_COUNT) }))
+    }
+
+    /// How many blocks it can have on a partition of this many bytes.
+    pub fn blocks_in(&self, bytes: u64) -> u64 {
+        let blocks = bytes / self.block_size;
+        if self.wide { blocks } else { blocks.min(u64::from(u32::MAX)) }
+    }
+}
