@@ -33,7 +33,7 @@ const INODE_SIZE: u64 = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum Ext4Error {
     /// mkext4 could not store it.
-    #[error("cannot make the data partition: {0}")]
+    #[error("cannot make the file system: {0}")]
     Make(#[from] mkext4::Error),
     /// One file could not be stored.
     #[error("cannot write `{path}` to the data partition: {source}")]
@@ -62,7 +62,7 @@ pub enum Ext4Error {
     #[error("the data partition has no valid ext4 superblock at byte {0}: this is a bug, report it with the recipe")]
     SuperBlock(u64),
     /// The file system could not be written.
-    #[error("cannot write the data partition: {0}")]
+    #[error("cannot write the file system: {0}")]
     Io(#[from] io::Error),
 }
 
@@ -184,10 +184,12 @@ fn declare<'a>(builder: &mut FsBuilder, data: &'a Data) -> Result<Vec<(&'a str, 
     Ok(handles)
 }
 
-/// The partition as mkext4 writes it.
-struct Sink<'a> {
-    disk: &'a File,
-    start: u64,
+/// Part of a file as mkext4 writes it; the file reads as zeroes there.
+pub(crate) struct Sink<'a> {
+    /// The file.
+    pub disk: &'a File,
+    /// Where the part begins, in bytes.
+    pub start: u64,
 }
 
 impl RegionSink for Sink<'_> {

@@ -20,6 +20,7 @@ pub mod sector;
 pub mod source;
 pub mod uki;
 pub mod verity;
+pub mod volume;
 
 #[cfg(test)]
 mod testing;

@@ -117,6 +117,8 @@ pub struct Guest {
     pub interfaces: Vec<Interface>,
     /// Ports of the rack that lead to this guest.
     pub forwards: Vec<Forward>,
+    /// Its volumes.
+    pub volumes: Vec<Volume>,
     /// Its health check.
     pub health: Option<Health>,
     /// Guests that must be healthy before this one starts.
@@ -133,6 +135,18 @@ pub struct Interface {
     pub mac: String,
     /// Address on a private network.
     pub address: Option<Ipv4Addr>,
+}
+
+/// A guest's volume: a file `volumes/<guest>/<name>` on the data partition, with an ext4 file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// Its name, unique in its guest; also the serial number of the guest's disk.
+    pub name: String,
+    /// Where the guest sees it: an absolute path.
+    pub mount: String,
+    /// Size in MiB. A volume that exists is grown to it, never shrunk.
+    pub size_mib: u32,
 }
 
 /// A port of the rack that leads to a guest.

@@ -1,6 +1,7 @@
 //! Looks into a disk image with other people's tools: sgdisk and debugfs.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -65,6 +66,28 @@ impl Partition {
         let copy = tempfile::NamedTempFile::new().expect("a temporary file can be made");
         self.debugfs(&format!("dump {file} {}", copy.path().display()));
         fs::read(copy.path()).expect("a temporary file can be read")
+    }
+
+    /// What a script of the shell prints in the mounted ext4 file system; needs root. `options` as for mount(8).
+    pub fn within(&self, options: &str, script: &str) -> String {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let options = format!("loop,offset={},sizelimit={},{options}", self.offset, self.length);
+        // In a mount namespace of its own, so that nothing stays mounted whatever happens.
+        let around = r#"mount -t ext4 -o "$1" "$2" "$3"; cd "$3"; eval "$4"; cd /; umount "$3""#;
+        tool::ask(
+            "unshare",
+            [
+                OsStr::new("-m"),
+                "sh".as_ref(),
+                "-ec".as_ref(),
+                around.as_ref(),
+                "sh".as_ref(),
+                options.as_ref(),
+                self.disk.as_os_str(),
+                folder.path().as_os_str(),
+                script.as_ref(),
+            ],
+        )
     }
 
     /// Whether the same partition of another disk holds the same bytes.

@@ -172,6 +172,7 @@ mod tests {
                 memory_mib: 192,
                 interfaces: Vec::new(),
                 forwards: forwards.iter().map(forward).collect(),
+                volumes: Vec::new(),
                 health: None,
                 after: Vec::new(),
             }],

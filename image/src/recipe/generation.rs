@@ -81,6 +81,11 @@ fn guest_of(rack: &str, name: &str, guest: &Guest) -> manifest::Guest {
         mac: mac(rack, name, network),
         address: Some(address),
     });
+    let volumes = guest.volumes.iter().map(|(name, volume)| manifest::Volume {
+        name: name.clone(),
+        mount: volume.mount.clone(),
+        size_mib: volume.size_mib,
+    });
     manifest::Guest {
         name: name.to_owned(),
         image: guest.image.clone(),
@@ -88,6 +93,7 @@ fn guest_of(rack: &str, name: &str, guest: &Guest) -> manifest::Guest {
         memory_mib: guest.memory_mib,
         interfaces: interfaces.collect(),
         forwards: guest.forwards.clone(),
+        volumes: volumes.collect(),
         health: guest.health.clone(),
         after: guest.after.clone(),
     }

@@ -15,7 +15,7 @@ use super::{
     order,
     rack::{Guest, Network},
     reader::{self, Report, Table, Text},
-    shapes, units,
+    shapes, units, volumes,
 };
 use crate::manifest::Forward;
 
@@ -80,9 +80,11 @@ fn guest<'a>(
         None => Some(1),
         Some(_) => table.number(report, "vcpus", (1, VCPUS_MAX)),
     };
-    let memory_mib = table.text(report, "memory").and_then(|text| memory(report, &text));
+    let memory_mib =
+        table.text(report, "memory").and_then(|text| size(report, &text, units::MEMORY_MIN_MIB, units::MEMORY_MAX_MIB));
     let addresses = addresses(report, networks, seen, name.value, &table);
     let forwards = forwards(report, networks, seen, name.value, &table);
+    let volumes = volumes::read(report, &table);
     let health = health::read(report, &table);
     // An address that is wrong was reported; only one that is not there is missing.
     let no_address = match table.get("address").map(Spanned::get_ref) {
@@ -108,14 +110,16 @@ fn guest<'a>(
         memory_mib: memory_mib?,
         addresses,
         forwards,
+        volumes,
         health,
         after: after_names,
     };
     Some(Draft { image: image?, guest })
 }
 
-fn memory(report: &mut Report, text: &Text<'_>) -> Option<u32> {
-    match units::memory_mib(text.value) {
+/// A size from `min` to `max` MiB.
+pub(super) fn size(report: &mut Report, text: &Text<'_>, min: u32, max: u32) -> Option<u32> {
+    match units::size_mib(text.value, min, max) {
         Ok(mib) => Some(mib),
         Err(error) => {
             let hint = match error {
@@ -123,7 +127,7 @@ fn memory(report: &mut Report, text: &Text<'_>) -> Option<u32> {
                     "a whole number with `MiB` or `GiB`, for example `256 MiB`".to_owned()
                 }
                 units::SizeError::OutOfRange(_) => {
-                    format!("{} MiB to {} TiB is allowed", units::MEMORY_MIN_MIB, units::MEMORY_MAX_MIB >> 20)
+                    format!("{} to {} is allowed", units::shown_mib(min), units::shown_mib(max))
                 }
             };
             report.wrong(text.span.clone(), error.to_string(), hint);

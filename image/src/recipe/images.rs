@@ -118,8 +118,8 @@ fn file(report: &mut Report, table: &Table<'_>, folder: &Path, item: &Spanned<De
     Some(File { path: path?, content: content?, mode: mode? })
 }
 
-/// The path, if a file can be put there.
-fn image_path(report: &mut Report, text: &Text<'_>) -> Option<Placed<String>> {
+/// The path, if something can be put there.
+pub(super) fn image_path(report: &mut Report, text: &Text<'_>) -> Option<Placed<String>> {
     let mut wrong = |message: &str, hint: &str| {
         report.wrong(text.span.clone(), format!("`{}` {message}", shown(text.value)), hint);
         None

@@ -18,6 +18,7 @@ mod shapes;
 #[cfg(test)]
 mod tests;
 mod units;
+mod volumes;
 
 pub use error::{Diagnostic, Diagnostics, LoadError, Place, Placed, Source};
 pub use generation::{GenerationError, manifest};
@@ -25,5 +26,5 @@ pub use guests::VCPUS_MAX;
 pub use image::{Content, File, Image};
 pub use load::{BASES, RECIPE_MAX, load};
 pub use names::{NAME_MAX, NETWORK_NAME_MAX, VERSION_MAX};
-pub use rack::{Guest, Network, Rack};
+pub use rack::{Guest, Network, Rack, Volume};
 pub use units::{MEMORY_MAX_MIB, MEMORY_MIN_MIB};

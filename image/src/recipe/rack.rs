@@ -58,8 +58,19 @@ pub struct Guest {
     pub addresses: BTreeMap<String, Ipv4Addr>,
     /// Ports of the rack that lead to it, in the recipe's order.
     pub forwards: Vec<Forward>,
+    /// Its volumes by name.
+    pub volumes: BTreeMap<String, Volume>,
     /// Its health check.
     pub health: Option<Health>,
     /// Guests that must be healthy before it starts, in the recipe's order.
     pub after: Vec<String>,
+}
+
+/// A guest's volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// Where the guest sees it: an absolute path.
+    pub mount: String,
+    /// Size in MiB, [`crate::volume::SIZE_MIN_MIB`] to [`crate::volume::SIZE_MAX_MIB`].
+    pub size_mib: u32,
 }

@@ -53,9 +53,16 @@ pub const GUEST: Shape = Shape {
         required("memory", r#"memory = "256 MiB""#),
         optional("address", r#"address = { servers = "10.20.0.80" }"#),
         optional("forward", r#"forward = ["lan:8080/tcp -> 80"]"#),
+        optional("volumes", r#"volumes.zones = { mount = "/var/lib/bind", size = "256 MiB" }"#),
         optional("health", r#"health = { http = "http://:80/" }"#),
         optional("after", r#"after = ["dns"]"#),
     ],
+};
+
+/// One of a guest's `volumes`.
+pub const VOLUME: Shape = Shape {
+    what: "a volume",
+    keys: &[required("mount", r#"mount = "/var/lib/bind""#), required("size", r#"size = "256 MiB""#)],
 };
 
 /// A guest's `health`.

@@ -72,6 +72,16 @@ fn a_static_uplink_and_everything_left_out_have_their_meaning() {
 }
 
 #[test]
+fn a_guest_has_the_volumes_that_its_recipe_gives_it() {
+    let guest = "[guests.a]\nimage = 'web.toml'\nmemory = '64 MiB'\n\
+                 volumes.mail = { mount = '/var/mail', size = '20 GiB' }\nvolumes.keys = { mount = '/etc/keys', size = '32 MiB' }\n";
+    let rack = load_text(&format!("{SMALL}{guest}")).unwrap();
+    let manifest = manifest(&rack, built(&rack), guid::derive(&[b"data"])).unwrap();
+    let found: Vec<_> = manifest.guests[0].volumes.iter().map(|v| (&*v.name, &*v.mount, v.size_mib)).collect();
+    assert_eq!(found, [("keys", "/etc/keys", 32), ("mail", "/var/mail", 20 << 10)]);
+}
+
+#[test]
 fn guests_with_the_same_image_recipe_share_one_image() {
     let guests =
         "[guests.a]\nimage = 'web.toml'\nmemory = '64 MiB'\n[guests.b]\nimage = './web.toml'\nmemory = '1 GiB'\n";
@@ -242,6 +252,7 @@ fn every_key_is_explained_in_the_documentation() {
         shapes::UPLINK,
         shapes::PRIVATE,
         shapes::GUEST,
+        shapes::VOLUME,
         shapes::HEALTH,
         shapes::IMAGE,
         shapes::FILE,

@@ -18,8 +18,8 @@ pub(super) enum SizeError {
     OutOfRange(String),
 }
 
-/// Reads a guest's memory, `192 MiB` or `2 GiB`, as MiB.
-pub(super) fn memory_mib(text: &str) -> Result<u32, SizeError> {
+/// Reads a size from `min` to `max` MiB, `192 MiB` or `2 GiB`, as MiB.
+pub(super) fn size_mib(text: &str, min: u32, max: u32) -> Result<u32, SizeError> {
     let malformed = || SizeError::Malformed(shown(text));
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -35,13 +35,33 @@ pub(super) fn memory_mib(text: &str) -> Result<u32, SizeError> {
     // What does not fit 64 bits is a number all the same, only too big.
     let mib = number.parse::<u64>().ok().and_then(|number| number.checked_mul(mib_per_unit));
     mib.and_then(|mib| u32::try_from(mib).ok())
-        .filter(|mib| (MEMORY_MIN_MIB..=MEMORY_MAX_MIB).contains(mib))
+        .filter(|mib| (min..=max).contains(mib))
         .ok_or_else(|| SizeError::OutOfRange(shown(text)))
+}
+
+/// A number of MiB as people would write it.
+pub(super) fn shown_mib(mib: u32) -> String {
+    match mib {
+        tib if tib.is_multiple_of(1 << 20) && tib > 0 => format!("{} TiB", tib >> 20),
+        gib if gib.is_multiple_of(1 << 10) && gib > 0 => format!("{} GiB", gib >> 10),
+        mib => format!("{mib} MiB"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn memory_mib(text: &str) -> Result<u32, SizeError> {
+        size_mib(text, MEMORY_MIN_MIB, MEMORY_MAX_MIB)
+    }
+
+    #[test]
+    fn sizes_are_shown_in_the_unit_that_fits() {
+        for text in ["1 MiB", "1025 MiB", "8 GiB", "1 TiB"] {
+            assert_eq!(size_mib(text, 0, u32::MAX).map(shown_mib).as_deref(), Ok(text));
+        }
+    }
 
     #[test]
     fn memory_is_a_whole_number_of_a_binary_unit_within_range() {

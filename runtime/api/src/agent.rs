@@ -22,9 +22,9 @@ pub enum Request {
 pub enum Response {
     /// How the guest is.
     Status {
-        /// Whether the health check passed; true where there is none.
+        /// Whether the health check passed, if there is one, and all volumes can be written to.
         healthy: bool,
-        /// Why not, in one line; empty if healthy.
+        /// What is wrong, in one line; empty if nothing. A healthy guest may have something to say too.
         detail: String,
         /// MemAvailable of the guest in KiB.
         memory_available_kib: u64,

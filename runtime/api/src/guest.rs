@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// Where the guest's init finds its configuration.
 pub const PATH: &str = "/rackstick/guest.json";
 
+/// How the line begins with which a guest's init tells its console why the guest can't start, behind the kernel's own words.
+pub const CANT_START: &str = "the guest can't start: ";
+
 /// One guest's own configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -17,6 +20,8 @@ pub struct GuestConfig {
     pub domain: String,
     /// How many layers make the root; layer 0 is the lowest. They are the virtio-pmem devices in order of PCI address.
     pub layers: u32,
+    /// The guest's volumes.
+    pub volumes: Vec<Volume>,
     /// The guest's network interfaces.
     pub interfaces: Vec<Interface>,
     /// Resolvers for `/etc/resolv.conf`.
@@ -25,6 +30,16 @@ pub struct GuestConfig {
     pub init: Vec<String>,
     /// How the agent finds out whether the guest does its work; none: healthy once init runs.
     pub health: Option<Health>,
+}
+
+/// One volume: a block device with an ext4 file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// Its name, which is the block device's serial number.
+    pub name: String,
+    /// Where it is mounted: an absolute path.
+    pub mount: String,
 }
 
 /// One network interface, found by its MAC address.

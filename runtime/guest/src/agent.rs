@@ -3,6 +3,7 @@
 mod health;
 mod serve;
 mod shutdown;
+mod volumes;
 
 use std::{
     fs,
@@ -18,7 +19,7 @@ use std::{
 
 use rackstick_api::{
     agent::{PORT, Request, Response},
-    guest::Health,
+    guest::GuestConfig,
 };
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 
@@ -55,7 +56,7 @@ pub(crate) fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let health = Arc::new(config.health);
+    let config = Arc::new(config);
     let connections = Arc::new(AtomicUsize::new(0));
     loop {
         let (stream, from) = match listener.accept() {
@@ -75,9 +76,9 @@ pub(crate) fn run() -> ExitCode {
             log::warn!("the host has {MAX_CONNECTIONS} connections open; another one is refused");
             continue;
         }
-        let (health, ours) = (Arc::clone(&health), Arc::clone(&connections));
+        let (config, ours) = (Arc::clone(&config), Arc::clone(&connections));
         let served = thread::Builder::new().spawn(move || {
-            if let Err(error) = connection(&stream, health.as_ref().as_ref()) {
+            if let Err(error) = connection(&stream, &config) {
                 log::debug!("connection of the host: {error}");
             }
             ours.fetch_sub(1, Ordering::Relaxed);
@@ -95,19 +96,23 @@ fn is_of_the_connection(error: &std::io::Error) -> bool {
     [ConnectionAborted, ConnectionReset, Interrupted].contains(&error.kind())
 }
 
-fn connection(stream: &VsockStream, health: Option<&Health>) -> std::io::Result<()> {
+fn connection(stream: &VsockStream, config: &GuestConfig) -> std::io::Result<()> {
     stream.set_read_timeout(Some(IDLE))?;
     stream.set_write_timeout(Some(WRITE_WITHIN))?;
-    serve::lines(stream, stream, |request| answer(request, health))
+    serve::lines(stream, stream, |request| answer(request, config))
 }
 
-fn answer(request: Request, health: Option<&Health>) -> Response {
+fn answer(request: Request, config: &GuestConfig) -> Response {
     match request {
         Request::Status => {
-            let failure = health.and_then(|health| health::check(health).err());
+            let volumes = volumes::check(&config.volumes);
+            let failure = config.health.as_ref().and_then(|health| health::check(health).err());
+            // A volume that can't be written to is the cause of what the check finds, if it finds anything.
+            let healthy = failure.is_none() && volumes.iter().all(|found| found.usable);
+            let words = volumes.into_iter().map(|found| found.what).chain(failure.map(|failure| failure.to_string()));
             Response::Status {
-                healthy: failure.is_none(),
-                detail: failure.map(|failure| failure.to_string()).unwrap_or_default(),
+                healthy,
+                detail: words.collect::<Vec<_>>().join("; "),
                 memory_available_kib: memory_available_kib().unwrap_or(0),
             }
         }
@@ -131,7 +136,17 @@ mod tests {
 
     #[test]
     fn a_guest_without_a_health_check_is_healthy_and_says_its_memory() {
-        let Response::Status { healthy, detail, memory_available_kib } = answer(Request::Status, None) else {
+        let config = GuestConfig {
+            hostname: "web".into(),
+            domain: "lab.internal".into(),
+            layers: 1,
+            volumes: Vec::new(),
+            interfaces: Vec::new(),
+            nameservers: Vec::new(),
+            init: vec!["/sbin/init".into()],
+            health: None,
+        };
+        let Response::Status { healthy, detail, memory_available_kib } = answer(Request::Status, &config) else {
             panic!("no status");
         };
         assert!(healthy && detail.is_empty() && memory_available_kib > 1024);

@@ -3,7 +3,9 @@
 mod identity;
 mod layers;
 mod network;
+mod seed;
 mod switch;
+mod volumes;
 
 use std::{
     convert::Infallible,
@@ -61,6 +63,8 @@ pub(crate) enum InitError {
     NoInterface(String),
     #[error("can't list devices: {0}")]
     Sysfs(#[source] io::Error),
+    #[error("volume `{name}` can't be used and was left as it is: {source}")]
+    Volume { name: String, source: volumes::VolumeError },
     #[error("can't start {program} of the image: {source}; the recipe's `init` must be a program in the image")]
     Exec { program: String, source: io::Error },
     #[error("can't start the agent: {0}")]
@@ -76,7 +80,7 @@ pub(crate) fn file_error(what: &'static str, path: impl AsRef<Path>) -> impl FnO
 /// Brings the guest up. Comes back only if even the reset after a failure fails, and then the kernel panics.
 pub(crate) fn run() {
     let Err(error) = bring_up();
-    log::error!("the guest can't start: {error}");
+    log::error!("{}{error}", guest::CANT_START);
     log::error!("resetting this guest's machine; the rack's status and this console say the same");
     let Err(error) = power::restart();
     log::error!("can't reset the machine: {error}");
@@ -96,6 +100,7 @@ fn bring_up() -> Result<Infallible, InitError> {
     let devices = layers::wait(&events, config.layers, deadline)?;
     let root = Path::new("/newroot");
     layers::mount_root(&devices, root)?;
+    volumes::mount(&events, &config.volumes, root, deadline)?;
     identity::write(root, &config)?;
     network::configure(&config.interfaces, deadline)?;
     switch::keep(&config)?;

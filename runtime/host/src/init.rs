@@ -34,7 +34,7 @@ const RESTART_DELAY_MAX: Duration = Duration::from_secs(30);
 const RESTART_FORGIVEN: Duration = Duration::from_secs(60);
 /// How long the daemon may take to stop its guests once PID 1 was told to end the machine (Ctrl-Alt-Del, SIGTERM);
 /// longer than the daemon's own deadlines together.
-const DAEMON_DEADLINE: Duration = Duration::from_secs(240);
+pub const DAEMON_DEADLINE: Duration = Duration::from_secs(240);
 /// How long processes have between the last SIGTERM and SIGKILL.
 const TERM_DEADLINE: Duration = Duration::from_secs(5);
 /// How long to wait for killed processes to be gone.

@@ -2,12 +2,14 @@
 //!
 //! - [`modules`], [`coldplug`], [`uevent`]: load drivers, by name, by device, as devices come.
 //! - [`mount`]: mounts, and leaving the initramfs.
+//! - [`ext4`]: what a mounted file system is asked.
 //! - [`netlink`], [`tap`]: links, addresses, routes, tap devices.
 //! - [`kmsg`], [`power`]: the kernel's log, and its end.
 //!
 //! Everything here is synchronous and takes deadlines where it waits.
 
 pub mod coldplug;
+pub mod ext4;
 pub mod kmsg;
 pub mod modules;
 pub mod mount;

@@ -71,6 +71,8 @@ pub struct Pmem {
 pub struct Disk {
     /// A raw file or block device; a multiple of 512 bytes.
     pub path: PathBuf,
+    /// Its serial number, by which the guest knows it: at most 20 bytes, different for each disk.
+    pub serial: String,
     /// Whether the guest may only read.
     #[serde(default)]
     pub readonly: bool,

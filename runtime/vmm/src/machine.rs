@@ -27,7 +27,7 @@ use crate::{
     vcpu::{Vcpu, VcpuError},
     virtio::{
         Device, DeviceError,
-        blk::{Blk, Disk, DiskError},
+        blk::{Blk, Disk, DiskError, ID_LENGTH},
         console::{Console, Output},
         net::{BadMac, Mac, Net, Tap, TapError},
         pmem::Pmem,
@@ -231,6 +231,9 @@ fn check(config: &Config) -> Result<(), MachineError> {
     if let Some(vsock) = config.vsock.filter(|vsock| vsock.cid < MIN_CID || vsock.cid == u32::MAX) {
         return bad(format!("vsock context id {} belongs to the host; the least is {MIN_CID}", vsock.cid));
     }
+    if let Some(disk) = config.disks.iter().find(|disk| disk.serial.len() > ID_LENGTH) {
+        return bad(format!("disk serial number `{}`; it has at most {ID_LENGTH} bytes", disk.serial));
+    }
     let devices = 2 + config.pmem.len() + config.disks.len() + config.nets.len() + usize::from(config.vsock.is_some());
     if devices >= bus::SLOTS {
         return bad(format!("{devices} devices; at most {} fit on the bus", bus::SLOTS - 1));
@@ -276,7 +279,7 @@ fn devices(config: &Config, map: &MemoryMap, ram: &Arc<GuestRam>) -> Result<Vec<
     add(Box::new(Console::new(output, stdin)), false);
     add(Box::<Rng>::default(), false);
     for (index, disk) in config.disks.iter().enumerate() {
-        add(Box::new(Blk::new(index, Disk::open(&disk.path, disk.readonly)?)), true);
+        add(Box::new(Blk::new(index, &disk.serial, Disk::open(&disk.path, disk.readonly)?)), true);
     }
     for (index, net) in config.nets.iter().enumerate() {
         let mac = net.mac.parse::<Mac>().map_err(|source| MachineError::Mac { index, source })?;

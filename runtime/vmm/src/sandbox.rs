@@ -21,6 +21,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_pwritev,
     libc::SYS_pread64,
     libc::SYS_fdatasync,
+    libc::SYS_fallocate,
     libc::SYS_getrandom,
     libc::SYS_poll,
     libc::SYS_ppoll,

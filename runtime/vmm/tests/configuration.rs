@@ -50,8 +50,12 @@ fn values_no_machine_can_have_are_named() {
     refused(|config| config.memory_mib = 1, "1 MiB of memory; the least is 2");
     refused(|config| config.vsock = Some(Vsock { cid: 2 }), "vsock context id 2");
     refused(
-        |config| config.disks = vec![Disk { path: "/dev/null".into(), readonly: true }; 30],
+        |config| config.disks = vec![Disk { path: "/dev/null".into(), serial: "a".into(), readonly: true }; 30],
         "32 devices; at most 31",
+    );
+    refused(
+        |config| config.disks = vec![Disk { path: "/dev/null".into(), serial: "x".repeat(21), readonly: true }],
+        "it has at most 20 bytes",
     );
     refused(
         |config| config.pmem = vec![Pmem { path: "/nowhere/layer".into(), label: "base".into() }],
@@ -85,7 +89,7 @@ fn what_is_missing_on_the_host_is_named() {
         refused(|config| config.cmdline = "x".repeat(2048), "2048 bytes, 2047 are possible");
         refused(|config| config.initrd = vec!["/nowhere/initrd".into()], "cannot read /nowhere/initrd");
         refused(
-            |config| config.disks = vec![Disk { path: "/nowhere/disk".into(), readonly: false }],
+            |config| config.disks = vec![Disk { path: "/nowhere/disk".into(), serial: "a".into(), readonly: false }],
             "cannot open disk /nowhere/disk",
         );
         let net = |tap: &str, mac: &str| vec![Net { tap: tap.into(), mac: mac.into() }];
@@ -99,12 +103,15 @@ fn a_disk_serves_one_machine_at_a_time() {
     if kvm() {
         let mut first = Machine::new(Code::new().raw(&[0xEB, 0xFE]));
         let disk = first.file("disk", &[0; 4096]);
-        first.config.disks = vec![Disk { path: disk.clone(), readonly: false }];
+        first.config.disks = vec![Disk { path: disk.clone(), serial: "a".into(), readonly: false }];
         let mut first = first.start();
         first.wait_for("the first machine to take the disk", |_, pid| {
             fs::read_to_string("/proc/locks").is_ok_and(|locks| locks.contains(&format!(" {pid} ")))
         });
-        refused(|config| config.disks = vec![Disk { path: disk, readonly: false }], "is used by another process");
+        refused(
+            |config| config.disks = vec![Disk { path: disk, serial: "a".into(), readonly: false }],
+            "is used by another process",
+        );
         first.child.kill().unwrap();
         first.child.wait().unwrap();
     }

@@ -233,7 +233,7 @@ fn every_thread_of_a_running_machine_is_confined() {
     if kvm() {
         let mut machine = Machine::new(print(Code::new().map(ABOVE_RAM, 0), "ready").raw(&[0xEB, 0xFE]));
         let disk = machine.file("disk", &[0; 4096]);
-        machine.config.disks = vec![Disk { path: disk, readonly: false }];
+        machine.config.disks = vec![Disk { path: disk, serial: "a".into(), readonly: false }];
         let mut running = machine.start();
         running.wait_for("the guest", |folder, _| fs::read(folder.join("console")).is_ok_and(|text| text == b"ready"));
         let tasks = fs::read_dir(format!("/proc/{}/task", running.child.id())).unwrap();

@@ -103,6 +103,7 @@ mod tests {
             hostname: "web".into(),
             domain: "lab.internal".into(),
             layers: 3,
+            volumes: Vec::new(),
             interfaces: vec![Interface {
                 mac: "52:54:00:12:34:56".into(),
                 address: Some([10, 20, 0, 80].into()),

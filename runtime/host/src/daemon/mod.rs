@@ -12,6 +12,7 @@ mod memory;
 mod network;
 mod power;
 mod rack;
+mod room;
 mod startup;
 mod verity;
 

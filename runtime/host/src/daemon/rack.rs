@@ -6,6 +6,7 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender},
     },
+    thread,
     time::Instant,
 };
 
@@ -22,8 +23,9 @@ use rustix::{
 use super::{
     Event, MachineEnd, api, data,
     guest::{self, Guest, Obstacle},
-    layers,
+    layers, memory,
     power::Buttons,
+    room::{self, Plan},
 };
 use crate::init;
 
@@ -35,6 +37,8 @@ pub struct Rack {
     manifest: Arc<Manifest>,
     events: Sender<Event>,
     guests: Vec<Guest>,
+    /// Why guests have no room on this machine, by index.
+    refused: Vec<Option<String>>,
     host: Host,
     problems: BTreeMap<String, String>,
     addresses: BTreeMap<String, String>,
@@ -63,16 +67,21 @@ struct Ending {
 impl Rack {
     /// The rack as the last daemon left it, or as it is after a boot.
     pub fn new(manifest: Arc<Manifest>, events: Sender<Event>) -> Self {
-        let find = |(index, spec): (usize, &manifest::Guest)| Guest::find(spec.clone(), index, events.clone());
+        let plan = plan(&manifest.guests);
+        let find = |(index, spec): (usize, &manifest::Guest)| {
+            let vcpus = plan.vcpus.get(index).copied().unwrap_or(spec.vcpus);
+            Guest::find(manifest::Guest { vcpus, ..spec.clone() }, index, events.clone())
+        };
         let guests: Vec<Guest> = manifest.guests.iter().enumerate().map(find).collect();
         let running = guests.iter().filter(|guest| guest.is_running()).count();
         if running > 0 {
             log::info!("the daemon was restarted: {running} of {} guests still run", guests.len());
         }
-        Self {
+        let mut rack = Self {
             manifest,
             events,
             guests,
+            refused: plan.refused,
             host: Host::default(),
             problems: BTreeMap::new(),
             addresses: BTreeMap::new(),
@@ -83,7 +92,10 @@ impl Rack {
             ending: None,
             port: api::Port::default(),
             buttons: Buttons::default(),
-        }
+        };
+        rack.problem("room".into(), plan.memory);
+        rack.problem("CPUs".into(), plan.cpus);
+        rack
     }
 
     /// Handles events until the machine ends.
@@ -209,9 +221,11 @@ impl Rack {
     fn advance(&mut self, now: Instant) {
         let healthy: Vec<(String, bool)> =
             self.guests.iter().map(|guest| (guest.spec.name.clone(), guest.is_healthy())).collect();
-        for guest in &mut self.guests {
+        for (guest, refused) in self.guests.iter_mut().zip(&self.refused) {
             let spec = guest.spec.clone();
-            guest.advance(&self.manifest, || self.host.obstacle(&self.manifest, &spec, &healthy, &self.problems), now);
+            let refused = refused.as_deref();
+            let obstacle = || self.host.obstacle(&self.manifest, &spec, refused, &healthy, &self.problems);
+            guest.advance(&self.manifest, obstacle, now);
         }
         let count = self.guests.iter().filter(|guest| guest.is_healthy()).count();
         if self.healthy_shown != Some(count) {
@@ -319,12 +333,25 @@ impl Rack {
     }
 }
 
+/// What each guest is given of this machine.
+fn plan(guests: &[manifest::Guest]) -> Plan {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    match memory::total_mib() {
+        Ok(memory_mib) => room::plan(room::Machine { memory_mib, cpus }, guests),
+        Err(error) => {
+            log::error!("the machine's memory is not known ({error}); all guests are started");
+            room::plan(room::Machine { memory_mib: u64::MAX, cpus }, guests)
+        }
+    }
+}
+
 impl Host {
     /// What keeps a guest from being started now.
     fn obstacle(
         &self,
         manifest: &Manifest,
         spec: &manifest::Guest,
+        refused: Option<&str>,
         healthy: &[(String, bool)],
         problems: &BTreeMap<String, String>,
     ) -> Option<Obstacle> {
@@ -336,6 +363,9 @@ impl Host {
         }
         if problems.contains_key(data::ABOUT) {
             return wait("the data partition is not there");
+        }
+        if let Some(why) = refused {
+            return wait(why);
         }
         if let Some(image) = manifest.images.get(&spec.image) {
             for blob in layers::of_image(image) {

@@ -19,7 +19,13 @@ use rackstick_linux::{
     uevent::{Next, UeventError, Uevents},
 };
 
-use super::{Event, activity::Doing, data, guest::process, layers, memory, network};
+use super::{
+    Event,
+    activity::Doing,
+    data,
+    guest::{process, volumes},
+    layers, memory, network,
+};
 
 /// Modules that no device asks for, or that the kernel would ask for one by one through `/sbin/modprobe`, a process
 /// that reads the whole index each time: what monitors, bridges, the firewall and the data partition need.
@@ -192,6 +198,12 @@ fn give_devices() -> io::Result<()> {
 
 fn check_layers(manifest: &Manifest, events: &Sender<Event>) {
     if !data::bring_up(&manifest.data_partition, events) {
+        return;
+    }
+    // Before any layer is reported, since no guest starts without its layers.
+    if let Err(error) = volumes::claim(manifest)
+        && events.send(Event::Problem("volumes".into(), Some(error.to_string()))).is_err()
+    {
         return;
     }
     let _doing = Doing::begin(events, "layers", "checking the guests' layers");

@@ -13,8 +13,9 @@ use rackstick_image::{
     cpio,
     manifest::{Guest, Health, Image, Manifest, Network},
 };
-use rackstick_vmm::config::{Config, Console, Net, Pmem, Vsock};
+use rackstick_vmm::config::{Config, Console, Disk, Net, Pmem, Vsock};
 
+use super::volumes;
 use crate::daemon::{layers, network};
 
 /// The lowest context id a guest can have: 0 to 2 have other meanings (vsock(7)).
@@ -61,7 +62,13 @@ pub fn cid(index: usize) -> u32 {
 }
 
 /// Writes both files into the guest's folder and returns the monitor's.
-pub fn write(manifest: &Manifest, index: usize, spec: &Guest, folder: &Path) -> Result<PathBuf, Error> {
+pub fn write(
+    manifest: &Manifest,
+    index: usize,
+    spec: &Guest,
+    folder: &Path,
+    volumes: &[volumes::Ready],
+) -> Result<PathBuf, Error> {
     let image = manifest
         .images
         .get(&spec.image)
@@ -74,7 +81,7 @@ pub fn write(manifest: &Manifest, index: usize, spec: &Guest, folder: &Path) -> 
     writer.finish()?;
 
     let path = folder.join(CONFIG);
-    let text = json(&path, &monitor_config(index, spec, image, folder))?;
+    let text = json(&path, &monitor_config(index, spec, image, folder, volumes))?;
     fs::write(&path, text).map_err(|source| Error::Write { path: path.clone(), source })?;
     Ok(path)
 }
@@ -83,7 +90,7 @@ fn json(path: &Path, value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec_pretty(value).map_err(|source| Error::Write { path: path.to_owned(), source: source.into() })
 }
 
-fn monitor_config(index: usize, spec: &Guest, image: &Image, folder: &Path) -> Config {
+fn monitor_config(index: usize, spec: &Guest, image: &Image, folder: &Path, volumes: &[volumes::Ready]) -> Config {
     Config {
         name: spec.name.clone(),
         vcpus: spec.vcpus,
@@ -97,7 +104,10 @@ fn monitor_config(index: usize, spec: &Guest, image: &Image, folder: &Path) -> C
             .iter()
             .map(|layer| Pmem { path: layers::path(&layer.digest), label: layer.digest.to_string() })
             .collect(),
-        disks: Vec::new(),
+        disks: volumes
+            .iter()
+            .map(|volume| Disk { path: volume.path.clone(), serial: volume.name.clone(), readonly: false })
+            .collect(),
         nets: spec
             .interfaces
             .iter()
@@ -130,6 +140,11 @@ fn guest_config(manifest: &Manifest, spec: &Guest, image: &Image) -> GuestConfig
         hostname: spec.name.clone(),
         domain: manifest.domain.clone(),
         layers: u32::try_from(image.layers.len()).unwrap_or(u32::MAX),
+        volumes: spec
+            .volumes
+            .iter()
+            .map(|volume| guest::Volume { name: volume.name.clone(), mount: volume.mount.clone() })
+            .collect(),
         interfaces,
         nameservers,
         init: image.init.clone(),

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rackstick_api::guest::CANT_START;
 use rackstick_linux::mount::{self, MountError, MountFlags};
 use rackstick_vmm::exit::Exit;
 use rustix::fs::OFlags;
@@ -24,6 +25,8 @@ const LOG: &str = "log/vmm.log";
 const FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 /// The most that is read of the file with the reason of the end.
 const LONGEST_EXIT: u64 = 16 << 10;
+/// Where a guest's reason for not starting is looked for: its last words, and what the kernel says of the reset behind them.
+const LONGEST_END: u64 = 4 << 10;
 
 /// Where a guest's folder is.
 pub fn path(guest: &str) -> PathBuf {
@@ -77,6 +80,17 @@ pub fn console(guest: &str, most: u64) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
+/// Why the guest's own init could not start it, if that is the last of its console.
+pub fn cant_start(guest: &str) -> Option<String> {
+    let text = console(guest, LONGEST_END).ok()?;
+    cant_start_in(&String::from_utf8_lossy(&text))
+}
+
+fn cant_start_in(console: &str) -> Option<String> {
+    let (_, why) = console.rsplit_once(CANT_START)?;
+    why.lines().next().map(str::to_owned)
+}
+
 /// The end of a file that belongs to the monitor: links are not followed, it might point them at anything.
 fn tail(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
@@ -86,4 +100,19 @@ fn tail(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     file.take(most).read_to_end(&mut text)?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_can_not_start_says_why_on_its_console() {
+        let console = "[1.0] rackstick-guest: the guest can't start: old\n[2.0] x\r\n\
+                       [3.0] rackstick-guest: the guest can't start: volume `zones` can't be used\r\n\
+                       [3.1] rackstick-guest: resetting this guest's machine\n[3.2] reboot: Restarting system\n";
+        assert_eq!(cant_start_in(console).as_deref(), Some("volume `zones` can't be used"));
+        assert_eq!(cant_start_in("[3.2] reboot: Restarting system\n"), None);
+        assert_eq!(cant_start_in(CANT_START), None);
+    }
 }

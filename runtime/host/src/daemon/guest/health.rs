@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub struct Health {
     /// Whether its check passed.
     pub healthy: bool,
-    /// Why not; empty if healthy.
+    /// What is wrong; empty if nothing.
     pub detail: String,
 }
 
@@ -42,8 +42,7 @@ impl Checks {
 fn run(cid: u32, stopped: &Receiver<()>, report: impl Fn(Health) -> bool) {
     loop {
         let health = match agent::call(cid, Request::Status, PATIENCE) {
-            Ok(Response::Status { healthy: true, .. }) => Health { healthy: true, detail: String::new() },
-            Ok(Response::Status { detail, .. }) => Health { healthy: false, detail: plain(&detail) },
+            Ok(Response::Status { healthy, detail, .. }) => Health { healthy, detail: plain(&detail) },
             Ok(Response::Error(why)) => Health { healthy: false, detail: plain(&why) },
             Ok(Response::ShuttingDown) => Health { healthy: false, detail: "it is shutting down".into() },
             Err(error) => Health { healthy: false, detail: error.to_string() },

@@ -5,8 +5,10 @@ mod cgroup;
 mod config;
 pub mod folder;
 mod health;
+mod policy;
 pub mod process;
 mod record;
+pub mod volumes;
 mod vsock;
 
 use std::{
@@ -25,24 +27,12 @@ use rustix::process::Signal;
 use super::{Event, data};
 use health::Checks;
 pub use health::Health;
+use policy::{Restarts, Stopping};
 use process::Process;
 use record::Record;
 
-/// The first wait before a guest that ended unasked is started again; doubled each time, so that one that can't live
-/// does not use up the machine.
-const RESTART_DELAY: Duration = Duration::from_secs(1);
-/// The longest wait before it is started again.
-const RESTART_DELAY_MAX: Duration = Duration::from_secs(60);
-/// A guest that ran this long was well: the next wait is the first again.
-const RESTART_FORGIVEN: Duration = Duration::from_secs(120);
 /// How long the agent may take to accept a shutdown.
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a guest may take to shut down once its agent said it would.
-const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(90);
-/// How long it may take after its power button was pressed, where the agent could not be asked.
-const BUTTON_DEADLINE: Duration = Duration::from_secs(45);
-/// After SIGKILL, only the kernel is waited for.
-const KILL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why a guest could not be started; tried again.
 #[derive(Debug, thiserror::Error)]
@@ -52,20 +42,11 @@ enum StartError {
     #[error(transparent)]
     Config(#[from] config::Error),
     #[error(transparent)]
+    Volume(#[from] volumes::Error),
+    #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
     #[error("its monitor can't be started: {0}")]
     Process(#[from] io::Error),
-}
-
-/// How a shutdown goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// The agent was asked.
-    Agent,
-    /// The power button was pressed.
-    Button,
-    /// It was killed.
-    Kill,
 }
 
 #[derive(Debug)]
@@ -74,7 +55,7 @@ struct Running {
     since: Instant,
     /// Asks for its health as long as this is here.
     checks: Option<Checks>,
-    stopping: Option<(Stage, Instant)>,
+    stopping: Option<Stopping>,
     /// Since when it does what it does now: starts, runs or stops.
     began: Instant,
     /// Whether it was healthy at least once.
@@ -101,7 +82,7 @@ pub struct Guest {
     /// What is wrong or what it waits for; empty if nothing.
     detail: String,
     restarts: u32,
-    delay: Duration,
+    delays: Restarts,
     events: Sender<Event>,
 }
 
@@ -119,15 +100,16 @@ impl Guest {
             healthy: false,
             detail: String::new(),
             restarts: record.restarts,
-            delay: RESTART_DELAY,
+            delays: Restarts::new(),
             events,
         };
         if let Some((pid, start_time)) = record.monitor {
             match Process::adopt(pid, start_time) {
                 Ok(Some(process)) => {
-                    guest.take_over(process);
+                    let now = Instant::now();
+                    guest.take_over(process, now);
                     if record.stopped {
-                        guest.stop(Instant::now());
+                        guest.stop(now);
                     }
                 }
                 Ok(None) if record.stopped => guest.phase = Phase::Stopped,
@@ -195,7 +177,7 @@ impl Guest {
     pub fn deadline(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Waiting(at) => *at,
-            Phase::Running(running) => running.stopping.map(|(_, deadline)| deadline),
+            Phase::Running(running) => running.stopping.map(|stopping| stopping.deadline()),
             Phase::Stopped | Phase::Failed => None,
         }
     }
@@ -214,10 +196,11 @@ impl Guest {
                     None => self.start(manifest, now),
                 }
             }
-            Phase::Running(Running { stopping: Some((stage, deadline)), .. }) if now >= *deadline => {
-                let next = if *stage == Stage::Agent { Stage::Button } else { Stage::Kill };
-                log::warn!("{}: it did not shut down in time", self.spec.name);
-                self.press(next, now);
+            Phase::Running(Running { stopping: Some(stopping), process, .. }) => {
+                if let Some(signal) = stopping.overdue(now) {
+                    log::warn!("{}: it did not shut down in time", self.spec.name);
+                    send(&self.spec.name, process, signal);
+                }
             }
             Phase::Running(_) | Phase::Stopped | Phase::Failed => {}
         }
@@ -227,14 +210,14 @@ impl Guest {
         match self.spawn(manifest) {
             Ok(process) => {
                 log::info!("{}: started (monitor {})", self.spec.name, process.pid);
-                self.take_over(process);
+                self.take_over(process, now);
                 self.detail = "it is starting".into();
                 self.remember(None);
             }
             Err(error) => {
                 log::error!("{}: {error}", self.spec.name);
                 self.detail = error.to_string();
-                self.phase = Phase::Waiting(Some(now + self.next_delay()));
+                self.phase = Phase::Waiting(Some(now + self.delays.next(Duration::ZERO)));
             }
         }
     }
@@ -242,13 +225,19 @@ impl Guest {
     fn spawn(&self, manifest: &Manifest) -> Result<Process, StartError> {
         let uid = process::uid(self.index);
         let folder = folder::prepare(&self.spec.name, uid)?;
-        let config = config::write(manifest, self.index, &self.spec, &folder)?;
+        let volumes = volumes::prepare(&self.spec, uid)?;
+        for volume in &volumes {
+            let about = format!("volume {}/{}", self.spec.name, volume.name);
+            // As in `take_over`.
+            let _ = self.events.send(Event::Problem(about, volume.differs.clone()));
+        }
+        let config = config::write(manifest, self.index, &self.spec, &folder, &volumes)?;
         let group = cgroup::prepare(&self.spec)?;
         cgroup::clear(&group)?;
         Ok(Process::start(&config, folder::log(&folder)?, uid, cgroup::door(&group)?)?)
     }
 
-    fn take_over(&mut self, process: Process) {
+    fn take_over(&mut self, process: Process, now: Instant) {
         let (name, index, pid) = (self.spec.name.clone(), self.index, process.pid);
         let events = self.events.clone();
         let watched = process.watch(&name, move |signal| {
@@ -266,7 +255,6 @@ impl Guest {
                 None
             }
         };
-        let now = Instant::now();
         self.phase = Phase::Running(Running { process, since: now, checks, stopping: None, began: now, proven: false });
     }
 
@@ -290,37 +278,37 @@ impl Guest {
 
     /// Its monitor has ended.
     pub fn ended(&mut self, pid: u32, signal: Option<i32>, now: Instant) {
-        let mut asked = false;
+        let (mut stopping, mut lived) = (None, Duration::ZERO);
         if let Phase::Running(running) = &self.phase {
             if running.process.pid != pid {
                 return;
             }
-            asked = running.stopping.is_some();
-            if running.since.elapsed() >= RESTART_FORGIVEN {
-                self.delay = RESTART_DELAY;
-            }
+            (stopping, lived) = (running.stopping, now.saturating_duration_since(running.since));
         }
         self.healthy = false;
-        let end = End::of(&self.spec.name, signal);
-        match (asked, end) {
-            (true, end) => {
+        let end = match stopping.and_then(|stopping| stopping.killed()) {
+            Some(after) => End::Killed(after),
+            None => End::of(&self.spec.name, signal),
+        };
+        match (stopping, end) {
+            (Some(_), end) => {
                 log::info!("{}: stopped ({end})", self.spec.name);
                 self.phase = Phase::Stopped;
                 self.detail = String::new();
                 self.remember(None);
             }
             // Then nothing is known of the layer itself.
-            (false, End::Said(Exit::CorruptLayer { .. })) if data::is_gone() => {
+            (None, End::Said(Exit::CorruptLayer { .. })) if data::is_gone() => {
                 self.detail = "its layers can't be read any more: the data partition is not there".into();
                 log::warn!("{}: {}", self.spec.name, self.detail);
-                self.phase = Phase::Waiting(Some(now + self.next_delay()));
+                self.phase = Phase::Waiting(Some(now + self.delays.next(lived)));
                 self.remember(None);
             }
-            (false, End::Said(Exit::CorruptLayer { label, block })) => {
+            (None, End::Said(Exit::CorruptLayer { label, block })) => {
                 self.fail(format!("layer {} corrupt at block {block}", agent::plain(&label)));
             }
-            (false, end) => {
-                let delay = self.next_delay();
+            (None, end) => {
+                let delay = self.delays.next(lived);
                 self.restarts = self.restarts.saturating_add(1);
                 self.detail = format!("{end}; it is started again");
                 log::warn!("{}: {end}; it is started again in {} s", self.spec.name, delay.as_secs());
@@ -328,12 +316,6 @@ impl Guest {
                 self.remember(None);
             }
         }
-    }
-
-    fn next_delay(&mut self) -> Duration {
-        let delay = self.delay;
-        self.delay = (delay * 2).min(RESTART_DELAY_MAX);
-        delay
     }
 
     fn fail(&mut self, why: String) {
@@ -356,7 +338,7 @@ impl Guest {
                 log::info!("{}: stopping", self.spec.name);
                 running.checks = None;
                 running.began = now;
-                running.stopping = Some((Stage::Agent, now + SHUTDOWN_DEADLINE));
+                running.stopping = Some(Stopping::begin(now));
                 self.healthy = false;
                 self.detail = "it is shutting down".into();
                 self.remember(None);
@@ -384,22 +366,12 @@ impl Guest {
 
     /// The agent has answered the request to shut down.
     pub fn shutdown_asked(&mut self, pid: u32, refused: Option<String>, now: Instant) {
-        if let (Some(why), true) = (refused, self.monitor() == Some(pid)) {
+        let (Some(why), Phase::Running(running)) = (refused, &mut self.phase) else { return };
+        if running.process.pid == pid
+            && let Some(signal) = running.stopping.as_mut().and_then(|stopping| stopping.refused(now))
+        {
             log::info!("{}: its power button is pressed: {why}", self.spec.name);
-            self.press(Stage::Button, now);
-        }
-    }
-
-    fn press(&mut self, stage: Stage, now: Instant) {
-        let Phase::Running(running) = &mut self.phase else { return };
-        let (signal, patience) = match stage {
-            Stage::Agent => return,
-            Stage::Button => (Signal::TERM, BUTTON_DEADLINE),
-            Stage::Kill => (Signal::KILL, KILL_DEADLINE),
-        };
-        running.stopping = Some((stage, now + patience));
-        if let Err(error) = running.process.signal(signal) {
-            log::error!("{}: its monitor can't be told to stop: {error}", self.spec.name);
+            send(&self.spec.name, &running.process, signal);
         }
     }
 
@@ -407,7 +379,7 @@ impl Guest {
     pub fn resume(&mut self) {
         if matches!(self.phase, Phase::Stopped | Phase::Failed) {
             self.phase = Phase::Waiting(None);
-            self.delay = RESTART_DELAY;
+            self.delays = Restarts::new();
             self.detail = String::new();
             self.remember(None);
         }
@@ -438,6 +410,12 @@ impl Guest {
     }
 }
 
+fn send(guest: &str, process: &Process, signal: Signal) {
+    if let Err(error) = process.signal(signal) {
+        log::error!("{guest}: its monitor can't be told to stop: {error}");
+    }
+}
+
 /// What keeps a guest from being started.
 pub enum Obstacle {
     /// Something that may still come.
@@ -448,7 +426,12 @@ pub enum Obstacle {
 
 /// How a monitor ended.
 enum End {
+    /// As it said itself.
     Said(Exit),
+    /// With a reset, before which the guest said why it can't start.
+    CantStart(String),
+    /// By us, so long after it was asked to stop.
+    Killed(Duration),
     Signal(i32),
     Unknown(String),
 }
@@ -456,6 +439,7 @@ enum End {
 impl End {
     fn of(guest: &str, signal: Option<i32>) -> Self {
         match (folder::exit(guest), signal) {
+            (Ok(Exit::Reset), _) => folder::cant_start(guest).map_or(Self::Said(Exit::Reset), Self::CantStart),
             (Ok(exit), _) => Self::Said(exit),
             (Err(_), Some(signal)) => Self::Signal(signal),
             (Err(_), None) => Self::Unknown(agent::plain(&folder::last_message(guest))),
@@ -473,6 +457,10 @@ impl fmt::Display for End {
             }
             Self::Said(Exit::GuestFault { message }) => write!(f, "it crashed: {}", agent::plain(message)),
             Self::Said(Exit::Error { message }) => write!(f, "its monitor failed: {}", agent::plain(message)),
+            Self::CantStart(why) => write!(f, "it can't start: {}", agent::plain(why)),
+            Self::Killed(after) => {
+                write!(f, "it had to be killed, {} s after it was asked to shut down", after.as_secs())
+            }
             Self::Signal(signal) => write!(f, "its monitor was killed by signal {signal}"),
             Self::Unknown(last) if last.is_empty() => f.write_str("its monitor ended without a reason"),
             Self::Unknown(last) => write!(f, "its monitor ended without a reason; its last words: {last}"),

@@ -2,7 +2,7 @@
 
 use super::{
     disk::{Disk, SECTOR},
-    request::execute,
+    request::{RANGE_SECTORS_MAX, RANGES_MAX, execute},
 };
 use crate::virtio::{Activation, Device, DeviceError, Queues};
 
@@ -13,14 +13,20 @@ const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
 const F_FLUSH: u64 = 1 << 9;
+const F_DISCARD: u64 = 1 << 13;
+/// Without it a file system that makes its tables anew fills a sparse file with zeroes.
+const F_WRITE_ZEROES: u64 = 1 << 14;
 /// Most data buffers of a request: the queue less header and status, as drivers without indirect tables need.
 const SEG_MAX: u32 = 254;
-/// Configuration up to `blk_size` and its padding (5.2.4).
-const CONFIG: usize = 24;
+/// Sectors that a discard should be aligned to: 4096 bytes, below which a file has no holes.
+const DISCARD_ALIGNMENT: u32 = 8;
+/// Configuration up to `write_zeroes_may_unmap` and its padding (5.2.4).
+const CONFIG: usize = 60;
 
 /// The device.
 pub struct Blk {
     name: String,
+    serial: String,
     disk: Disk,
     config: [u8; CONFIG],
     flushes: bool,
@@ -28,13 +34,26 @@ pub struct Blk {
 }
 
 impl Blk {
-    /// Device number `index` on `disk`.
-    pub fn new(index: usize, disk: Disk) -> Self {
+    /// Device number `index` on `disk`; `serial` is how the guest knows it, of which 20 bytes count.
+    pub fn new(index: usize, serial: &str, disk: Disk) -> Self {
         let mut config = [0; CONFIG];
         config[..8].copy_from_slice(&disk.sectors.to_le_bytes());
         config[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
         config[20..24].copy_from_slice(&(SECTOR as u32).to_le_bytes());
-        Self { name: format!("disk{index}"), disk, config, flushes: false, queues: Queues::default() }
+        for limits in [36, 48] {
+            config[limits..limits + 4].copy_from_slice(&RANGE_SECTORS_MAX.to_le_bytes());
+            config[limits + 4..limits + 8].copy_from_slice(&RANGES_MAX.to_le_bytes());
+        }
+        config[44..48].copy_from_slice(&DISCARD_ALIGNMENT.to_le_bytes());
+        config[56] = 1;
+        Self {
+            name: format!("disk{index}"),
+            serial: serial.to_owned(),
+            disk,
+            config,
+            flushes: false,
+            queues: Queues::default(),
+        }
     }
 }
 
@@ -49,7 +68,7 @@ impl Device for Blk {
         QUEUE_SIZES
     }
     fn features(&self) -> u64 {
-        F_SEG_MAX | F_BLK_SIZE | F_FLUSH | if self.disk.readonly { F_RO } else { 0 }
+        F_SEG_MAX | F_BLK_SIZE | F_FLUSH | if self.disk.readonly { F_RO } else { F_DISCARD | F_WRITE_ZEROES }
     }
     fn config(&self) -> &[u8] {
         &self.config
@@ -60,9 +79,9 @@ impl Device for Blk {
         Ok(())
     }
     fn handle_queue(&mut self, index: usize) -> Result<(), DeviceError> {
-        let Self { name, disk, flushes, queues, .. } = self;
+        let Self { serial, disk, flushes, queues, .. } = self;
         let Some(queue) = queues.get(index) else { return Ok(()) };
-        queue.serve(|chain| execute(disk, name, !*flushes, chain))?;
+        queue.serve(|chain| execute(disk, serial, !*flushes, chain))?;
         Ok(())
     }
     fn reset(&mut self) {
@@ -72,7 +91,11 @@ impl Device for Blk {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io::Write};
+    use std::{
+        fs,
+        io::Write,
+        os::unix::fs::{FileExt, MetadataExt},
+    };
 
     use super::*;
     use crate::virtio::{
@@ -93,7 +116,7 @@ mod tests {
     fn rig(readonly: bool) -> Rig {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         (0..8).for_each(|sector: u8| file.write_all(&[sector; SECTOR as usize]).unwrap());
-        let blk = Blk::new(3, Disk::open(file.path(), readonly).unwrap());
+        let blk = Blk::new(3, "zones", Disk::open(file.path(), readonly).unwrap());
         Rig { driver: Driver::new(0), blk, file }
     }
 
@@ -191,11 +214,67 @@ mod tests {
     }
 
     #[test]
-    fn the_disk_has_a_name() {
+    fn a_guest_knows_the_disk_by_its_serial_number() {
         let mut rig = rig(false);
         rig.driver.start(&mut rig.blk, 0);
         let (status, written, data) = rig.request(&header(8, 0), &[Part::In(20)]);
-        assert_eq!((status, written, &data[..6]), (OK, 21, &b"disk3\0"[..]));
+        assert_eq!((status, written, &data[..6]), (OK, 21, &b"zones\0"[..]));
+    }
+
+    fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+        [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+    }
+
+    #[test]
+    fn what_is_discarded_or_zeroed_reads_as_zeroes_and_is_given_back_unless_it_is_needed() {
+        for (kind, flags, given_back) in [(11, 0, true), (13, 1, true), (13, 0, false)] {
+            let mut rig = rig(false);
+            rig.file.as_file().write_all_at(&vec![7; 1 << 20], 0).unwrap();
+            rig.file.as_file().sync_all().unwrap();
+            rig.blk = Blk::new(3, "zones", Disk::open(rig.file.path(), false).unwrap());
+            rig.driver.start(&mut rig.blk, F_FLUSH | F_DISCARD | F_WRITE_ZEROES);
+            let used = |rig: &Rig| rig.file.as_file().metadata().unwrap().blocks();
+            let before = used(&rig);
+            let ranges = [range(8, 16, flags), range(1024, 1024, flags)].concat();
+            assert_eq!(rig.request(&header(kind, 0), &[Part::Out(&ranges)]).0, OK);
+            let freed = before - used(&rig);
+            assert_eq!(freed >= 1024, given_back, "{kind}: {freed} of {before} blocks freed");
+            let bytes = fs::read(rig.file.path()).unwrap();
+            let zero = |at: usize| (8 * 512..24 * 512).contains(&at) || at >= 1024 * 512;
+            let right = bytes.iter().enumerate().all(|(at, byte)| *byte == if zero(at) { 0 } else { 7 });
+            assert!(bytes.len() == 1 << 20 && right, "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_range_beyond_the_disk_or_too_much_at_once_is_refused_whole() {
+        let mut rig = rig(false);
+        rig.driver.start(&mut rig.blk, F_FLUSH | F_DISCARD);
+        let before = fs::read(rig.file.path()).unwrap();
+        let many = range(0, 1, 0).repeat(RANGES_MAX as usize + 1);
+        for (ranges, status) in [
+            (range(0, 9, 0), IO_ERROR),
+            (range(8, 1, 0), IO_ERROR),
+            (range(u64::MAX, 1, 0), IO_ERROR),
+            (range(0, 0, 0), IO_ERROR),
+            (range(0, u32::MAX, 0), IO_ERROR),
+            (range(0, 1, 1), UNSUPPORTED),
+            ([range(0, 4, 0), range(9, 1, 0)].concat(), IO_ERROR),
+            (range(0, 1, 0)[..15].to_vec(), IO_ERROR),
+            (Vec::new(), IO_ERROR),
+            (many, IO_ERROR),
+        ] {
+            assert_eq!(rig.request(&header(11, 0), &[Part::Out(&ranges)]).0, status, "{ranges:?}");
+        }
+        assert_eq!(rig.request(&header(13, 0), &[Part::Out(&range(0, 9, 1))]).0, IO_ERROR);
+        assert_eq!(rig.request(&header(13, 0), &[Part::Out(&range(0, 1, 2))]).0, UNSUPPORTED);
+        let mut readonly = self::rig(true);
+        readonly.driver.start(&mut readonly.blk, F_RO);
+        assert_eq!(readonly.blk.features() & F_DISCARD, 0);
+        assert_eq!(readonly.request(&header(11, 0), &[Part::Out(&range(0, 8, 0))]).0, IO_ERROR);
+        for rig in [&rig, &readonly] {
+            assert_eq!(fs::read(rig.file.path()).unwrap(), before);
+        }
     }
 
     #[test]

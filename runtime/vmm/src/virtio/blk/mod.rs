@@ -6,3 +6,4 @@ mod request;
 
 pub use device::Blk;
 pub use disk::{Disk, DiskError};
+pub use request::ID_LENGTH;

@@ -1,5 +1,10 @@
 //! One request to a block device (5.2.6): a header to read, data, a status byte to write.
 
+use rustix::{
+    fs::{FallocateFlags, fallocate},
+    io::Errno,
+};
+
 use super::disk::{Disk, SECTOR};
 use crate::virtio::{
     buffers::{Buffers, le32, le64},
@@ -11,8 +16,18 @@ const TYPE_IN: u32 = 0;
 const TYPE_OUT: u32 = 1;
 const TYPE_FLUSH: u32 = 4;
 const TYPE_GET_ID: u32 = 8;
+const TYPE_DISCARD: u32 = 11;
+const TYPE_WRITE_ZEROES: u32 = 13;
+/// Flag of a range to be zeroed: it need not stay allocated (5.2.6).
+const UNMAP: u32 = 1;
 /// Length of the identity string (5.2.6).
-const ID_LENGTH: usize = 20;
+pub const ID_LENGTH: usize = 20;
+/// Length of one range to be discarded or zeroed, `struct virtio_blk_discard_write_zeroes` (5.2.6).
+const RANGE: usize = 16;
+/// Most ranges of a request: it does bounded work.
+pub const RANGES_MAX: u32 = 32;
+/// Most sectors of a range, 1 GiB: the kernel frees so much in one call without a pause that a guest could notice.
+pub const RANGE_SECTORS_MAX: u32 = 1 << 21;
 const HEADER: usize = 16;
 
 /// Request status (5.2.6).
@@ -42,6 +57,7 @@ pub fn execute(disk: &Disk, id: &str, write_through: bool, mut chain: Chain<'_>)
                 bytes.iter_mut().zip(id.bytes()).for_each(|(to, from)| *to = from);
                 (Status::Ok, chain.writable.copy_from(&bytes))
             }
+            kind @ (TYPE_DISCARD | TYPE_WRITE_ZEROES) => (zero(disk, kind, chain.readable, write_through), 0),
             _ => (Status::Unsupported, 0),
         },
     };
@@ -64,6 +80,35 @@ fn write(disk: &Disk, sector: u64, data: &Buffers<'_>, write_through: bool) -> S
         result = result.and_then(|()| disk.file.sync_data());
     }
     done("write", result)
+}
+
+/// Makes ranges read as zeroes from now on. Their blocks are given back to the file system below, unless the driver says that it
+/// will need them. All ranges are looked at before any is touched.
+fn zero(disk: &Disk, kind: u32, mut data: Buffers<'_>, write_through: bool) -> Status {
+    let length = data.len();
+    if disk.readonly || length == 0 || !length.is_multiple_of(RANGE) || length / RANGE > RANGES_MAX as usize {
+        return Status::IoError;
+    }
+    let mut ranges = Vec::with_capacity(length / RANGE);
+    while let Some(range) = data.split_front(RANGE).read_array::<RANGE>() {
+        let (sector, sectors, flags) = (le64(&range, 0), le32(&range, 8), le32(&range, 12));
+        let how = match (kind, flags) {
+            (TYPE_DISCARD, 0) | (TYPE_WRITE_ZEROES, UNMAP) => FallocateFlags::PUNCH_HOLE,
+            (TYPE_WRITE_ZEROES, 0) => FallocateFlags::ZERO_RANGE,
+            _ => return Status::Unsupported,
+        };
+        let end = sector.checked_add(sectors.into());
+        if sectors == 0 || sectors > RANGE_SECTORS_MAX || end.is_none_or(|end| end > disk.sectors) {
+            return Status::IoError;
+        }
+        ranges.push((how | FallocateFlags::KEEP_SIZE, sector * SECTOR, u64::from(sectors) * SECTOR));
+    }
+    let apply = |&(how, offset, length): &(FallocateFlags, u64, u64)| fallocate(&disk.file, how, offset, length);
+    match ranges.iter().try_for_each(apply) {
+        Err(Errno::OPNOTSUPP) => Status::Unsupported,
+        Ok(()) if write_through => done("zeroing", disk.file.sync_data()),
+        result => done("zeroing", result.map_err(Into::into)),
+    }
 }
 
 /// The request's place in the file, if it is whole sectors within the disk.

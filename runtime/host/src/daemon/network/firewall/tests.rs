@@ -28,6 +28,7 @@ fn guest(name: &str, network: &str, address: [u8; 4], forwards: Vec<Forward>) ->
         memory_mib: 64,
         interfaces: vec![interface],
         forwards,
+        volumes: Vec::new(),
         health: None,
         after: vec![],
     }
