@@ -10,7 +10,7 @@ use rackstick_image::{
 use super::{
     Mirrors, date,
     keys::{KeyError, Trust},
-    packages::{Catalogue, Id, PackagesError},
+    packages::{self, Catalogue, PackagesError},
     resolve::{self, ResolveError},
     suites::{Source, Suites, SuitesError, TRIXIE},
 };
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Sets whose packages are only unpacked: what they depend on is for installed systems.
-const UNPACKED: [&str; 2] = ["host", "kernel"];
+const UNPACKED: [&str; 2] = [sets::HOST, "kernel"];
 /// The set that every image stands on.
 const BASE: &str = "base";
 
@@ -92,22 +92,23 @@ fn resolve_from(
         not_older(&suites, previous)?;
     }
     let catalogue = Catalogue::read(&suites.packages)?;
+    let firmware = Catalogue::read(&suites.firmware)?;
     let roots = sets::roots(rack);
-    let chosen = match resolve_sets(&catalogue, rack, &roots) {
+    let chosen = match resolve_sets(&catalogue, &firmware, rack, &roots) {
         Ok(chosen) => chosen,
         Err(Fault::Recipe(source)) => return Err(ResolveLockError::Recipe { base: base.value.clone(), source }),
         Err(Fault::Packages(error)) => return Err(error.into()),
     };
-    let name = |id: &Id| catalogue.get(*id).name.to_owned();
     let sets = chosen
         .iter()
-        .map(|(set, ids)| {
-            let mut names: Vec<String> = ids.iter().map(name).collect();
+        .map(|(set, packages)| {
+            let mut names: Vec<String> = packages.iter().map(|package| package.name.to_owned()).collect();
             names.sort_unstable();
+            names.dedup();
             (set.clone(), names)
         })
         .collect();
-    let packages = chosen.values().flatten().map(|id| (name(id), locked(&catalogue, *id))).collect();
+    let packages = chosen.values().flatten().map(|package| (package.name.to_owned(), locked(package))).collect();
     Ok(Lock {
         format: FORMAT,
         builder: env!("CARGO_PKG_VERSION").to_owned(),
@@ -120,8 +121,7 @@ fn resolve_from(
     })
 }
 
-fn locked(catalogue: &Catalogue, id: Id) -> Package {
-    let package = catalogue.get(id);
+fn locked(package: &packages::Package) -> Package {
     Package {
         version: package.version.to_owned(),
         architecture: package.architecture.to_owned(),
@@ -154,12 +154,14 @@ enum Fault {
     Packages(PackagesError),
 }
 
-/// Resolves all sets; everything wrong is reported at once.
-fn resolve_sets(
-    catalogue: &Catalogue,
+/// Resolves all sets; everything wrong is reported at once. Nothing but unpacked packages may come from `firmware`: what
+/// an image installs depends only on Debian's main component.
+fn resolve_sets<'c, 'a>(
+    catalogue: &'c Catalogue<'a>,
+    firmware: &'c Catalogue<'a>,
     rack: &Rack,
     roots: &BTreeMap<String, Vec<String>>,
-) -> Result<BTreeMap<String, BTreeSet<Id>>, Fault> {
+) -> Result<BTreeMap<String, Vec<&'c packages::Package<'a>>>, Fault> {
     let mut chosen = BTreeMap::new();
     let mut faults = Vec::new();
     let mut base = BTreeSet::new();
@@ -169,39 +171,47 @@ fn resolve_sets(
         if set != BASE && !chosen.contains_key(BASE) {
             break;
         }
-        let unpacked = UNPACKED.contains(&set.as_str());
-        let mut wanted = if set == BASE { resolve::essential(catalogue) } else { Vec::new() };
-        let mut complete = true;
-        for name in names {
-            let found = if unpacked { resolve::find_unpacked(catalogue, name) } else { resolve::find(catalogue, name) };
-            match found {
-                Ok(id) => wanted.push(id),
-                Err(error) => {
-                    faults.push(diagnostic(rack, set, error)?);
-                    complete = false;
-                }
-            }
-        }
-        if !complete {
-            continue;
-        }
-        let ids = if unpacked {
-            wanted.into_iter().collect()
+        let packages = if UNPACKED.contains(&set.as_str()) {
+            find_all(names, |name| match firmware.find(name) {
+                Some(id) if catalogue.find(name).is_none() => Ok(firmware.get(id)),
+                _ => resolve::find_unpacked(catalogue, name).map(|id| catalogue.get(id)),
+            })
         } else {
-            match resolve::resolve(catalogue, &base, &wanted) {
-                Ok(ids) => ids,
-                Err(error) => {
+            find_all(names, |name| resolve::find(catalogue, name)).and_then(|found| {
+                let essential = if set == BASE { resolve::essential(catalogue) } else { Vec::new() };
+                let wanted = [essential, found].concat();
+                let ids = resolve::resolve(catalogue, &base, &wanted).map_err(|error| vec![error])?;
+                let packages = ids.iter().map(|id| catalogue.get(*id)).collect();
+                if set == BASE {
+                    base = ids;
+                }
+                Ok(packages)
+            })
+        };
+        match packages {
+            Ok(packages) => {
+                chosen.insert(set.clone(), packages);
+            }
+            Err(errors) => {
+                for error in errors {
                     faults.push(diagnostic(rack, set, error)?);
-                    continue;
                 }
             }
-        };
-        if set == BASE {
-            base = ids.clone();
         }
-        chosen.insert(set.clone(), ids);
     }
     if faults.is_empty() { Ok(chosen) } else { Err(Fault::Recipe(Diagnostics(faults))) }
+}
+
+/// Finds each of the names, or tells of all that were not found.
+fn find_all<T>(names: &[String], find: impl Fn(&str) -> Result<T, ResolveError>) -> Result<Vec<T>, Vec<ResolveError>> {
+    let (mut found, mut errors) = (Vec::new(), Vec::new());
+    for name in names {
+        match find(name) {
+            Ok(one) => found.push(one),
+            Err(error) => errors.push(error),
+        }
+    }
+    if errors.is_empty() { Ok(found) } else { Err(errors) }
 }
 
 fn diagnostic(rack: &Rack, set: &str, error: ResolveError) -> Result<Diagnostic, Fault> {

@@ -83,10 +83,10 @@ fn current(
     let trust = Trust::trixie()?;
     let source = Source { store, client, mirrors, trust: &trust, now: clock::now() };
     let suites = Suites::fetch(&lock.base, &source, &Progress::quiet())?;
-    let catalogue = Catalogue::read(&suites.packages)?;
+    let catalogues = [Catalogue::read(&suites.packages)?, Catalogue::read(&suites.firmware)?];
     let version = |name: &String| {
-        let id = catalogue.find(name)?;
-        Some((name.clone(), catalogue.get(id).version.to_owned()))
+        let found = catalogues.iter().find_map(|catalogue| Some(catalogue.get(catalogue.find(name)?)))?;
+        Some((name.clone(), found.version.to_owned()))
     };
     Ok(lock.packages.keys().filter_map(version).collect())
 }

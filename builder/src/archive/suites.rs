@@ -5,7 +5,7 @@ use std::{
     thread,
 };
 
-use lzma_rust2::XzReaderMt;
+use lzma_rust2::{XzReader, XzReaderMt};
 use rackstick_image::{digest::Sha256, lock};
 use sha2::Digest;
 
@@ -26,8 +26,11 @@ pub const TRIXIE: &str = "debian:trixie";
 /// Its suites, by archive and code name.
 const TRIXIE_SUITES: [(&str, &str); 3] =
     [(DEBIAN, "trixie"), (DEBIAN, "trixie-updates"), (SECURITY, "trixie-security")];
-/// The package index of each.
-const PACKAGES: &str = "main/binary-amd64/Packages";
+/// The component that everything but firmware comes from.
+const MAIN: &str = "main";
+/// The component of what devices and processors need that is not free: their firmware and microcode. Only the host asks
+/// for it.
+const FIRMWARE: &str = "non-free-firmware";
 /// Trixie's own has 140 KB; more is a server that sends without end.
 const MAX_RELEASE: u64 = 8 << 20;
 /// Trixie's own unpacks to 57 MB; more is an index that fills memory.
@@ -55,6 +58,15 @@ pub enum SuitesError {
         /// What is missing.
         source: ReleaseError,
     },
+    /// A mirror of a part of Debian.
+    #[error(
+        "no mirror has the component `{FIRMWARE}` of {suite}, from which the host takes the firmware of network cards and \
+         the processors' microcode; use a mirror that has it, with --mirror URL"
+    )]
+    NoFirmware {
+        /// The suite.
+        suite: &'static str,
+    },
     /// A package index can't be unpacked.
     #[error("the package index of {suite} can't be unpacked: {why}")]
     Unpack {
@@ -74,8 +86,10 @@ pub struct Suites {
     pub indexes: Vec<lock::Index>,
     /// The newest of their dates, in seconds since 1970.
     pub newest: i64,
-    /// The package indexes.
+    /// The package indexes of what images and host are made from.
     pub packages: Vec<PackageIndex>,
+    /// The package indexes of firmware, for the host alone.
+    pub firmware: Vec<PackageIndex>,
 }
 
 /// What is needed to fetch suites.
@@ -98,8 +112,8 @@ impl Suites {
         if base != TRIXIE {
             return Err(SuitesError::Base(base.to_owned()));
         }
-        let mut new = Self { indexes: Vec::new(), newest: i64::MIN, packages: Vec::new() };
-        let mut wants = Vec::new();
+        let mut new = Self { indexes: Vec::new(), newest: i64::MIN, packages: Vec::new(), firmware: Vec::new() };
+        let mut listed = Vec::new();
         let releases = thread::scope(|scope| {
             let fetch = |(archive, suite)| scope.spawn(move || source.release(archive, suite));
             TRIXIE_SUITES.map(fetch).map(|thread| match thread.join() {
@@ -109,18 +123,9 @@ impl Suites {
         });
         for ((archive, suite), release) in TRIXIE_SUITES.into_iter().zip(releases) {
             let (release, sha256) = release?;
-            let listed = |path: &str| release.index(path).map_err(|source| SuitesError::Index { suite, source });
-            let (hash, size) = listed(&format!("{PACKAGES}.xz"))?;
-            let (_, unpacked) = listed(PACKAGES)?;
-            let folder = format!("dists/{suite}");
-            let path = if release.by_hash {
-                let (folder_of_index, _) = PACKAGES.rsplit_once('/').unwrap_or_default();
-                format!("{folder}/{folder_of_index}/by-hash/SHA256/{hash}")
-            } else {
-                format!("{folder}/{PACKAGES}.xz")
-            };
-            let name = format!("package index of {suite}");
-            wants.push((Want { name, archive: archive.to_owned(), path, size, sha256: hash }, suite, unpacked));
+            for component in [MAIN, FIRMWARE] {
+                listed.push(Listed::of(&release, archive, suite, component)?);
+            }
             new.newest = new.newest.max(release.seconds);
             new.indexes.push(lock::Index {
                 archive: archive.to_owned(),
@@ -129,15 +134,52 @@ impl Suites {
                 sha256,
             });
         }
-        let files: Vec<Want> = wants.iter().map(|(want, ..)| want.clone()).collect();
-        source.store.obtain(source.client, &files, source.mirrors, progress)?;
-        for (want, suite, unpacked) in wants {
+        let files: Vec<Want> = listed.iter().map(|listed| listed.want.clone()).collect();
+        source.store.obtain(source.client, &files, source.mirrors, progress).map_err(|error| {
+            let StoreError::Gone(gone) = &error else { return error.into() };
+            let firmware = listed.iter().find(|listed| listed.component == FIRMWARE && gone.contains(&listed.want));
+            firmware.map_or_else(|| error.into(), |listed| SuitesError::NoFirmware { suite: listed.suite })
+        })?;
+        for Listed { suite, component, want, unpacked } in listed {
             let path = source.store.path(want.sha256);
             let packed = std::fs::read(&path).map_err(|source| StoreError::Io { path, source })?;
             let text = unpack(packed, unpacked).map_err(|why| SuitesError::Unpack { suite, why })?;
-            new.packages.push(PackageIndex { archive: want.archive, suite: suite.to_owned(), text });
+            let index = PackageIndex { archive: want.archive, suite: suite.to_owned(), text };
+            if component == MAIN { new.packages.push(index) } else { new.firmware.push(index) }
         }
         Ok(new)
+    }
+}
+
+/// A package index as its suite's signed index lists it.
+struct Listed {
+    suite: &'static str,
+    component: &'static str,
+    want: Want,
+    /// Its size once unpacked, in bytes.
+    unpacked: u64,
+}
+
+impl Listed {
+    fn of(release: &Release, archive: &str, suite: &'static str, component: &'static str) -> Result<Self, SuitesError> {
+        let folder = format!("{component}/binary-amd64");
+        let find = |path: &str| {
+            release.index(path).map_err(|source| match (component, source) {
+                (FIRMWARE, ReleaseError::NoIndex(_)) => SuitesError::NoFirmware { suite },
+                (_, source) => SuitesError::Index { suite, source },
+            })
+        };
+        let (sha256, size) = find(&format!("{folder}/Packages.xz"))?;
+        let (_, unpacked) = find(&format!("{folder}/Packages"))?;
+        let file = if release.by_hash { format!("by-hash/SHA256/{sha256}") } else { "Packages.xz".to_owned() };
+        let want = Want {
+            name: format!("package index of {suite} {component}"),
+            archive: archive.to_owned(),
+            path: format!("dists/{suite}/{folder}/{file}"),
+            size,
+            sha256,
+        };
+        Ok(Self { suite, component, want, unpacked })
     }
 }
 
@@ -170,7 +212,12 @@ fn unpack(packed: Vec<u8>, size: u64) -> Result<String, String> {
         return Err(format!("it has {size} bytes, more than {MAX_PACKAGES}"));
     }
     let threads = thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
-    let reader = XzReaderMt::new(Cursor::new(packed), false, threads).map_err(|error| error.to_string())?;
+    let reader: Box<dyn Read> = if size == 0 {
+        // An index without packages is packed without a block, which the other reader refuses.
+        Box::new(XzReader::new(Cursor::new(packed), false))
+    } else {
+        Box::new(XzReaderMt::new(Cursor::new(packed), false, threads).map_err(|error| error.to_string())?)
+    };
     let mut text = String::new();
     // The size is limited above.
     text.reserve(usize::try_from(size).unwrap_or_default());

@@ -54,7 +54,8 @@ release "$TEXT" trixie 'Sun, 01 Jun 2025 00:00:00 UTC' ''
 printf '\nCodename: trixie\n' >> "$TEXT"
 sign =primary "$TEXT" two-paragraphs.InRelease
 
-# A whole small archive: each suite has one package, and a newer version of what the suite before it has.
+# A whole small archive: each suite has one package, and a newer version of what the suite before it has; and one package
+# of firmware.
 sum() { sha256sum < "$1" | cut -d ' ' -f 1; }
 size() { stat -c %s "$1"; }
 number=0
@@ -64,15 +65,22 @@ for suite in trixie trixie-updates trixie-security; do
         printf 'Package: %s\nVersion: 1.%d\nArchitecture: amd64\nEssential: yes\nFilename: pool/main/%s_%d.deb\nSize: 1\nSHA256: %064d\n\n' \
             "$package" $number "$package" $number $number
     done > "$suite.Packages"
-    xz -k -f "$suite.Packages"
+    printf 'Package: firmware-of-%s\nVersion: 1.%d\nArchitecture: all\nFilename: pool/non-free-firmware/%s.deb\nSize: 1\nSHA256: %064d\n\n' \
+        "$suite" $number "$suite" $number > "$suite.Firmware"
+    xz -k -f "$suite.Packages" "$suite.Firmware"
     { printf 'Origin: Debian\nCodename: %s\nDate: Sun, 01 Jun 2025 0%d:00:00 UTC\nAcquire-By-Hash: yes\nSHA256:\n' $suite $number
       for end in '' .xz; do
           printf ' %s %s main/binary-amd64/Packages%s\n' "$(sum "$suite.Packages$end")" "$(size "$suite.Packages$end")" "$end"
+          printf ' %s %s non-free-firmware/binary-amd64/Packages%s\n' \
+              "$(sum "$suite.Firmware$end")" "$(size "$suite.Firmware$end")" "$end"
       done
     } > "$TEXT"
     sign =primary "$TEXT" "$suite.InRelease"
-    rm "$suite.Packages"
+    rm "$suite.Packages" "$suite.Firmware"
 done
+# A mirror of a part of Debian.
+sed '/non-free-firmware/d' < "$TEXT" > "$TEXT.part"
+sign =primary "$TEXT.part" without-firmware.InRelease
 
 revoke() { # revoke EDIT-COMMANDS...
     name=$1; shift
