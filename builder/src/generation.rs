@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    thread,
 };
 
 use rackstick_image::{
@@ -19,11 +20,14 @@ use rackstick_image::{
 use thiserror::Error;
 
 use crate::{
+    hardware::{self, Drivers, Firmware, microcode::MicrocodeError},
     initrd::{self, InitrdError},
     kernel::{Kernel, KernelError},
     layers,
+    package::PackageError,
     progress::Progress,
     runtime::Runtime,
+    sets,
     store::{Store, StoreError},
 };
 
@@ -62,6 +66,12 @@ pub enum BuildError {
     /// A kernel package.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// A package of firmware.
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    /// The processors' microcode.
+    #[error(transparent)]
+    Microcode(#[from] MicrocodeError),
     /// An initrd.
     #[error(transparent)]
     Initrd(#[from] InitrdError),
@@ -137,11 +147,19 @@ pub fn build(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Buil
     let partition = guid::derive(&[b"data partition", rack.name.as_bytes(), rack.version.as_bytes()]);
     let manifest = recipe::manifest(rack, images.manifests, partition)?;
 
-    let kernel = Kernel::read(inputs.named("host", |name| name.starts_with("linux-image-"), "kernel")?)?;
-    let boot = inputs.named("host", |name| name == "systemd-boot-efi", "boot loader")?;
+    let image = inputs.named(sets::HOST, |name| name.starts_with("linux-image-"), "kernel")?;
+    let boot = inputs.named(sets::HOST, |name| name == "systemd-boot-efi", "boot loader")?;
+    let (kernel, firmware) = thread::scope(|scope| {
+        let firmware = scope.spawn(|| Firmware::read(inputs.all(sets::HOST, hardware::is_firmware)));
+        (Kernel::read(image), firmware.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let (kernel, firmware) = (kernel?, firmware?);
+    let drivers = Drivers::choose(&kernel, &firmware)?;
     let host_initrd = scratch.file("host-initrd");
-    initrd::host(&host_initrd, inputs.runtime, &kernel, &manifest, epoch)?;
-    let uki = uki::write(&scratch.file("uki"), rack, &kernel, boot, &host_initrd)?;
+    initrd::host(&host_initrd, inputs.runtime, &kernel, &drivers, &manifest, epoch)?;
+    let microcode = inputs.all(sets::HOST, hardware::is_microcode).map(|(_, package)| package);
+    let microcode = hardware::microcode::archive(microcode, epoch)?;
+    let uki = uki::write(&scratch.file("uki"), rack, &kernel, boot, microcode, &host_initrd)?;
 
     let built = disk::write(output, &manifest, inputs.sector, partition, &uki, &images.files, epoch)?;
     job.done("host and disk image");
@@ -154,15 +172,14 @@ const EPOCH_MIN: u32 = 315_532_800;
 impl Inputs<'_> {
     /// The .deb of the package in `set` that `is` accepts.
     fn named(&self, set: &str, is: impl Fn(&str) -> bool, what: &'static str) -> Result<&Path, BuildError> {
-        self.lock
-            .sets
-            .get(set)
-            .into_iter()
-            .flatten()
-            .find(|name| is(name))
-            .and_then(|name| self.packages.get(name))
-            .map(PathBuf::as_path)
-            .ok_or_else(|| BuildError::Missing { set: set.to_owned(), what })
+        let found = self.all(set, is).next();
+        found.map(|(_, deb)| deb).ok_or_else(|| BuildError::Missing { set: set.to_owned(), what })
+    }
+
+    /// Name and .deb of all packages in `set` that `is` accepts, by name.
+    fn all(&self, set: &str, is: impl Fn(&str) -> bool) -> impl Iterator<Item = (&str, &Path)> {
+        let names = self.lock.sets.get(set).into_iter().flatten().filter(move |name| is(name));
+        names.filter_map(|name| Some((name.as_str(), self.packages.get(name)?.as_path())))
     }
 }
 

@@ -1,7 +1,11 @@
 //! The two initrds, both uncompressed cpio: the host's, which is all of the host's user space, and the guests', which
 //! mounts a guest's root. What they need of the kernel's modules comes with an index of just those.
 
-use std::{fs::File, io::BufWriter, path::Path};
+use std::{
+    fs::File,
+    io::{self, BufWriter},
+    path::Path,
+};
 
 use rackstick_image::{
     cpio::{self, Writer},
@@ -11,7 +15,8 @@ use rackstick_image::{
 use thiserror::Error;
 
 use crate::{
-    kernel::{Kernel, KernelError},
+    hardware::Drivers,
+    kernel::{Kernel, KernelError, Modules},
     runtime::Runtime,
 };
 
@@ -31,16 +36,20 @@ pub enum InitrdError {
     /// The modules.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The firmware.
+    #[error("can't compress firmware: {0}")]
+    Firmware(#[source] io::Error),
     /// The manifest.
     #[error("can't write the manifest: {0}")]
     Manifest(#[from] serde_json::Error),
 }
 
-/// Writes the host's initrd to `out`: runtime, modules, and last the manifest. `epoch`: every file's time.
+/// Writes the host's initrd to `out`: runtime, modules, firmware, and last the manifest. `epoch`: every file's time.
 pub fn host(
     out: &Path,
     runtime: &Runtime,
     kernel: &Kernel,
+    drivers: &Drivers,
     manifest: &Manifest,
     epoch: u32,
 ) -> Result<(), InitrdError> {
@@ -49,7 +58,10 @@ pub fn host(
     archive.file(VMM, PROGRAM, &runtime.vmm)?;
     archive.symlink("init", HOST)?;
     archive.symlink("sbin/modprobe", &format!("/{HOST}"))?;
-    add_modules(&mut archive, kernel, modules::wanted::HOST)?;
+    add_modules(&mut archive, kernel, &drivers.modules)?;
+    for (name, content) in drivers.firmware.packed().map_err(InitrdError::Firmware)? {
+        archive.bytes(modules::firmware_path(name).trim_start_matches('/'), DATA, &content)?;
+    }
     archive.bytes(manifest::PATH.trim_start_matches('/'), DATA, &serde_json::to_vec_pretty(manifest)?)?;
     finish(archive)
 }
@@ -58,7 +70,7 @@ pub fn host(
 pub fn guest(out: &Path, runtime: &Runtime, kernel: &Kernel, epoch: u32) -> Result<(), InitrdError> {
     let mut archive = create(out, epoch)?;
     archive.file("init", PROGRAM, &runtime.guest)?;
-    add_modules(&mut archive, kernel, modules::wanted::GUEST)?;
+    add_modules(&mut archive, kernel, &kernel.modules(modules::wanted::GUEST)?)?;
     finish(archive)
 }
 
@@ -70,8 +82,7 @@ fn create(out: &Path, epoch: u32) -> Result<Writer<BufWriter<File>>, InitrdError
     Ok(archive)
 }
 
-fn add_modules(archive: &mut Writer<BufWriter<File>>, kernel: &Kernel, wanted: &[&str]) -> Result<(), InitrdError> {
-    let chosen = kernel.modules(wanted)?;
+fn add_modules(archive: &mut Writer<BufWriter<File>>, kernel: &Kernel, chosen: &Modules) -> Result<(), InitrdError> {
     let folder = modules::directory(&kernel.release);
     for (path, content) in &chosen.files {
         archive.bytes(&format!("{}/{path}", folder.trim_start_matches('/')), DATA, content)?;

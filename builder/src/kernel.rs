@@ -3,18 +3,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::{self, Read},
+    io::Read,
     path::{Path, PathBuf},
 };
 
 use rackstick_image::modules::{self, Index, InfoError, ModuleInfo, ResolveError};
 use thiserror::Error;
 
-use crate::{layers::deb, vmlinux::VmlinuxError};
+use crate::{
+    package::{self, PackageError},
+    parallel,
+    vmlinux::VmlinuxError,
+};
 
-/// The most one file of a kernel package may hold; Debian's largest is below 16 MiB. Stops a package that would fill memory.
-const MAX_FILE: u64 = 256 << 20;
 /// The most a module may unpack to: stops a decompression bomb.
 const MAX_MODULE: u64 = 256 << 20;
 
@@ -24,35 +25,12 @@ const VMLINUZ: &str = "boot/vmlinuz-";
 /// Why a kernel package can't be used.
 #[derive(Debug, Error)]
 pub enum KernelError {
-    /// The .deb can't be opened.
-    #[error("the package {} can't be read: {source}", .package.display())]
-    Read {
-        /// The package's file.
-        package: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The .deb's content.
-    #[error("the package {} {source}", .package.display())]
-    Deb {
-        /// The package's file.
-        package: PathBuf,
-        /// What is wrong with it.
-        source: deb::Error,
-    },
+    /// The .deb can't be read.
+    #[error(transparent)]
+    Package(#[from] PackageError),
     /// No kernel in it.
     #[error("the package {} holds no {VMLINUZ}* or no {MODULES}*: it is no kernel package", .0.display())]
     NoKernel(PathBuf),
-    /// A file that no kernel package has.
-    #[error("the package {} holds {file} with {size} bytes, more than {MAX_FILE}", .package.display())]
-    TooLarge {
-        /// The package's file.
-        package: PathBuf,
-        /// The file in it.
-        file: String,
-        /// Its size in bytes.
-        size: u64,
-    },
     /// A module that does not decompress.
     #[error("the kernel module {path} does not decompress: {reason}")]
     Decompress {
@@ -98,7 +76,7 @@ pub struct Modules<'a> {
 impl Kernel {
     /// Reads a `linux-image-*` package.
     pub fn read(package: &Path) -> Result<Self, KernelError> {
-        let mut found = extract(package, |path| path.starts_with(VMLINUZ) || path.starts_with(MODULES))?;
+        let mut found = package::files(package, |path| path.starts_with(VMLINUZ) || path.starts_with(MODULES))?;
         let none = || KernelError::NoKernel(package.to_owned());
         let image = found.keys().find(|path| path.starts_with(VMLINUZ)).cloned().ok_or_else(none)?;
         let release = image[VMLINUZ.len()..].to_owned();
@@ -117,29 +95,30 @@ impl Kernel {
             .map_err(|source| KernelError::Vmlinuz { release: self.release.clone(), source })
     }
 
+    /// The paths of everything below `/lib/modules/<release>`.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
     /// Chooses `wanted` and all that they need. Only those are decompressed: a package holds thousands.
-    pub fn modules(&self, wanted: &[&str]) -> Result<Modules<'_>, KernelError> {
-        let by_name: BTreeMap<String, &str> = self
-            .files
-            .keys()
-            .filter_map(|path| {
-                let (stem, _) = path.rsplit('/').next()?.split_once(".ko")?;
-                Some((modules::normalise(stem).into_owned(), path.as_str()))
-            })
-            .collect();
+    pub fn modules<S: AsRef<str>>(&self, wanted: &[S]) -> Result<Modules<'_>, KernelError> {
+        let by_name: BTreeMap<String, &str> =
+            self.paths().filter_map(|path| Some((modules::name_of_path(path)?, path))).collect();
         let mut infos = Vec::new();
         let mut seen = BTreeSet::new();
-        let mut queue: Vec<String> = wanted.iter().map(|name| modules::normalise(name).into_owned()).collect();
-        while let Some(name) = queue.pop() {
-            let Some(path) = by_name.get(&name) else { continue };
-            if !seen.insert(name) {
-                continue;
+        let mut next: BTreeSet<String> =
+            wanted.iter().map(|name| modules::normalise(name.as_ref()).into_owned()).collect();
+        // Each round reads what the one before needs: as many as the longest chain of dependencies.
+        while !next.is_empty() {
+            let paths: Vec<&str> = next.iter().filter_map(|name| by_name.get(name).copied()).collect();
+            seen.append(&mut next);
+            for info in self.infos(&paths)? {
+                let module = &info.module;
+                let needs = [&module.depends, &module.soft_before, &module.soft_after, &module.weak];
+                let needs = needs.into_iter().flatten().map(|name| modules::normalise(name).into_owned());
+                next.extend(needs.filter(|name| !seen.contains(name)));
+                infos.push(info);
             }
-            let info = ModuleInfo::read(path, &decompress(path, &self.files[*path])?)?;
-            let module = &info.module;
-            let needs = [&module.depends, &module.soft_before, &module.soft_after, &module.weak];
-            queue.extend(needs.into_iter().flatten().map(|name| modules::normalise(name).into_owned()));
-            infos.push(info);
         }
         let text = |name: &str| self.files.get(name).map(Vec::as_slice).unwrap_or_default();
         let builtin = String::from_utf8_lossy(text("modules.builtin"));
@@ -151,6 +130,19 @@ impl Kernel {
             .map(|(path, content)| (path.as_str(), content.as_slice()))
             .collect();
         Ok(Modules { index, files })
+    }
+
+    /// The index of all modules of the package. Takes seconds.
+    pub fn all_modules(&self) -> Result<Index, KernelError> {
+        let paths: Vec<&str> = self.paths().filter(|path| modules::name_of_path(path).is_some()).collect();
+        Ok(Index::new(self.infos(&paths)?, "", &[]))
+    }
+
+    /// Reads modules, as many at once as there are CPUs.
+    fn infos(&self, paths: &[&str]) -> Result<Vec<ModuleInfo>, KernelError> {
+        parallel::each(paths, |path| Ok(ModuleInfo::read(path, &decompress(path, &self.files[*path])?)?))
+            .into_iter()
+            .collect()
     }
 }
 
@@ -168,37 +160,4 @@ fn decompress<'a>(path: &str, file: &'a [u8]) -> Result<std::borrow::Cow<'a, [u8
         return Err(failed(format!("it unpacks to more than {MAX_MODULE} bytes")));
     }
     Ok(out.into())
-}
-
-/// The regular files of a package whose path `wanted` accepts, by path without the leading `./`.
-pub fn extract(package: &Path, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Vec<u8>>, KernelError> {
-    let read = |source| KernelError::Read { package: package.to_owned(), source };
-    let broken = |source| KernelError::Deb { package: package.to_owned(), source };
-    let file = File::open(package).map_err(read)?;
-    let mut found = BTreeMap::new();
-    let mut too_large = None;
-    deb::data(&file, |archive| {
-        for entry in archive.entries()? {
-            let mut entry = entry?;
-            let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            let path = path.trim_start_matches("./");
-            if !wanted(path) || !entry.header().entry_type().is_file() {
-                continue;
-            }
-            let size = entry.size();
-            if size > MAX_FILE {
-                too_large = Some((path.to_owned(), size));
-                break;
-            }
-            let mut content = Vec::with_capacity(size as usize);
-            entry.read_to_end(&mut content)?;
-            found.insert(path.to_owned(), content);
-        }
-        Ok(())
-    })
-    .map_err(broken)?;
-    match too_large {
-        Some((file, size)) => Err(KernelError::TooLarge { package: package.to_owned(), file, size }),
-        None => Ok(found),
-    }
 }

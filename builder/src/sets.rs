@@ -4,11 +4,26 @@ use std::collections::BTreeMap;
 
 use rackstick_image::{lock::Lock, recipe::Rack};
 
+/// The set of the host's packages.
+pub const HOST: &str = "host";
+
 /// What every rack needs beside what its recipe names. One line a package, its set first.
 const FIXED: &[(&str, &str)] = &[
     // The host: a kernel with the drivers of real hardware, and the boot loader.
-    ("host", "linux-image-amd64"),
-    ("host", "systemd-boot-efi"),
+    (HOST, "linux-image-amd64"),
+    (HOST, "systemd-boot-efi"),
+    // What the drivers of `hardware::classes` load into their devices, and what processors load into themselves.
+    (HOST, "amd64-microcode"),
+    (HOST, "firmware-bnx2"),
+    (HOST, "firmware-bnx2x"),
+    (HOST, "firmware-intel-misc"),
+    (HOST, "firmware-linux-free"),
+    (HOST, "firmware-misc-nonfree"),
+    (HOST, "firmware-myricom"),
+    (HOST, "firmware-netxen"),
+    (HOST, "firmware-qlogic"),
+    (HOST, "firmware-realtek"),
+    (HOST, "intel-microcode"),
     // The guests' kernel: virtio only, small.
     ("kernel", "linux-image-cloud-amd64"),
     // What every image holds beside Debian's essential packages: an init, and what loads the kernel layer's modules.
@@ -30,6 +45,7 @@ pub fn roots(rack: &Rack) -> BTreeMap<String, Vec<String>> {
     for (set, package) in FIXED {
         sets.entry((*set).to_owned()).or_default().push((*package).to_owned());
     }
+    sets.values_mut().for_each(|packages| packages.sort());
     for (name, recipe) in &rack.images {
         let packages = sets.entry(image(name)).or_default();
         packages.extend(recipe.packages.iter().map(|package| package.value.clone()));

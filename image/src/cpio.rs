@@ -12,6 +12,8 @@ use std::{
 const MAX_PATH: usize = 4095;
 /// Largest file: the size field has eight hexadecimal digits.
 const MAX_FILE: u64 = u32::MAX as u64;
+/// Bytes of a header, before the name.
+const HEADER_SIZE: u64 = 110;
 /// Entries and file contents start at multiples of this.
 const ALIGN: u64 = 4;
 
@@ -106,6 +108,20 @@ impl<W: Write> Writer<W> {
         self.stream(path, mode, content.len() as u64, content)
     }
 
+    /// Adds a regular file from memory whose content starts at a multiple of `align` bytes, a power of two of at most 16.
+    pub fn aligned(&mut self, path: &str, mode: u32, content: &[u8], align: u64) -> Result<(), Error> {
+        let Ok(size) = u32::try_from(content.len()) else {
+            return Err(Error::TooLarge { path: path.into(), size: content.len() as u64 });
+        };
+        self.claim(path, false)?;
+        let entry = Entry { path, mode: S_IFREG | mode & 0o7777, nlink: 1, size, device: (0, 0) };
+        let name_ends = self.position + HEADER_SIZE + path.len() as u64 + 1;
+        // More than one NUL at the end of the name, as iucode_tool does it: the kernel's readers take it as one.
+        self.padded_header(&entry, name_ends.next_multiple_of(align) - name_ends)?;
+        self.put(content)?;
+        self.pad()
+    }
+
     /// Adds a regular file, streamed from `source`.
     pub fn file(&mut self, path: &str, mode: u32, source: &Path) -> Result<(), Error> {
         let failed = |error| Error::Source { path: source.to_path_buf(), source: error };
@@ -150,7 +166,8 @@ impl<W: Write> Writer<W> {
     /// Ends the archive and gives the output back.
     pub fn finish(mut self) -> Result<W, Error> {
         self.inode = 0;
-        self.raw_header(&Entry { path: "TRAILER!!!", mode: 0, nlink: 1, size: 0, device: (0, 0) }, 0, 0)?;
+        self.mtime = 0;
+        self.raw_header(&Entry { path: "TRAILER!!!", mode: 0, nlink: 1, size: 0, device: (0, 0) }, 0)?;
         self.out.flush()?;
         Ok(self.out)
     }
@@ -180,20 +197,26 @@ impl<W: Write> Writer<W> {
     }
 
     fn header(&mut self, entry: &Entry<'_>) -> Result<(), Error> {
-        self.inode += 1;
-        self.raw_header(entry, self.inode, self.mtime)
+        self.padded_header(entry, 0)
     }
 
-    fn raw_header(&mut self, entry: &Entry<'_>, inode: u32, mtime: u32) -> Result<(), Error> {
+    fn padded_header(&mut self, entry: &Entry<'_>, padding: u64) -> Result<(), Error> {
+        self.inode += 1;
+        self.raw_header(entry, padding)
+    }
+
+    /// `padding`: how many bytes to add to the name.
+    fn raw_header(&mut self, entry: &Entry<'_>, padding: u64) -> Result<(), Error> {
         let (major, minor) = entry.device;
-        let name_size = entry.path.len() as u32 + 1;
+        // A path has at most 4095 bytes, and the padding 15.
+        let name_size = entry.path.len() as u32 + 1 + padding as u32;
         let fields = [
-            inode,
+            self.inode,
             entry.mode,
             0,
             0,
             entry.nlink,
-            mtime,
+            self.mtime,
             entry.size,
             0,
             0,
@@ -205,7 +228,7 @@ impl<W: Write> Writer<W> {
         let mut header = String::from("070701");
         fields.iter().for_each(|field| header.push_str(&format!("{field:08X}")));
         header.push_str(entry.path);
-        header.push('\0');
+        header.extend(std::iter::repeat_n('\0', padding as usize + 1));
         self.put(header.as_bytes())?;
         self.pad()
     }
@@ -295,6 +318,21 @@ mod tests {
         let archive = sample(&source);
         assert_eq!(archive, sample(&source));
         assert_eq!(archive.len() % 4, 0);
+    }
+
+    #[test]
+    fn an_aligned_file_starts_where_it_should_and_is_whole_for_gnu_cpio() {
+        for length in 1..40 {
+            let (folder, path) = (tempfile::tempdir().unwrap(), "a".repeat(length));
+            let mut writer = Writer::new(Vec::new(), 0);
+            writer.aligned(&path, 0o644, b"<content>", 16).unwrap();
+            writer.bytes("next", 0o644, b"after it").unwrap();
+            let archive = writer.finish().unwrap();
+            assert_eq!(archive.windows(9).position(|window| window == b"<content>").unwrap() % 16, 0);
+            cpio(&["-id", "--quiet"], &archive, folder.path());
+            assert_eq!(fs::read(folder.path().join(path)).unwrap(), b"<content>");
+            assert_eq!(fs::read(folder.path().join("next")).unwrap(), b"after it");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub mod wanted;
 
 use std::{borrow::Cow, collections::BTreeSet};
 
-pub use info::{InfoError, ModuleInfo};
+pub use info::{InfoError, ModuleInfo, name_of_path};
 pub use pattern::matches;
 pub use text::ParseError;
 
@@ -23,6 +23,11 @@ pub fn directory(release: &str) -> String {
 /// Where an initrd holds the index for the kernel `release`.
 pub fn path(release: &str) -> String {
     format!("{}/rackstick.index", directory(release))
+}
+
+/// Where an initrd holds the firmware that modules ask for as `name`: compressed, which the kernel undoes.
+pub fn firmware_path(name: &str) -> String {
+    format!("/lib/firmware/{name}.xz")
 }
 
 /// A module as it is loaded.
@@ -156,6 +161,17 @@ impl Index {
     /// All modules, sorted by name.
     pub fn modules(&self) -> &[Module] {
         &self.modules
+    }
+
+    /// All aliases, each with the module that it leads to; none where that is built in.
+    pub fn aliases(&self) -> impl Iterator<Item = (&str, Option<&Module>)> {
+        self.aliases.iter().map(|alias| {
+            let module = match alias.target {
+                Target::Builtin => None,
+                Target::Module(position) => self.modules.get(position as usize),
+            };
+            (self.pattern(alias), module)
+        })
     }
 
     /// The module of this name; `-` and `_` are the same.

@@ -1,7 +1,7 @@
 //! The module index: made from modules, written, read, and asked as modprobe(8) would be.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use rackstick_image::modules::{Index, InfoError, ModuleInfo, ParseError, ResolveError, wanted};
+use rackstick_image::modules::{Index, InfoError, ModuleInfo, ParseError, ResolveError};
 
 /// The smallest ELF object with a `.modinfo`: header, contents, three section headers (ELF-64 object file format 1.5).
 fn elf(modinfo: &str) -> Vec<u8> {
@@ -203,14 +203,4 @@ fn what_is_no_module_is_refused_with_its_path() {
     assert!(matches!(ModuleInfo::read("a b.ko", &elf("")), Err(InfoError::BadPath { .. })));
     assert!(matches!(ModuleInfo::read("a.ko", &elf("alias=fs\n-x\0")), Err(InfoError::NotText { .. })));
     assert_eq!(module("kernel/net/a-b.ko", &["vermagic=6.12.1 SMP"]).release, "6.12.1");
-}
-
-#[test]
-fn no_name_is_wanted_twice() {
-    for list in [wanted::GUEST, wanted::HOST] {
-        let mut sorted = list.to_vec();
-        sorted.sort_unstable();
-        sorted.dedup();
-        assert_eq!(sorted.len(), list.len());
-    }
 }

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use rackstick_tests::{
     disk::Partition,
@@ -11,6 +15,7 @@ use rackstick_tests::{
     recipe::Recipes,
     tool::{self, Said},
 };
+use tempfile::TempDir;
 
 /// The largest host file, in bytes.
 const UKI_GOAL: u64 = 64_000_000;
@@ -45,14 +50,93 @@ fn the_image_is_whole_for_other_peoples_tools_and_the_host_is_small() {
     tool::ask("dd", [&from, &to, &skip, &count, "bs=1M", "iflag=skip_bytes,count_bytes", "conv=sparse", "status=none"]);
     tool::ask("fsck.fat", ["-n".as_ref(), copy.as_os_str()]);
 
+    let size = fs::metadata(host(image, folder.path())).unwrap().len();
+    println!("UKI {:.1} MB", size as f64 / 1e6);
+    assert!(size <= UKI_GOAL, "{size} bytes");
+}
+
+/// The only UKI on an image's ESP, as a file in `folder`.
+fn host(image: &Image, folder: &Path) -> PathBuf {
+    let esp = Partition::of(&image.path, 1);
     let hosts = tool::ask("mdir", ["-b", "-i", &esp.for_mtools(), "::EFI/Linux"]);
     let hosts: Vec<&str> = hosts.lines().filter(|line| line.ends_with(".efi")).collect();
     let [host] = hosts[..] else { panic!("one host must lie on the ESP, not {hosts:?}") };
-    let copy = folder.path().join("host.efi");
+    let copy = folder.join("host.efi");
     tool::ask("mcopy", ["-i".as_ref(), esp.for_mtools().as_ref(), host.as_ref(), copy.as_os_str()]);
-    let size = fs::metadata(&copy).unwrap().len();
-    println!("{host} {:.1} MB", size as f64 / 1e6);
-    assert!(size <= UKI_GOAL, "{size} bytes");
+    copy
+}
+
+/// The files in one of a UKI's sections that is a cpio, unpacked by GNU cpio into a folder.
+fn unpacked(uki: &Path, section: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("archive");
+    let dump = format!("{section}={}", archive.display());
+    let nowhere = folder.path().join("uki");
+    let arguments = ["--dump-section".as_ref(), dump.as_ref(), uki.as_os_str(), nowhere.as_os_str()];
+    tool::ask("objcopy", arguments);
+    let files = folder.path().join("files");
+    fs::create_dir(&files).unwrap();
+    let mut cpio = Command::new("cpio");
+    cpio.args(["-id", "--quiet", "--no-absolute-filenames", "-F"]).arg(&archive).args(["*.bin", "lib/*"]);
+    tool::output(cpio.current_dir(&files));
+    folder
+}
+
+#[test]
+fn the_host_holds_the_processors_microcode_and_the_firmware_of_its_drivers() {
+    let folder = tempfile::tempdir().unwrap();
+    let uki = host(Image::lab(), folder.path());
+
+    let microcode = unpacked(&uki, ".ucode");
+    let of = |vendor: &str| microcode.path().join(format!("files/kernel/x86/microcode/{vendor}.bin"));
+    assert!(fs::read(of("AuthenticAMD")).unwrap().starts_with(b"DMA\0"));
+    // Another program's reader: it checks every update, and knows which processors each is for.
+    let list = tool::ask("iucode_tool", ["-tb".as_ref(), "-l".as_ref(), of("GenuineIntel").as_os_str()]);
+    assert!(list.matches("sig 0x").count() > 100, "{list}");
+
+    let initrd = unpacked(&uki, ".initrd");
+    let firmware = initrd.path().join("files/lib/firmware");
+    // Of NICs that spare PCs and servers have; the second is a link in its package.
+    for name in ["rtl_nic/rtl8168h-2.fw", "intel/ice/ddp/ice.pkg", "tigon/tg3_tso.bin", "bnx2/bnx2-mips-09-6.2.1b.fw"] {
+        let file = firmware.join(format!("{name}.xz"));
+        tool::ask("xz", ["--test".as_ref(), file.as_os_str()]);
+        let said = tool::ask("xz", ["--robot".as_ref(), "--list".as_ref(), file.as_os_str()]);
+        assert!(said.contains("CRC32"), "the kernel reads no other check: {said}");
+    }
+}
+
+#[test]
+fn a_device_is_said_to_be_driven_or_not_before_anything_is_bought() {
+    let ask = |id: &str| {
+        let recipe = place::clone().join("recipes/lab.toml");
+        tool::run(tool::rackstick().args(["inspect", "--hardware", id]).arg(recipe))
+    };
+    for (id, lines) in [
+        // Realtek's NIC of most PCs, Intel's, a USB adapter, an NVMe disk by its class.
+        ("10ec:8168", &["PCI 10ec:8168 is driven by r8169 (network cards", "rtl_nic/rtl8168h-2.fw"][..]),
+        ("8086:10d3", &["PCI 8086:10d3 is driven by e1000e (network cards"]),
+        ("0bda:8153", &["USB 0bda:8153 is driven by r8152 (USB network adapters"]),
+        ("144d:a808:0108", &["PCI 144d:a808:0108 is driven by nvme (disks"]),
+    ] {
+        let said = ask(id);
+        assert!(said.success && lines.iter().all(|line| said.stdout.contains(line)), "{id}: {said:?}");
+    }
+    for (id, why) in [
+        ("8086:2723", "leaves out its driver iwlwifi"),
+        ("1234:5678", "names PCI 1234:5678 or USB 1234:5678"),
+        ("8086", "is no device"),
+    ] {
+        let said = ask(id);
+        assert!(!said.success && said.stdout.is_empty() && said.stderr.contains(why), "{id}: {said:?}");
+    }
+}
+
+#[test]
+fn the_document_of_hardware_is_that_of_the_table_and_the_lock() {
+    let mut command = tool::rackstick();
+    let fresh = tool::output(command.args(["inspect", "--drivers"]).arg(place::clone().join("recipes/lab.toml")));
+    let written = fs::read_to_string(place::clone().join("docs/hardware.md")).unwrap();
+    assert!(written == fresh, "renew it: rackstick inspect --drivers recipes/lab.toml > docs/hardware.md");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod build;
 mod check;
+mod inspect;
 mod lock;
 mod run;
 
@@ -12,6 +13,7 @@ use crate::report;
 pub enum Command {
     Build(build::Args),
     Check(check::Args),
+    Inspect(inspect::Args),
     Lock(lock::Args),
     Run(run::Args),
 }
@@ -22,6 +24,7 @@ impl Command {
         match self {
             Self::Build(args) => build::run(args),
             Self::Check(args) => check::run(args),
+            Self::Inspect(args) => inspect::run(args),
             Self::Lock(args) => lock::run(args),
             Self::Run(args) => run::run(args),
         }

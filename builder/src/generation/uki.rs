@@ -13,7 +13,10 @@ use rackstick_image::{
 };
 use thiserror::Error;
 
-use crate::kernel::{self, Kernel, KernelError};
+use crate::{
+    kernel::Kernel,
+    package::{self, PackageError},
+};
 
 /// The host's kernel command line. A kernel that hangs or faults reboots the machine: nobody sits before it.
 /// The serial line comes last, so it is `/dev/console`; what concerns a user is said on both, and of the kernel's own
@@ -27,7 +30,7 @@ const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 pub enum UkiError {
     /// The boot loader's package.
     #[error(transparent)]
-    Package(#[from] KernelError),
+    Package(#[from] PackageError),
     /// It lacks a file.
     #[error("the package {} holds no {file}; another version of systemd-boot-efi is needed", .package.display())]
     NoFile {
@@ -63,8 +66,15 @@ pub struct Uki {
 }
 
 /// Writes the UKI to `path`. `boot`: the package systemd-boot-efi.
-pub fn write(path: &Path, rack: &Rack, kernel: &Kernel, boot: &Path, initrd: &Path) -> Result<Uki, UkiError> {
-    let mut found = kernel::extract(boot, |file| file == STUB || file == LOADER)?;
+pub fn write(
+    path: &Path,
+    rack: &Rack,
+    kernel: &Kernel,
+    boot: &Path,
+    microcode: Vec<u8>,
+    initrd: &Path,
+) -> Result<Uki, UkiError> {
+    let mut found = package::files(boot, |file| file == STUB || file == LOADER)?;
     let mut take = |file| found.remove(file).ok_or_else(|| UkiError::NoFile { package: boot.to_owned(), file });
     let (stub, loader) = (take(STUB)?, take(LOADER)?);
 
@@ -73,7 +83,7 @@ pub fn write(path: &Path, rack: &Rack, kernel: &Kernel, boot: &Path, initrd: &Pa
         os_release: os_release(rack),
         cmdline: CMDLINE.to_owned(),
         uname: kernel.release.clone(),
-        microcode: None,
+        microcode: Some(Source::Bytes(microcode)),
         initrd: Source::file(initrd)?,
         linux: Source::Bytes(kernel.vmlinuz.clone()),
     };

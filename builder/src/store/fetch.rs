@@ -6,10 +6,7 @@ use std::{
     io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -22,6 +19,7 @@ use super::{
 };
 use crate::{
     archive::Mirrors,
+    parallel::each_by,
     progress::{Job, Progress},
 };
 
@@ -68,7 +66,7 @@ impl Store {
         mirrors: &Mirrors,
         progress: &Progress,
     ) -> Result<(), StoreError> {
-        let present = each(wants, |want| verified(&self.path(want.sha256), want.sha256, want.size));
+        let present = each_by(THREADS, wants, |want| verified(&self.path(want.sha256), want.sha256, want.size));
         let mut missing = Vec::new();
         for (want, present) in wants.iter().zip(present) {
             if !present.map_err(|source| StoreError::Io { path: self.path(want.sha256), source })? {
@@ -86,7 +84,7 @@ impl Store {
         };
         let job = progress.bytes("fetching", &what, total);
         let stop = AtomicBool::new(false);
-        let outcomes = each(&missing, |want| {
+        let outcomes = each_by(THREADS, &missing, |want| {
             if stop.load(Ordering::Relaxed) {
                 return Outcome::Left;
             }
@@ -332,25 +330,4 @@ fn verified(path: &Path, hash: Sha256, size: u64) -> io::Result<bool> {
         }
     }
     Ok(Sha256(hasher.finalize().into()) == hash)
-}
-
-/// Does the same with each item, on several threads; the results are in the items' order.
-fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let next = AtomicUsize::new(0);
-    let results = Mutex::new(Vec::with_capacity(items.len()));
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS.min(items.len()) {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(item) = items.get(index) else { break };
-                    let result = work(item);
-                    results.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
-                }
-            });
-        }
-    });
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    results.sort_unstable_by_key(|(index, _)| *index);
-    results.into_iter().map(|(_, result)| result).collect()
 }

@@ -52,8 +52,8 @@ pub enum InfoError {
 /// Longest value accepted, in bytes; the longest in Debian's kernel has some 200. Keeps a damaged file from filling the index.
 const MAX_VALUE: usize = 4096;
 
-/// The module's name in a path such as `kernel/fs/erofs/erofs.ko.xz`.
-pub(super) fn name_of_path(path: &str) -> Option<String> {
+/// The module's name in a path such as `kernel/fs/erofs/erofs.ko.xz`; none if it is the path of something else.
+pub fn name_of_path(path: &str) -> Option<String> {
     let file = path.trim().rsplit('/').next()?;
     let stem = file.find(".ko").map(|end| &file[..end])?;
     (!stem.is_empty()).then(|| normalise(stem).into_owned())
