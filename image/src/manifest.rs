@@ -40,10 +40,14 @@ pub struct Manifest {
 pub enum Network {
     /// Bridged to the rack's own NIC.
     Uplink {
-        /// The NIC's name, or none: the first with a carrier.
-        interface: Option<String>,
+        /// Which NIC.
+        nic: Nic,
         /// How the rack gets its own address.
         address: UplinkAddress,
+        /// The network's router: of a rack with an address of its own, and of guests with one; DHCP brings its own.
+        gateway: Option<Ipv4Addr>,
+        /// The network's resolver, as [`Network::Uplink::gateway`].
+        resolver: Option<Ipv4Addr>,
     },
     /// A private bridge.
     Private {
@@ -54,6 +58,18 @@ pub enum Network {
         /// The uplink network through which guests reach the world, if any.
         nat: Option<String>,
     },
+}
+
+/// Which NIC of the rack belongs to an uplink network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Nic {
+    /// The first with a carrier, in order of bus address.
+    Auto,
+    /// The one with this MAC address, in lower case with colons.
+    Mac(String),
+    /// The one with this name; the kernel numbers NICs in the order in which their drivers find them.
+    Name(String),
 }
 
 /// How the rack gets its own address on an uplink.
@@ -68,8 +84,6 @@ pub enum UplinkAddress {
         address: Ipv4Addr,
         /// Prefix length, 1 to 30.
         prefix: u8,
-        /// Default gateway, if any.
-        gateway: Option<Ipv4Addr>,
     },
 }
 
@@ -133,8 +147,33 @@ pub struct Interface {
     pub network: String,
     /// MAC address, derived from rack, guest and network.
     pub mac: String,
-    /// Address on a private network.
-    pub address: Option<Ipv4Addr>,
+    /// How it gets its address.
+    pub address: Address,
+}
+
+/// How a guest's interface gets its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub enum Address {
+    /// The guest asks the DHCP server of a bridged network.
+    Dhcp,
+    /// Always this one.
+    Static {
+        /// The address.
+        address: Ipv4Addr,
+        /// Prefix length, 1 to 30.
+        prefix: u8,
+    },
+}
+
+impl Address {
+    /// The address, if the recipe names it.
+    pub fn known(self) -> Option<Ipv4Addr> {
+        match self {
+            Address::Dhcp => None,
+            Address::Static { address, .. } => Some(address),
+        }
+    }
 }
 
 /// A guest's volume: a file `volumes/<guest>/<name>` on the data partition, with an ext4 file system.

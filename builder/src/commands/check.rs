@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rackstick_image::recipe::{self, Network, Rack};
+use rackstick_image::{
+    manifest::{Address, Nic},
+    recipe::{self, Network, Rack},
+};
 
 use crate::{lock, lock::LockError, report, sets};
 
@@ -43,16 +46,24 @@ fn lock_state(recipe: &Path, rack: &Rack) -> Result<String, LockError> {
 
 fn guests(rack: &Rack) -> Vec<String> {
     let guests = rack.guests.iter().map(|(name, guest)| {
-        let addresses: Vec<String> = guest.addresses.values().map(ToString::to_string).collect();
+        let addresses: Vec<String> = guest.addresses.iter().map(address).collect();
         let memory = format!("{} MiB", guest.memory_mib);
         format!("{name} ({})", [addresses, vec![memory]].concat().join(", "))
     });
     guests.collect()
 }
 
+fn address((network, address): (&String, &Address)) -> String {
+    match address.known() {
+        Some(address) => address.to_string(),
+        None => format!("DHCP on {network}"),
+    }
+}
+
 fn networks(rack: &Rack) -> Vec<String> {
     let networks = rack.networks.iter().map(|(name, network)| match network {
-        Network::Uplink { interface, .. } => format!("{name} (uplink {})", interface.as_deref().unwrap_or("auto")),
+        Network::Uplink { nic: Nic::Auto, .. } => format!("{name} (uplink auto)"),
+        Network::Uplink { nic: Nic::Mac(nic) | Nic::Name(nic), .. } => format!("{name} (uplink {nic})"),
         Network::Private { subnet, .. } => format!("{name} ({subnet})"),
     });
     networks.collect()

@@ -92,12 +92,12 @@ impl Uplink {
     /// What the rack's first uplink expects.
     pub fn of(manifest: &Manifest) -> Self {
         let mut uplinks = manifest.networks.values().filter_map(|network| match network {
-            Network::Uplink { address, .. } => Some(address),
+            Network::Uplink { address, gateway, .. } => Some((address, *gateway)),
             Network::Private { .. } => None,
         });
         match uplinks.next() {
-            Some(UplinkAddress::Static { address, prefix, gateway }) => Self::Static(*address, *prefix, *gateway),
-            Some(UplinkAddress::Dhcp) | None => Self::Dhcp,
+            Some((UplinkAddress::Static { address, prefix }, gateway)) => Self::Static(*address, *prefix, gateway),
+            Some((UplinkAddress::Dhcp, _)) | None => Self::Dhcp,
         }
     }
 }

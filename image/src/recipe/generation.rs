@@ -64,9 +64,12 @@ pub fn manifest(
 
 fn network_of(network: &Network) -> manifest::Network {
     match network {
-        Network::Uplink { interface, address } => {
-            manifest::Network::Uplink { interface: interface.clone(), address: address.clone() }
-        }
+        Network::Uplink { nic, address, gateway, resolver } => manifest::Network::Uplink {
+            nic: nic.clone(),
+            address: address.clone(),
+            gateway: *gateway,
+            resolver: *resolver,
+        },
         Network::Private { subnet, nat } => manifest::Network::Private {
             gateway: networks::gateway(subnet),
             prefix: subnet.prefix_len(),
@@ -79,7 +82,7 @@ fn guest_of(rack: &str, name: &str, guest: &Guest) -> manifest::Guest {
     let interfaces = guest.addresses.iter().map(|(network, &address)| manifest::Interface {
         network: network.clone(),
         mac: mac(rack, name, network),
-        address: Some(address),
+        address,
     });
     let volumes = guest.volumes.iter().map(|(name, volume)| manifest::Volume {
         name: name.clone(),

@@ -5,6 +5,7 @@ use std::{
     net::Ipv4Addr,
 };
 
+use ipnet::Ipv4Net;
 use toml::{Spanned, de::DeValue};
 
 use super::{
@@ -17,12 +18,15 @@ use super::{
     reader::{self, Report, Table, Text},
     shapes, units, volumes,
 };
-use crate::manifest::Forward;
+use crate::manifest::{Address, Forward, Protocol, UplinkAddress};
 
 /// Most vCPUs of a guest: a slip of a digit is found here, not when the rack starts.
 pub const VCPUS_MAX: u8 = 32;
 /// Most guests of a rack: what is compared between guests takes quadratic time.
 const GUESTS_MAX: usize = 1000;
+
+/// Where the rack's own DHCP client hears its answers (RFC 2131, section 4.1).
+const DHCP_CLIENT_PORT: u16 = 68;
 
 /// A guest of which everything that could be read was, and whose image is yet to be read.
 pub(super) struct Draft<'a> {
@@ -101,6 +105,14 @@ fn guest<'a>(
             );
         }
     }
+    let private = |network: &String| !matches!(networks.get(network), Some(Some(Network::Uplink { .. })));
+    if !forwards.is_empty() && !addresses.is_empty() && !addresses.keys().any(private) {
+        report.wrong(
+            table.key_span("forward").unwrap_or(name.span.clone()),
+            format!("{title} has `forward`, but no address on a private network"),
+            "on an uplink network a guest has an address of its own, which needs no forward; leave it out",
+        );
+    }
     let after = table.texts(report, "after");
     let after_names = after.iter().map(|text| text.value.to_owned()).collect();
     seen.after.insert(name.value, after);
@@ -142,18 +154,13 @@ fn addresses<'a>(
     seen: &mut Seen<'a>,
     guest: &'a str,
     table: &Table<'a>,
-) -> BTreeMap<String, Ipv4Addr> {
+) -> BTreeMap<String, Address> {
     let mut addresses = BTreeMap::new();
     for (network, value) in table.entries(report, "address") {
-        let hint = || names::suggest_or_list(network.value, "private networks", networks::privates(networks));
+        let hint = || names::suggest_or_list(network.value, "networks", networks.keys().map(String::as_str));
         let known = match networks.get(network.value) {
             None => {
                 report.wrong(network.span.clone(), format!("unknown network `{}`", shown(network.value)), hint());
-                continue;
-            }
-            Some(Some(Network::Uplink { .. })) => {
-                let message = format!("`{}` is an uplink; guests have addresses on private networks", network.value);
-                report.wrong(network.span.clone(), message, hint());
                 continue;
             }
             Some(known) => known,
@@ -162,19 +169,25 @@ fn addresses<'a>(
             table.wrong_type(report, "address", "a table of strings", value);
             continue;
         };
-        let Ok(address) = text.value.parse::<Ipv4Addr>() else {
-            let message = format!("`{}` is not an IPv4 address", shown(text.value));
-            report.wrong(text.span, message, "an address is four numbers from 0 to 255, for example `10.20.0.80`");
-            continue;
+        let address = match known {
+            Some(Network::Private { subnet, .. }) => private_address(network.value, subnet, text.value),
+            Some(Network::Uplink { address, gateway, .. }) => {
+                bridged_address(networks, network.value, address, *gateway, text.value)
+            }
+            // What is wrong with the network was reported.
+            None => continue,
         };
-        if let Some(Network::Private { subnet, .. }) = known
-            && let Some((message, hint)) = unusable(network.value, subnet, address)
+        let address = match address {
+            Ok(address) => address,
+            Err((message, hint)) => {
+                report.wrong(text.span, message, hint);
+                continue;
+            }
+        };
+        if let Some(known) = address.known()
+            && let Some(other) = seen.addresses.insert(known, guest)
         {
-            report.wrong(text.span, message, hint);
-            continue;
-        }
-        if let Some(other) = seen.addresses.insert(address, guest) {
-            let message = format!("{address} is the address of guest `{other}` already");
+            let message = format!("{known} is the address of guest `{other}` already");
             report.wrong(text.span, message, "each guest needs an address of its own");
             continue;
         }
@@ -183,8 +196,61 @@ fn addresses<'a>(
     addresses
 }
 
+/// A guest's address on a private network; else what is wrong with it, and what it could be.
+fn private_address(network: &str, subnet: &Ipv4Net, text: &str) -> Result<Address, (String, String)> {
+    let Ok(address) = text.parse::<Ipv4Addr>() else {
+        let hint = "an address is four numbers from 0 to 255, for example `10.20.0.80`";
+        return Err((format!("`{}` is not an IPv4 address", shown(text)), hint.to_owned()));
+    };
+    match unusable(network, subnet, address) {
+        Some(wrong) => Err(wrong),
+        None => Ok(Address::Static { address, prefix: subnet.prefix_len() }),
+    }
+}
+
+/// A guest's address on a network that is bridged to a NIC; else what is wrong with it, and what it could be.
+fn bridged_address(
+    networks: &Networks,
+    network: &str,
+    rack: &UplinkAddress,
+    gateway: Option<Ipv4Addr>,
+    text: &str,
+) -> Result<Address, (String, String)> {
+    if text == "dhcp" {
+        return Ok(Address::Dhcp);
+    }
+    let net = text.parse::<Ipv4Net>().ok().filter(|net| networks::usable(net) && networks::is_host(net, net.addr()));
+    let Some(net) = net else {
+        let hint = r#"`"dhcp"`, or its own address there with the prefix length, for example `"192.168.1.20/24"`"#;
+        return Err((
+            format!("`{}` is not an address for a guest on `{network}`, an uplink", shown(text)),
+            hint.into(),
+        ));
+    };
+    let address = net.addr();
+    if let UplinkAddress::Static { address: own, .. } = rack
+        && *own == address
+    {
+        let message = format!("{address} is the rack's own address on network `{network}`");
+        return Err((message, "each guest needs an address of its own".to_owned()));
+    }
+    if let Some(gateway) = gateway.filter(|gateway| *gateway == address || !networks::is_host(&net, *gateway)) {
+        let message = format!("{net} can't be reached by {gateway}, the gateway of network `{network}`");
+        return Err((message, "the gateway must be another host of the same subnet".to_owned()));
+    }
+    let overlapping = networks.iter().find_map(|(name, other)| match other {
+        Some(Network::Private { subnet, .. }) if subnet.contains(&net) || net.contains(subnet) => Some((name, subnet)),
+        _ => None,
+    });
+    if let Some((name, subnet)) = overlapping {
+        let hint = "no address may belong to two networks of a rack".to_owned();
+        return Err((format!("{net} overlaps {subnet} of network `{name}`"), hint));
+    }
+    Ok(Address::Static { address, prefix: net.prefix_len() })
+}
+
 /// Why a guest can't have the address, and what it could have.
-fn unusable(network: &str, subnet: &ipnet::Ipv4Net, address: Ipv4Addr) -> Option<(String, String)> {
+fn unusable(network: &str, subnet: &Ipv4Net, address: Ipv4Addr) -> Option<(String, String)> {
     let gateway = networks::gateway(subnet);
     let last = Ipv4Addr::from_bits(subnet.broadcast().to_bits().saturating_sub(1));
     let second = Ipv4Addr::from_bits(gateway.to_bits().saturating_add(1));
@@ -229,6 +295,13 @@ fn forwards<'a>(
                 let message =
                     format!("`{}` is not an uplink network; forwards come from outside the rack", forward.network);
                 report.wrong(place, message, hint());
+                continue;
+            }
+            Some(Some(Network::Uplink { address: UplinkAddress::Dhcp, .. }))
+                if (forward.port, forward.protocol) == (DHCP_CLIENT_PORT, Protocol::Udp) =>
+            {
+                let message = format!("the rack itself listens on 68/udp of `{}`, for its address", forward.network);
+                report.wrong(text.span, message, "choose another port, or give the network an `address` of its own");
                 continue;
             }
             Some(Some(Network::Uplink { .. }) | None) => {}

@@ -11,7 +11,7 @@ use super::{
     reader::{Report, Table, Text},
     shapes,
 };
-use crate::manifest::UplinkAddress;
+use crate::manifest::{Nic, UplinkAddress};
 
 /// Widest private subnet: an eighth of 2^32 addresses would take real parts of the world away from guests.
 const PREFIX_MIN: u8 = 8;
@@ -20,6 +20,8 @@ const PREFIX_MAX: u8 = 30;
 const SUBNET_HINT: &str = "for example `10.20.0.0/24`: the prefix length is 8 to 30, and loopback, link-local and multicast are not for hosts";
 const ADDRESS_HINT: &str =
     r#"`"dhcp"`, or the rack's own address with its prefix length, for example `"192.168.1.10/24"`"#;
+
+const NIC_HINT: &str = r#"`"auto"` takes the first NIC with a carrier; else its MAC address, for example `"52:54:00:12:34:56"`, or its name"#;
 
 /// The networks by name. A network in which something is wrong is there too, as `None`, so that what refers to it is
 /// not called wrong for it.
@@ -30,14 +32,6 @@ pub(super) fn uplinks(networks: &Networks) -> impl Iterator<Item = &str> + Clone
     networks
         .iter()
         .filter(|(_, network)| !matches!(network, Some(Network::Private { .. })))
-        .map(|(name, _)| name.as_str())
-}
-
-/// Names of those that could be private.
-pub(super) fn privates(networks: &Networks) -> impl Iterator<Item = &str> + Clone {
-    networks
-        .iter()
-        .filter(|(_, network)| !matches!(network, Some(Network::Uplink { .. })))
         .map(|(name, _)| name.as_str())
 }
 
@@ -115,20 +109,56 @@ fn network<'a>(
 }
 
 fn uplink<'a>(report: &mut Report, seen: &mut Seen<'a>, name: &'a str, table: &Table<'a>) -> Option<Network> {
-    let nic = table.text(report, "uplink");
+    let text = table.text(report, "uplink");
     let address = uplink_address(report, seen, name, table);
-    let nic = nic?;
-    if !names::is_interface(nic.value) {
-        report.wrong(
-            nic.span,
-            format!("`{}` can't be the name of a NIC", shown(nic.value)),
-            r#"`"auto"` takes the first NIC with a carrier; a name is up to 15 characters, for example `"enp1s0"`"#,
-        );
+    let subnet = match address {
+        Some(UplinkAddress::Static { address, prefix }) => Ipv4Net::new(address, prefix).ok(),
+        _ => None,
+    };
+    let gateway = table.text(report, "gateway").map(|text| gateway_address(report, name, subnet, &text));
+    let resolver = table.text(report, "resolver").map(|text| host_address(report, &text));
+    let text = text?;
+    let Some(nic) = nic(text.value) else {
+        report.wrong(text.span, format!("`{}` can't be a NIC", shown(text.value)), NIC_HINT);
         return None;
+    };
+    seen.nics.push((text, name));
+    // What is wrong with either was reported; nothing else depends on them.
+    Some(Network::Uplink { nic, address: address?, gateway: gateway.flatten(), resolver: resolver.flatten() })
+}
+
+fn nic(text: &str) -> Option<Nic> {
+    if text == "auto" {
+        return Some(Nic::Auto);
     }
-    let interface = (nic.value != "auto").then(|| nic.value.to_owned());
-    seen.nics.push((nic, name));
-    Some(Network::Uplink { interface, address: address? })
+    match names::mac(text) {
+        Some(mac) => Some(Nic::Mac(mac)),
+        None => names::is_interface(text).then(|| Nic::Name(text.to_owned())),
+    }
+}
+
+fn gateway_address(report: &mut Report, name: &str, subnet: Option<Ipv4Net>, text: &Text<'_>) -> Option<Ipv4Addr> {
+    let gateway = host_address(report, text)?;
+    match subnet {
+        Some(net) if !is_host(&net, gateway) || gateway == net.addr() => {
+            let hint = format!("it must be another host of {}", net.trunc());
+            report.wrong(text.span.clone(), format!("{gateway} can't be the gateway of `{name}`"), hint);
+            None
+        }
+        _ => Some(gateway),
+    }
+}
+
+/// An address that a host can have.
+fn host_address(report: &mut Report, text: &Text<'_>) -> Option<Ipv4Addr> {
+    let address = text.value.parse::<Ipv4Addr>().ok().filter(|address| {
+        !address.is_loopback() && !address.is_multicast() && !address.is_broadcast() && !address.is_unspecified()
+    });
+    if address.is_none() {
+        let hint = "an address is four numbers from 0 to 255, for example `192.168.1.1`";
+        report.wrong(text.span.clone(), format!("`{}` is not the IPv4 address of a host", shown(text.value)), hint);
+    }
+    address
 }
 
 fn uplink_address<'a>(
@@ -137,13 +167,7 @@ fn uplink_address<'a>(
     name: &'a str,
     table: &Table<'a>,
 ) -> Option<UplinkAddress> {
-    let gateway = table.text(report, "gateway");
     if table.get("address").is_none_or(|value| value.get_ref().as_str() == Some("dhcp")) {
-        if let Some(gateway) = gateway {
-            let hint = "by DHCP the gateway comes with the address; leave it out, or give `address` as a.b.c.d/len";
-            report.wrong(gateway.span, "`gateway` needs an address that is not `dhcp`", hint);
-            return None;
-        }
         return Some(UplinkAddress::Dhcp);
     }
     let text = table.text(report, "address")?;
@@ -156,23 +180,7 @@ fn uplink_address<'a>(
         return None;
     }
     seen.subnets.push((net.trunc(), text.span, name));
-    let gateway = match gateway {
-        None => None,
-        Some(text) => match text.value.parse::<Ipv4Addr>() {
-            Ok(gateway) if is_host(&net, gateway) && gateway != net.addr() => Some(gateway),
-            Ok(gateway) => {
-                let hint = format!("it must be another host of {}", net.trunc());
-                report.wrong(text.span, format!("{gateway} can't be the gateway of `{name}`"), hint);
-                return None;
-            }
-            Err(_) => {
-                let hint = "an address is four numbers from 0 to 255, for example `192.168.1.1`";
-                report.wrong(text.span, format!("`{}` is not an IPv4 address", shown(text.value)), hint);
-                return None;
-            }
-        },
-    };
-    Some(UplinkAddress::Static { address: net.addr(), prefix: net.prefix_len(), gateway })
+    Some(UplinkAddress::Static { address: net.addr(), prefix: net.prefix_len() })
 }
 
 fn private<'a>(report: &mut Report, seen: &mut Seen<'a>, name: &'a str, table: &Table<'a>) -> Option<Network> {
@@ -205,7 +213,7 @@ fn subnet<'a>(report: &mut Report, seen: &mut Seen<'a>, name: &'a str, text: &Te
 
 /// Whether hosts can have addresses of this subnet: not loopback, multicast, link-local, reserved or "this network"
 /// (RFC 6890), and neither too wide nor too narrow.
-fn usable(net: &Ipv4Net) -> bool {
+pub(super) fn usable(net: &Ipv4Net) -> bool {
     let first = net.network();
     (PREFIX_MIN..=PREFIX_MAX).contains(&net.prefix_len())
         && !first.is_loopback()

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 
 use super::{error::Placed, image::Image};
-use crate::manifest::{Forward, Health, UplinkAddress};
+use crate::manifest::{Address, Forward, Health, Nic, UplinkAddress};
 
 /// A rack recipe with the image recipes that it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,10 +31,14 @@ pub struct Rack {
 pub enum Network {
     /// Bridged to the rack's own NIC.
     Uplink {
-        /// The NIC's name, or none: the first with a carrier.
-        interface: Option<String>,
+        /// Which NIC.
+        nic: Nic,
         /// How the rack gets its own address.
         address: UplinkAddress,
+        /// The network's router, for those that don't ask DHCP.
+        gateway: Option<Ipv4Addr>,
+        /// The network's resolver, for those that don't ask DHCP.
+        resolver: Option<Ipv4Addr>,
     },
     /// A private bridge.
     Private {
@@ -54,8 +58,8 @@ pub struct Guest {
     pub vcpus: u8,
     /// Memory in MiB, [`super::MEMORY_MIN_MIB`] to [`super::MEMORY_MAX_MIB`].
     pub memory_mib: u32,
-    /// Its address on each private network that it is on.
-    pub addresses: BTreeMap<String, Ipv4Addr>,
+    /// Its address on each network that it is on.
+    pub addresses: BTreeMap<String, Address>,
     /// Ports of the rack that lead to it, in the recipe's order.
     pub forwards: Vec<Forward>,
     /// Its volumes by name.

@@ -35,6 +35,7 @@ pub const UPLINK: Shape = Shape {
         required("uplink", r#"uplink = "auto""#),
         optional("address", r#"address = "dhcp""#),
         optional("gateway", r#"gateway = "192.168.1.1""#),
+        optional("resolver", r#"resolver = "192.168.1.1""#),
     ],
 };
 

@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     digest::VerityDigest,
     guid,
-    manifest::{self, Blob, Health, Protocol, UplinkAddress},
+    manifest::{self, Address, Blob, Health, Nic, Protocol, UplinkAddress},
 };
 
 fn project() -> PathBuf {
@@ -39,12 +39,13 @@ const SMALL: &str = r#"
 fn the_lab_is_read_as_its_recipe_says() {
     let rack = load(&project().join("recipes/lab.toml")).unwrap();
     assert_eq!((&*rack.name, &*rack.domain, &*rack.base.value), ("lab", "lab.internal", "debian:trixie"));
-    assert_eq!(rack.networks["lan"], Network::Uplink { interface: None, address: UplinkAddress::Dhcp });
+    let lan = Network::Uplink { nic: Nic::Auto, address: UplinkAddress::Dhcp, gateway: None, resolver: None };
+    assert_eq!(rack.networks["lan"], lan);
     let servers = Network::Private { subnet: "10.20.0.0/24".parse().unwrap(), nat: Some("lan".to_owned()) };
     assert_eq!(rack.networks["servers"], servers);
     let web = &rack.guests["web"];
     assert_eq!((web.image.as_str(), web.vcpus, web.memory_mib), ("web", 1, 256));
-    assert_eq!(web.addresses["servers"], Ipv4Addr::new(10, 20, 0, 80));
+    assert_eq!(web.addresses["servers"], Address::Static { address: [10, 20, 0, 80].into(), prefix: 24 });
     assert_eq!((web.forwards[0].port, web.forwards[0].guest_port, web.forwards[0].protocol), (8080, 80, Protocol::Tcp));
     assert_eq!(web.health, Some(Health::Http { port: 80, path: "/".to_owned() }));
     assert_eq!(web.after, ["dns"]);
@@ -64,9 +65,9 @@ fn the_lab_is_read_as_its_recipe_says() {
 fn a_static_uplink_and_everything_left_out_have_their_meaning() {
     let rack =
         load_text(&SMALL.replace("\"auto\"", "\"eth0\"\naddress = \"192.0.2.9/24\"\ngateway = \"192.0.2.1\"")).unwrap();
-    let address =
-        UplinkAddress::Static { address: [192, 0, 2, 9].into(), prefix: 24, gateway: Some([192, 0, 2, 1].into()) };
-    assert_eq!(rack.networks["lan"], Network::Uplink { interface: Some("eth0".to_owned()), address });
+    let address = UplinkAddress::Static { address: [192, 0, 2, 9].into(), prefix: 24 };
+    let (nic, gateway) = (Nic::Name("eth0".to_owned()), Some([192, 0, 2, 1].into()));
+    assert_eq!(rack.networks["lan"], Network::Uplink { nic, address, gateway, resolver: None });
     assert_eq!(rack.domain, "lab.internal");
     assert!(rack.guests.is_empty());
 }
@@ -79,6 +80,25 @@ fn a_guest_has_the_volumes_that_its_recipe_gives_it() {
     let manifest = manifest(&rack, built(&rack), guid::derive(&[b"data"])).unwrap();
     let found: Vec<_> = manifest.guests[0].volumes.iter().map(|v| (&*v.name, &*v.mount, v.size_mib)).collect();
     assert_eq!(found, [("keys", "/etc/keys", 32), ("mail", "/var/mail", 20 << 10)]);
+}
+
+#[test]
+fn a_guest_on_the_lan_asks_dhcp_or_has_an_address_with_a_prefix() {
+    let guest = |address: &str| {
+        format!("[guests.a]\nimage = 'web.toml'\nmemory = '64 MiB'\naddress = {{ lan = '{address}' }}\n")
+    };
+    let lan = SMALL.replace("\"auto\"", "\"52:54:00:AB:cd:EF\"\ngateway = \"192.0.2.1\"\nresolver = \"192.0.2.7\"");
+    let rack = load_text(&format!("{lan}{}", guest("dhcp"))).unwrap();
+    assert_eq!(rack.guests["a"].addresses["lan"], Address::Dhcp);
+    let Network::Uplink { nic, gateway, resolver, .. } = &rack.networks["lan"] else { panic!() };
+    assert_eq!(nic, &Nic::Mac("52:54:00:ab:cd:ef".to_owned()));
+    assert_eq!((*gateway, *resolver), (Some([192, 0, 2, 1].into()), Some([192, 0, 2, 7].into())));
+    let rack = load_text(&format!("{lan}{}", guest("192.0.2.20/24"))).unwrap();
+    assert_eq!(rack.guests["a"].addresses["lan"], Address::Static { address: [192, 0, 2, 20].into(), prefix: 24 });
+    // Without a prefix, the gateway's own, out of its reach, within a private network, no host's.
+    for bad in ["192.0.2.20", "192.0.2.1/24", "192.0.3.20/24", "10.20.0.3/8", "192.0.2.255/24", "auto"] {
+        assert!(load_text(&format!("{lan}{}", guest(bad))).is_err(), "{bad}");
+    }
 }
 
 #[test]

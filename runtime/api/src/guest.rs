@@ -48,12 +48,38 @@ pub struct Volume {
 pub struct Interface {
     /// MAC address, as `52:54:00:12:34:56`.
     pub mac: String,
-    /// IPv4 address; none: the interface is only brought up.
-    pub address: Option<Ipv4Addr>,
-    /// Prefix length of the subnet, 0 to 32.
-    pub prefix: u8,
-    /// Default gateway, if this interface has one.
-    pub gateway: Option<Ipv4Addr>,
+    /// How it gets its IPv4 address.
+    pub address: Address,
+}
+
+/// How an interface gets its IPv4 address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+pub enum Address {
+    /// From the network's DHCP server, by the agent; with its resolvers.
+    Dhcp {
+        /// Whether the server's router becomes the default gateway.
+        default_route: bool,
+    },
+    /// Always this one, from the start.
+    Static {
+        /// The address.
+        address: Ipv4Addr,
+        /// Prefix length of the subnet, 0 to 32.
+        prefix: u8,
+        /// Default gateway, if this interface has one.
+        gateway: Option<Ipv4Addr>,
+    },
+}
+
+impl Address {
+    /// The address, if it is known from the start.
+    pub fn known(&self) -> Option<Ipv4Addr> {
+        match self {
+            Address::Dhcp { .. } => None,
+            Address::Static { address, .. } => Some(*address),
+        }
+    }
 }
 
 /// A health check, run by the agent inside the guest.
@@ -64,7 +90,7 @@ pub enum Health {
     Dns {
         /// The name asked for.
         name: String,
-        /// The server asked: the guest's own address.
+        /// The server asked: the guest's own address, or its loopback where that is not known beforehand.
         address: Ipv4Addr,
         /// UDP port, usually 53.
         port: u16,

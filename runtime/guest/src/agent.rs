@@ -1,5 +1,6 @@
 //! The agent: answers the host's requests over vsock, one JSON message a line (`rackstick_api::agent`).
 
+mod dhcp;
 mod health;
 mod serve;
 mod shutdown;
@@ -49,6 +50,7 @@ pub(crate) fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    dhcp::start(&config);
     let listener = match VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT) {
         Ok(listener) => listener,
         Err(error) => {

@@ -1,6 +1,6 @@
 //! From the kernel's first process to the image's own init: drivers, layers, root, networks, names, agent.
 
-mod identity;
+pub(crate) mod identity;
 mod layers;
 mod network;
 mod seed;

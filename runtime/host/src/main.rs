@@ -1,5 +1,6 @@
-//! The host's one program: PID 1 (`/init`), the kernel's module loader (`/sbin/modprobe`) and the rack daemon
-//! (`rackstick-host daemon`), chosen by the name it is called by, else by its first argument.
+//! The host's one program: PID 1 (`/init`), the kernel's module loader (`/sbin/modprobe`), the rack daemon
+//! (`rackstick-host daemon`) and the gateway of its private networks (`rackstick-host gateway`), chosen by the name it is
+//! called by, else by its first argument.
 
 mod daemon;
 mod init;
@@ -26,8 +27,10 @@ fn main() -> ExitCode {
         modprobe::run(arguments)
     } else if role == OsStr::new("daemon") {
         daemon::run()
+    } else if role == OsStr::new("gateway") {
+        daemon::network::gateway::process::run()
     } else {
-        eprintln!("rackstick-host {VERSION}: call it as init or modprobe, or with the argument `daemon`");
+        eprintln!("rackstick-host {VERSION}: call it as init or modprobe, or with the argument `daemon` or `gateway`");
         ExitCode::from(2)
     }
 }

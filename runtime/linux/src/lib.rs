@@ -3,12 +3,13 @@
 //! - [`modules`], [`coldplug`], [`uevent`]: load drivers, by name, by device, as devices come.
 //! - [`mount`]: mounts, and leaving the initramfs.
 //! - [`ext4`]: what a mounted file system is asked.
-//! - [`netlink`], [`tap`]: links, addresses, routes, tap devices.
+//! - [`netlink`], [`tap`]: links, addresses, routes, tap devices; [`dhcp`]: an address from the network.
 //! - [`kmsg`], [`power`]: the kernel's log, and its end.
 //!
 //! Everything here is synchronous and takes deadlines where it waits.
 
 pub mod coldplug;
+pub mod dhcp;
 pub mod ext4;
 pub mod kmsg;
 pub mod modules;
@@ -17,4 +18,4 @@ pub mod netlink;
 pub mod power;
 pub mod tap;
 pub mod uevent;
-mod wait;
+pub mod wait;

@@ -5,6 +5,7 @@ mod link;
 
 use std::{
     io,
+    os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
 
@@ -175,7 +176,7 @@ impl Netlink {
     ) -> Result<T, NetlinkError> {
         let failed = |source: io::Error| NetlinkError::Socket { what: what.to_owned(), source };
         let begun = Instant::now();
-        let changes = socket(GROUP_LINK)?;
+        let changes = LinkChanges::open()?;
         loop {
             if let Some(value) = condition(&self.links()?) {
                 return Ok(value);
@@ -183,14 +184,49 @@ impl Netlink {
             if !wait::readable(&changes, Some(deadline)).map_err(failed)? {
                 return Err(NetlinkError::Deadline { what: what.to_owned(), seconds: begun.elapsed().as_secs() });
             }
+            changes.forget()?;
+        }
+    }
+}
+
+/// Tells that a link has come, changed or gone: it can be read then.
+pub struct LinkChanges(Socket);
+
+impl LinkChanges {
+    /// Begins to listen, in the network namespace of the thread.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Socket`].
+    pub fn open() -> Result<Self, NetlinkError> {
+        let failed = |source| NetlinkError::Socket { what: "listen to links".to_owned(), source };
+        let socket = socket(GROUP_LINK)?;
+        socket.set_non_blocking(true).map_err(failed)?;
+        Ok(Self(socket))
+    }
+
+    /// Takes what was told so far: whoever was told looks at the links themselves next.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Socket`].
+    pub fn forget(&self) -> Result<(), NetlinkError> {
+        loop {
             let mut datagram = Vec::with_capacity(MAX_DATAGRAM);
-            match changes.recv(&mut datagram, 0) {
+            match self.0.recv(&mut datagram, 0) {
                 Ok(_) => {}
-                // Some changes were lost; the links are asked for again anyway.
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => {}
-                Err(error) => return Err(failed(error)),
+                Err(error) => match Errno::from_io_error(&error) {
+                    Some(Errno::AGAIN) => return Ok(()),
+                    // Some were lost; the links are looked at anyway.
+                    Some(Errno::NOBUFS | Errno::INTR) => {}
+                    _ => return Err(NetlinkError::Socket { what: "listen to links".to_owned(), source: error }),
+                },
             }
         }
+    }
+}
+
+impl AsFd for LinkChanges {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -4,15 +4,20 @@ use std::{
     fmt::Write as _,
     fs::File,
     io::{self, Write},
+    net::Ipv4Addr,
     os::fd::{AsFd, OwnedFd},
     path::Path,
 };
 
 use rackstick_api::guest::GuestConfig;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, renameat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, renameat, statat, unlinkat,
+};
 
 use super::{InitError, file_error};
 
+/// The C library looks at three (MAXNS).
+const MOST_RESOLVERS: usize = 3;
 /// Name of a file while it is written.
 const TEMPORARY: &str = ".rackstick-new";
 
@@ -26,9 +31,21 @@ pub(super) fn write(root: &Path, config: &GuestConfig) -> Result<(), InitError> 
     replace(&etc, "hosts", &hosts(config)).map_err(file_error("write", "/etc/hosts"))?;
     // Without nameservers the image's own file counts: it may run a resolver itself.
     if !config.nameservers.is_empty() {
-        replace(&etc, "resolv.conf", &resolv_conf(config)).map_err(file_error("write", "/etc/resolv.conf"))?;
+        replace(&etc, "resolv.conf", &resolv_conf(config, &[])).map_err(file_error("write", "/etc/resolv.conf"))?;
     }
     Ok(())
+}
+
+/// Writes `/etc/resolv.conf` of `root` with the resolvers that DHCP servers named behind those known before. One that
+/// the image made a symlink belongs to a resolver of its own and stays.
+pub(crate) fn write_resolvers(root: &Path, config: &GuestConfig, more: &[Ipv4Addr]) -> Result<(), InitError> {
+    let etc = etc(root).map_err(file_error("open /etc in", root))?;
+    let link = statat(&etc, "resolv.conf", AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Symlink);
+    if link || (config.nameservers.is_empty() && more.is_empty()) {
+        return Ok(());
+    }
+    replace(&etc, "resolv.conf", &resolv_conf(config, more)).map_err(file_error("write", "/etc/resolv.conf"))
 }
 
 /// Opens `/etc` of `root` as a process inside would see it: a symlink in the image can't lead out.
@@ -64,7 +81,7 @@ fn hosts(config: &GuestConfig) -> String {
     let mut out = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
     let full = full_name(config);
     let names = if full == config.hostname { full } else { format!("{full} {}", config.hostname) };
-    let mut addresses = config.interfaces.iter().filter_map(|interface| interface.address).peekable();
+    let mut addresses = config.interfaces.iter().filter_map(|interface| interface.address.known()).peekable();
     if addresses.peek().is_none() {
         // As Debian's installer does where there is no fixed address.
         let _ = writeln!(out, "127.0.1.1 {names}");
@@ -76,12 +93,12 @@ fn hosts(config: &GuestConfig) -> String {
     out
 }
 
-fn resolv_conf(config: &GuestConfig) -> String {
+fn resolv_conf(config: &GuestConfig, more: &[Ipv4Addr]) -> String {
     let mut out = String::new();
     if !config.domain.is_empty() {
         let _ = writeln!(out, "search {}", config.domain);
     }
-    for server in &config.nameservers {
+    for server in config.nameservers.iter().chain(more).take(MOST_RESOLVERS) {
         let _ = writeln!(out, "nameserver {server}");
     }
     out
@@ -94,7 +111,7 @@ mod tests {
         os::unix::fs::{PermissionsExt, symlink},
     };
 
-    use rackstick_api::guest::Interface;
+    use rackstick_api::guest::{Address, Interface};
 
     use super::*;
 
@@ -106,9 +123,11 @@ mod tests {
             volumes: Vec::new(),
             interfaces: vec![Interface {
                 mac: "52:54:00:12:34:56".into(),
-                address: Some([10, 20, 0, 80].into()),
-                prefix: 24,
-                gateway: Some([10, 20, 0, 1].into()),
+                address: Address::Static {
+                    address: [10, 20, 0, 80].into(),
+                    prefix: 24,
+                    gateway: Some([10, 20, 0, 1].into()),
+                },
             }],
             nameservers: vec![[10, 20, 0, 53].into()],
             init: vec!["/sbin/init".into()],
@@ -121,11 +140,25 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let etc = etc(root.path()).unwrap();
         replace(&etc, "hosts", &hosts(&config())).unwrap();
-        replace(&etc, "resolv.conf", &resolv_conf(&config())).unwrap();
+        replace(&etc, "resolv.conf", &resolv_conf(&config(), &[])).unwrap();
         let read = |name: &str| fs::read_to_string(root.path().join("etc").join(name)).unwrap();
         assert!(read("hosts").contains("\n10.20.0.80 web.lab.internal web\n"));
         assert_eq!(read("resolv.conf"), "search lab.internal\nnameserver 10.20.0.53\n");
         assert_eq!(fs::metadata(root.path().join("etc/hosts")).unwrap().permissions().mode() & 0o777, 0o644);
+    }
+
+    #[test]
+    fn resolvers_of_a_lease_stand_behind_the_racks_and_a_resolver_of_the_image_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("etc/resolv.conf");
+        let lease = [[192, 0, 2, 1].into(), [192, 0, 2, 2].into(), [192, 0, 2, 3].into()];
+        write_resolvers(root.path(), &config(), &lease).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text, "search lab.internal\nnameserver 10.20.0.53\nnameserver 192.0.2.1\nnameserver 192.0.2.2\n");
+        fs::remove_file(&path).unwrap();
+        symlink("/run/systemd/resolve/stub-resolv.conf", &path).unwrap();
+        write_resolvers(root.path(), &config(), &lease).unwrap();
+        assert!(path.is_symlink());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use rackstick_api::guest::Interface;
+use rackstick_api::guest::{self, Interface};
 use rackstick_linux::netlink::{Address, Mac, Netlink, NetlinkError};
 
 use super::InitError;
@@ -25,9 +25,9 @@ pub(super) fn configure(interfaces: &[Interface], deadline: Instant) -> Result<(
             Err(error) => return Err(error.into()),
         };
         netlink.set_up(index, true)?;
-        if let Some(address) = interface.address {
-            netlink.add_address(Address { link: index, address, prefix: interface.prefix })?;
-            if let Some(gateway) = interface.gateway {
+        if let guest::Address::Static { address, prefix, gateway } = interface.address {
+            netlink.add_address(Address { link: index, address, prefix })?;
+            if let Some(gateway) = gateway {
                 netlink.set_default_route(index, gateway)?;
             }
         }

@@ -9,7 +9,7 @@ mod guest;
 mod identity;
 mod layers;
 mod memory;
-mod network;
+pub mod network;
 mod power;
 mod rack;
 mod room;

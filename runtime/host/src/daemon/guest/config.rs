@@ -11,7 +11,7 @@ use std::{
 use rackstick_api::guest::{self, GuestConfig};
 use rackstick_image::{
     cpio,
-    manifest::{Guest, Health, Image, Manifest, Network},
+    manifest::{Address, Guest, Health, Image, Manifest},
 };
 use rackstick_vmm::config::{Config, Console, Disk, Net, Pmem, Vsock};
 
@@ -119,23 +119,20 @@ fn monitor_config(index: usize, spec: &Guest, image: &Image, folder: &Path, volu
 }
 
 fn guest_config(manifest: &Manifest, spec: &Guest, image: &Image) -> GuestConfig {
-    let default = network::firewall::default_interface(manifest, spec);
-    let mut nameservers = Vec::new();
-    let mut interfaces = Vec::new();
-    for (index, interface) in spec.interfaces.iter().enumerate() {
-        let (mut prefix, mut gateway) = (0, None);
-        if let Some(Network::Private { gateway: address, prefix: length, nat }) =
-            manifest.networks.get(&interface.network)
-        {
-            prefix = *length;
-            gateway = (default == Some(index)).then_some(*address);
-            // The gateway passes queries on to the uplink's resolver, which may change while the guest runs.
-            nameservers.extend(nat.as_ref().map(|_| *address));
-        }
-        let (mac, address) = (interface.mac.clone(), interface.address);
-        interfaces.push(guest::Interface { mac, address, prefix, gateway });
-    }
-    let own = spec.interfaces.iter().find_map(|interface| interface.address).unwrap_or(Ipv4Addr::LOCALHOST);
+    let default = network::routes::default_interface(manifest, spec);
+    let interfaces = spec.interfaces.iter().enumerate().map(|(index, interface)| guest::Interface {
+        mac: interface.mac.clone(),
+        address: match interface.address {
+            Address::Dhcp => guest::Address::Dhcp { default_route: default == Some(index) },
+            Address::Static { address, prefix } => {
+                let gateway = network::routes::gateway(manifest, &interface.network);
+                guest::Address::Static { address, prefix, gateway: gateway.filter(|_| default == Some(index)) }
+            }
+        },
+    });
+    let interfaces = interfaces.collect();
+    let nameservers = network::routes::resolvers(manifest, spec);
+    let own = spec.interfaces.iter().find_map(|interface| interface.address.known()).unwrap_or(Ipv4Addr::LOCALHOST);
     GuestConfig {
         hostname: spec.name.clone(),
         domain: manifest.domain.clone(),

@@ -82,7 +82,8 @@ impl Process {
         Ok(Self::find(pid)?.filter(|process| process.start_time == start_time))
     }
 
-    fn find(pid: u32) -> io::Result<Option<Self>> {
+    /// The process that has this id now, if any.
+    pub fn find(pid: u32) -> io::Result<Option<Self>> {
         let Some(raw) = Pid::from_raw(pid.cast_signed()) else { return Ok(None) };
         let handle = match pidfd_open(raw, PidfdFlags::empty()) {
             Ok(handle) => Arc::new(handle),

@@ -1,26 +1,28 @@
 //! The rack's firewall: which packets pass to and through it, port forwards, and NAT; one nftables table, computed
-//! from the manifest and replaced whole when the uplink's resolver changes.
+//! from the manifest and replaced whole. Connections that were accepted live on.
 //!
-//! Private networks are isolated: nothing passes between them, and from outside only what a forward leads in.
+//! Private networks are isolated: nothing passes between them, also not by way of the rack's own addresses on them; and
+//! from outside only what a forward leads in.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
-use rackstick_image::manifest::{Manifest, Network, Protocol};
+use rackstick_image::manifest::{Manifest, Network, Protocol, UplinkAddress};
 
 use super::{
     names,
     nft::{self, FORWARD, Hook, INPUT, POSTROUTING, PREROUTING, Rule, Table},
+    routes,
 };
 
 /// The table's name.
 const TABLE: &str = "rackstick";
-/// Where DHCP clients listen.
+/// Where DHCP clients and servers listen.
 const DHCP_CLIENT_PORT: u16 = 68;
+const DHCP_SERVER_PORT: u16 = 67;
 const DNS_PORT: u16 = 53;
 
-/// Puts the manifest's ruleset in place. `resolvers`: for each uplink network, the resolver that its DHCP server
-/// named; the gateways of private networks behind it pass their guests' queries on to it.
-pub fn apply(manifest: &Manifest, resolvers: &BTreeMap<String, Ipv4Addr>) -> Result<(), nft::Error> {
+/// Puts the manifest's ruleset in place.
+pub fn apply(manifest: &Manifest) -> Result<(), nft::Error> {
     let mut table = Table::new(TABLE);
     for (name, hook) in
         [("prerouting", PREROUTING), ("input", INPUT), ("forward", FORWARD), ("postrouting", POSTROUTING)]
@@ -29,14 +31,21 @@ pub fn apply(manifest: &Manifest, resolvers: &BTreeMap<String, Ipv4Addr>) -> Res
         table.chain(name, hook);
     }
     // First of all: a DHCP server whose subnet is also a private network's must be heard to be refused with a reason.
-    let dhcp = Rule::default().ipv4().protocol(nft::UDP).to_port(DHCP_CLIENT_PORT);
-    table.rule("input", "DHCP", dhcp.accept());
+    for (name, network) in &manifest.networks {
+        if let Network::Uplink { address: UplinkAddress::Dhcp, .. } = network {
+            let answer = Rule::default().from_interface(&names::bridge(name)).ipv4().protocol(nft::UDP);
+            table.rule("input", &format!("DHCP on {name}"), answer.to_port(DHCP_CLIENT_PORT).accept());
+        }
+    }
     no_spoofing(&mut table, manifest);
     input(&mut table);
     table.rule("forward", "established connections", Rule::default().established().accept());
     for (name, network) in &manifest.networks {
         if let Network::Private { gateway, prefix, nat } = network {
-            private(&mut table, name, *gateway, *prefix, nat.as_deref(), resolvers);
+            services(&mut table, name, *gateway);
+            if let Some(uplink) = nat {
+                way_out(&mut table, name, uplink, *gateway, *prefix);
+            }
         }
     }
     forwards(&mut table, manifest);
@@ -59,39 +68,34 @@ fn no_spoofing(table: &mut Table, manifest: &Manifest) {
     }
 }
 
-/// Nothing listens on the rack; it answers pings and its own DHCP and connections.
+/// The rack answers pings where they come from, and its own connections.
 fn input(table: &mut Table) {
     table.rule("input", "established connections", Rule::default().established().accept());
     table.rule("input", "loopback", Rule::default().from_interface("lo").accept());
-    table.rule("input", "ping", Rule::default().ipv4().protocol(nft::ICMP).accept());
+    table.rule("input", "ping", Rule::default().ipv4().protocol(nft::ICMP).to_this_interface().accept());
 }
 
-fn private(
-    table: &mut Table,
-    name: &str,
-    gateway: Ipv4Addr,
-    prefix: u8,
-    nat: Option<&str>,
-    resolvers: &BTreeMap<String, Ipv4Addr>,
-) {
-    let Some(uplink) = nat else { return };
+/// The gateway answers the DHCP and DNS of its own network.
+fn services(table: &mut Table, name: &str, gateway: Ipv4Addr) {
+    let from = || Rule::default().from_interface(&names::bridge(name)).ipv4();
+    table.rule("input", &format!("{name}'s DHCP"), from().protocol(nft::UDP).to_port(DHCP_SERVER_PORT).accept());
+    for protocol in [nft::UDP, nft::TCP] {
+        let query = from().to_address(gateway).protocol(protocol).to_port(DNS_PORT);
+        table.rule("input", &format!("{name}'s DNS"), query.accept());
+    }
+}
+
+fn way_out(table: &mut Table, name: &str, uplink: &str, gateway: Ipv4Addr, prefix: u8) {
     let (inside, outside) = (names::bridge(name), names::bridge(uplink));
     let out = Rule::default().from_interface(&inside).to_interface(&outside).ipv4().from_subnet(gateway, prefix);
     table.rule("forward", &format!("{name} out by {uplink}"), out.accept());
     let source = Rule::default().to_interface(&outside).ipv4().from_subnet(gateway, prefix);
     table.rule("postrouting", &format!("NAT of {name}"), source.masquerade());
-    if let Some(&resolver) = resolvers.get(uplink) {
-        for protocol in [nft::UDP, nft::TCP] {
-            let query = Rule::default().from_interface(&inside).ipv4().to_address(gateway).protocol(protocol);
-            let rule = query.to_port(DNS_PORT).forward_to(resolver, DNS_PORT);
-            table.rule("prerouting", &format!("{name}'s DNS"), rule);
-        }
-    }
 }
 
 fn forwards(table: &mut Table, manifest: &Manifest) {
     for guest in &manifest.guests {
-        let Some((network, address)) = reachable(manifest, guest) else { continue };
+        let Some((network, address)) = routes::reachable(manifest, guest) else { continue };
         let inside = names::bridge(network);
         for forward in &guest.forwards {
             let outside = names::bridge(&forward.network);
@@ -100,7 +104,7 @@ fn forwards(table: &mut Table, manifest: &Manifest) {
                 Protocol::Udp => nft::UDP,
             };
             let what = format!("{}'s port {}", guest.name, forward.port);
-            let arriving = Rule::default().from_interface(&outside).ipv4().to_this_host().protocol(protocol);
+            let arriving = Rule::default().from_interface(&outside).ipv4().to_this_interface().protocol(protocol);
             table.rule("prerouting", &what, arriving.to_port(forward.port).forward_to(address, forward.guest_port));
             let through = Rule::default()
                 .from_interface(&outside)
@@ -113,27 +117,6 @@ fn forwards(table: &mut Table, manifest: &Manifest) {
             table.rule("forward", &what, through.accept());
         }
     }
-}
-
-/// The private network and address at which forwards reach a guest: those of the interface that has its default
-/// gateway, so that answers come back the same way.
-pub fn reachable<'a>(manifest: &Manifest, guest: &'a rackstick_image::manifest::Guest) -> Option<(&'a str, Ipv4Addr)> {
-    let index = default_interface(manifest, guest)?;
-    let interface = guest.interfaces.get(index)?;
-    Some((&interface.network, interface.address?))
-}
-
-/// Which of a guest's interfaces has its default gateway: the first on a private network with NAT, else the first
-/// on a private network.
-pub fn default_interface(manifest: &Manifest, guest: &rackstick_image::manifest::Guest) -> Option<usize> {
-    let private = |with_nat: bool| {
-        guest.interfaces.iter().position(|interface| {
-            interface.address.is_some()
-                && matches!(manifest.networks.get(&interface.network),
-                    Some(Network::Private { nat, .. }) if nat.is_some() || !with_nat)
-        })
-    };
-    private(true).or_else(|| private(false))
 }
 
 #[cfg(test)]

@@ -1,19 +1,22 @@
-//! The rack's networks: a bridge each, a tap for every guest's interface, the rack's address on uplinks, the firewall.
+//! The rack's networks: a bridge each, a tap for every guest's interface, the rack's address on uplinks, the firewall,
+//! and the gateway that answers guests' DHCP and DNS.
 
 mod bridges;
-mod dhcp;
 pub mod firewall;
+pub mod gateway;
+mod linklocal;
 pub mod names;
 mod nft;
+mod nic;
+pub mod routes;
 #[cfg(test)]
 mod testing;
 mod uplink;
 
 use std::{
-    collections::BTreeMap,
     fs, io,
-    net::Ipv4Addr,
-    sync::{Arc, Mutex, PoisonError},
+    path::Path,
+    sync::{Arc, Mutex},
     thread,
 };
 
@@ -22,6 +25,9 @@ use rackstick_linux::{
     netlink::{NetlinkError, ParseMacError},
     tap::TapError,
 };
+
+/// Where leases are remembered for a restarted daemon.
+const RECORDS: &str = "/run/rackstick/uplinks";
 
 /// Why a network is not as it should be.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +54,17 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
-    /// An uplink that does not come up; still tried.
-    #[error("{0}")]
-    Uplink(String),
+    /// A DHCP client.
+    #[error("no DHCP client can be started on {bridge}: {source}; tried again")]
+    Dhcp {
+        /// The interface.
+        bridge: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Waiting.
+    #[error("links can't be waited for: {0}; tried again")]
+    Wait(io::Error),
     /// A thread.
     #[error("no thread can be started: {0}")]
     Thread(io::Error),
@@ -74,7 +88,10 @@ pub fn bring_up(manifest: &Manifest, owner: impl Fn(usize) -> u32) -> Result<(),
     switch("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")?;
     switch("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")?;
     bridges::bring_up(manifest, owner)?;
-    firewall::apply(manifest, &BTreeMap::new())?;
+    firewall::apply(manifest)?;
+    // ARP, too, tells about a network only to those who are on it.
+    switch("/proc/sys/net/ipv4/conf/all/arp_ignore", "1")?;
+    switch("/proc/sys/net/ipv4/conf/all/arp_announce", "2")?;
     // The kernel takes the stricter of "all" and the interface's own. "all" would be too strict for an uplink: see
     // `filter_sources`.
     switch("/proc/sys/net/ipv4/conf/all/rp_filter", "0")?;
@@ -86,17 +103,28 @@ pub fn bring_up(manifest: &Manifest, owner: impl Fn(usize) -> u32) -> Result<(),
     switch("/proc/sys/net/ipv4/ip_forward", "1")
 }
 
-/// Starts a thread for each uplink, which finds its NIC and gets the rack an address, and keeps both.
+/// Starts a thread for each uplink, which finds its NIC and gets the rack an address, and keeps both; and the gateway,
+/// which answers the guests of private networks.
 pub fn start_uplinks(manifest: &Arc<Manifest>, report: impl Fn(News) + Send + Clone + 'static) -> Result<(), Error> {
-    let resolvers: Resolvers = Resolvers::default();
+    let gateway = gateway::start(manifest, report.clone()).map_err(Error::Thread)?;
+    start_uplinks_with(manifest, gateway, Path::new(RECORDS), report)
+}
+
+fn start_uplinks_with(
+    manifest: &Arc<Manifest>,
+    gateway: gateway::Handle,
+    records: &Path,
+    report: impl Fn(News) + Send + Clone + 'static,
+) -> Result<(), Error> {
+    let shared = uplink::Shared { taking: Arc::new(Mutex::new(())), gateway, records: records.to_owned() };
     for (name, network) in &manifest.networks {
-        let Network::Uplink { interface, address } = network else { continue };
+        let Network::Uplink { nic, address, .. } = network else { continue };
         let uplink = uplink::Uplink {
             manifest: manifest.clone(),
             name: name.clone(),
-            interface: interface.clone(),
+            nic: nic.clone(),
             address: address.clone(),
-            resolvers: resolvers.clone(),
+            shared: shared.clone(),
         };
         let report = report.clone();
         thread::Builder::new()
@@ -105,17 +133,6 @@ pub fn start_uplinks(manifest: &Arc<Manifest>, report: impl Fn(News) + Send + Cl
             .map_err(Error::Thread)?;
     }
     Ok(())
-}
-
-/// The resolver of each uplink, shared by the uplinks' threads; its lock also keeps two from taking the same NIC and
-/// from setting the firewall at once.
-#[derive(Clone, Default)]
-struct Resolvers(Arc<Mutex<BTreeMap<String, Ipv4Addr>>>);
-
-impl Resolvers {
-    fn locked<T>(&self, change: impl FnOnce(&mut BTreeMap<String, Ipv4Addr>) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
 /// Whether packets whose source would not be answered by the same network are dropped (RFC 3704 section 2.2, strict).

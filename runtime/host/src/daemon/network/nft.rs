@@ -44,6 +44,7 @@ const NFT_CT_STATUS: u32 = 2;
 const NFT_NAT_DNAT: u32 = 1;
 const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 const NFTA_FIB_F_DADDR: u32 = 2;
+const NFTA_FIB_F_IIF: u32 = 8;
 const RTN_LOCAL: u32 = 2;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
@@ -216,10 +217,12 @@ impl Rule {
         self.payload(NFT_PAYLOAD_NETWORK_HEADER, 12, 4).mask(&mask.to_be_bytes()).equals(&network.to_be_bytes())
     }
 
-    /// Goes to one of the rack's own addresses.
-    pub fn to_this_host(self) -> Self {
-        let data =
-            Attributes::default().number(1, NFT_REG_1).number(2, NFT_FIB_RESULT_ADDRTYPE).number(3, NFTA_FIB_F_DADDR);
+    /// Goes to one of the rack's own addresses on the network that it comes from.
+    pub fn to_this_interface(self) -> Self {
+        let data = Attributes::default()
+            .number(1, NFT_REG_1)
+            .number(2, NFT_FIB_RESULT_ADDRTYPE)
+            .number(3, NFTA_FIB_F_DADDR | NFTA_FIB_F_IIF);
         self.expression("fib", data).equals(&RTN_LOCAL.to_ne_bytes())
     }
 

@@ -63,6 +63,14 @@ impl Machine {
         run(&format!("nsenter -t {} -n {command}", self.holder.id()))
     }
 
+    /// Whether a command on the machine succeeds.
+    pub fn succeeds(&self, command: &str) -> bool {
+        let id = self.holder.id().to_string();
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["-t", &id, "-n"]).args(command.split_whitespace());
+        nsenter.stdout(Stdio::null()).status().unwrap().success()
+    }
+
     /// Starts a command on the machine.
     pub fn start(&self, command: &str) -> Child {
         let id = self.holder.id().to_string();

@@ -1,224 +1,471 @@
-//! An uplink: finds the NIC, makes it a port of the uplink's bridge, and gets the bridge an address.
+//! An uplink: finds the NIC, makes it a port of the uplink's bridge, and gets the bridge an address: the recipe's, or
+//! DHCP's, or, where no server answers, one of its own (RFC 3927) until one does. NIC and cable may come and go.
+
+mod address;
+mod record;
 
 use std::{
-    fs,
-    net::Ipv4Addr,
-    path::Path,
-    sync::Arc,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use rackstick_image::manifest::{Manifest, Network, UplinkAddress};
-use rackstick_linux::netlink::{Address, Link, Mac, Netlink, NetlinkError};
+use rackstick_image::manifest::{Manifest, Network, Nic, UplinkAddress};
+use rackstick_linux::{
+    dhcp,
+    netlink::{Link, LinkChanges, Mac, Netlink},
+    wait,
+};
 
-use super::{Error, News, Resolvers, dhcp, filter_sources, firewall, names};
+use self::address::{Configuration, Source};
+use super::{Error, News, gateway, linklocal, names, nic};
 
-/// How long to wait for a carrier before the missing cable is reported; it is waited for ever after.
+/// How long a card may take to show its carrier after it was switched on: gigabit negotiation takes three seconds.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How long to wait for a card or its carrier before that is reported; it is waited for ever after.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long to wait for an address before that is reported; it is asked for ever after.
+/// How long DHCP may stay without an answer before the rack takes an address of its own: three tries.
+const LINK_LOCAL_AFTER: Duration = Duration::from_secs(20);
+/// The wait before something that the kernel refused is tried again.
 const RETRY: Duration = Duration::from_secs(5);
-/// What an uplink without an address does, before its name.
-const WAITING: &str = "waiting for an address on";
 
 /// One uplink and what its thread needs.
 pub struct Uplink {
     pub manifest: Arc<Manifest>,
     pub name: String,
-    pub interface: Option<String>,
+    pub nic: Nic,
     pub address: UplinkAddress,
-    pub resolvers: Resolvers,
+    pub shared: Shared,
+}
+
+/// What all uplinks share.
+#[derive(Clone)]
+pub struct Shared {
+    /// Keeps two from taking the same NIC.
+    pub taking: Arc<Mutex<()>>,
+    /// Passes guests' queries on to the uplinks' resolvers.
+    pub gateway: gateway::Handle,
+    /// Where leases are remembered for a restarted daemon.
+    pub records: PathBuf,
+}
+
+/// The NIC that is the bridge's port.
+struct Port {
+    index: u32,
+    name: String,
+    mac: Mac,
+    /// Since when the cable is out.
+    unplugged: Option<Instant>,
 }
 
 impl Uplink {
     /// Brings the uplink up and keeps it so, for ever.
     pub fn run(self, report: impl Fn(News)) {
-        let problem = |text: Option<String>| report(News::Problem(format!("uplink {}", self.name), text));
-        let doing = |what: Option<&str>| {
-            let what = what.map(|what| format!("{what} {}", self.name));
-            report(News::Activity(format!("uplink {}", self.name), what));
-        };
-        doing(Some("waiting for a network card for"));
-        let (bridge, mac) = loop {
-            match self.join() {
-                Ok(joined) => break joined,
-                Err(error) => problem(Some(error.to_string())),
-            }
+        let report = Reporter::new(&self.name, report);
+        loop {
+            let Err(error) = Running::begin(&self, &report).and_then(|mut running| running.keep());
+            report.trouble(Some(error.to_string()));
             // Not a wait for a condition: a kernel that refuses is not asked without pause.
             std::thread::sleep(RETRY);
-        };
-        problem(None);
-        let set = |lease: Option<&Configuration>| {
-            let refused = lease.and_then(|lease| self.conflict(lease));
-            let lease = lease.filter(|_| refused.is_none());
-            match self.configure(bridge, lease) {
-                Ok(()) => problem(refused),
-                Err(error) => problem(Some(error.to_string())),
+        }
+    }
+}
+
+/// Tells the main loop what has changed, and nothing twice.
+struct Reporter<'a> {
+    name: &'a str,
+    report: Box<dyn Fn(News) + 'a>,
+}
+
+impl<'a> Reporter<'a> {
+    fn new(name: &'a str, report: impl Fn(News) + 'a) -> Self {
+        Self { name, report: Box::new(report) }
+    }
+
+    fn trouble(&self, what: Option<String>) {
+        let what = what.map(|what| format!("uplink {}: {what}", self.name));
+        (self.report)(News::Problem(format!("uplink {}", self.name), what));
+    }
+
+    fn doing(&self, what: Option<&str>) {
+        let what = what.map(|what| format!("{what} {}", self.name));
+        (self.report)(News::Activity(format!("uplink {}", self.name), what));
+    }
+
+    fn address(&self, address: Option<String>) {
+        (self.report)(News::Address(self.name.to_owned(), address));
+    }
+}
+
+/// An uplink with what it has at the moment.
+struct Running<'a> {
+    uplink: &'a Uplink,
+    report: &'a Reporter<'a>,
+    netlink: Netlink,
+    changes: LinkChanges,
+    bridge: u32,
+    /// Since when there is no NIC, and what its name was if there was one.
+    missing: (Instant, Option<String>),
+    /// The cards that could be taken.
+    seen: String,
+    port: Option<Port>,
+    dhcp: Option<dhcp::Session>,
+    claim: Option<linklocal::Session>,
+    /// When DHCP began to be without an answer; none while there is a lease.
+    unanswered: Option<Instant>,
+    /// The address that the bridge is to have.
+    wanted: Option<Configuration>,
+    /// Why it does not have it, and when that is tried again.
+    failed: Option<(String, Instant)>,
+    /// Why the lease is not used.
+    refused: Option<String>,
+    /// What DHCP could not do.
+    dhcp_failed: Option<String>,
+    told: Option<Option<String>>,
+}
+
+impl<'a> Running<'a> {
+    fn begin(uplink: &'a Uplink, report: &'a Reporter<'a>) -> Result<Self, Error> {
+        let changes = LinkChanges::open()?;
+        let mut netlink = Netlink::open()?;
+        let bridge = netlink.link(&names::bridge(&uplink.name))?.index;
+        let now = Instant::now();
+        Ok(Self {
+            uplink,
+            report,
+            netlink,
+            changes,
+            bridge,
+            missing: (now, None),
+            seen: String::new(),
+            port: None,
+            dhcp: None,
+            claim: None,
+            unanswered: None,
+            wanted: None,
+            failed: None,
+            refused: None,
+            dhcp_failed: None,
+            told: None,
+        })
+    }
+
+    fn keep(&mut self) -> Result<std::convert::Infallible, Error> {
+        loop {
+            let now = Instant::now();
+            let wake_for_links = self.look(now)?;
+            self.talk(now);
+            if self.failed.as_ref().is_some_and(|(_, at)| now >= *at) {
+                self.apply();
             }
-            doing(if lease.is_some() { None } else { Some(WAITING) });
-            let address = lease.map(|lease| format!("{}/{}", lease.address, lease.prefix));
-            report(News::Address(self.name.clone(), address));
+            let trouble = self.trouble(now);
+            if self.told.as_ref() != Some(&trouble) {
+                self.report.trouble(trouble.clone());
+                self.told = Some(trouble);
+            }
+            self.report.doing(match (&self.port, &self.wanted) {
+                (None, _) => Some("waiting for a network card for"),
+                (_, None) => Some("waiting for an address on"),
+                (_, Some(_)) => None,
+            });
+            let deadlines = [
+                wake_for_links,
+                self.dhcp.as_ref().map(dhcp::Session::deadline),
+                self.claim.as_ref().and_then(linklocal::Session::deadline),
+                self.failed.as_ref().map(|(_, at)| *at),
+                self.unanswered.filter(|_| self.claim.is_none()).map(|since| since + LINK_LOCAL_AFTER),
+            ];
+            // What has passed was seen to just now, unless the cable is out: the kernel tells when it is back.
+            let next = deadlines.into_iter().flatten().filter(|deadline| *deadline > now || self.is_connected()).min();
+            let mut awaited: Vec<BorrowedFd<'_>> = vec![self.changes.as_fd()];
+            awaited.extend(self.dhcp.as_ref().map(AsFd::as_fd));
+            awaited.extend(self.claim.as_ref().map(AsFd::as_fd));
+            wait::any_readable(&awaited, next).map_err(Error::Wait)?;
+            self.changes.forget()?;
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.port.as_ref().is_some_and(|port| port.unplugged.is_none())
+    }
+
+    /// Looks at the cards: whether the uplink's is still there and has its cable, else which is to be taken. Gives the
+    /// moment at which that is to be looked at again even if no link changes.
+    fn look(&mut self, now: Instant) -> Result<Option<Instant>, Error> {
+        let links = self.netlink.links()?;
+        if let Some(port) = &mut self.port {
+            match links.iter().find(|link| link.index == port.index && link.master == Some(self.bridge)) {
+                None => {
+                    log::warn!("uplink {}: {} ({}) is gone", self.uplink.name, port.name, port.mac);
+                    self.leave(now);
+                }
+                Some(link) => {
+                    if !link.up {
+                        self.netlink.set_up(link.index, true)?;
+                    }
+                    match (link.carrier, port.unplugged) {
+                        (false, None) => port.unplugged = Some(now),
+                        (true, Some(_)) => {
+                            port.unplugged = None;
+                            self.plugged_in(now);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        let since = match &self.port {
+            Some(Port { unplugged: None, .. }) => return Ok(None),
+            Some(Port { unplugged: Some(since), .. }) => *since,
+            None => self.missing.0,
         };
-        match self.address {
-            UplinkAddress::Static { address, prefix, gateway } => {
-                set(Some(&Configuration { address, prefix, gateway, resolver: None }));
+        let settled = now >= since + SETTLE;
+        self.take(&links, settled, now)?;
+        let next = [since + SETTLE, since + PATIENCE].into_iter().find(|at| now < *at);
+        // After a card was taken, its carrier is looked at once more: it may have come meanwhile.
+        Ok(next)
+    }
+
+    /// Takes the card that the rule says, if it is another than now. Switches candidates on: a carrier only shows then.
+    fn take(&mut self, links: &[Link], settled: bool, now: Instant) -> Result<(), Error> {
+        let taking = self.uplink.shared.taking.clone();
+        let _alone = taking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cards = nic::candidates(&self.uplink.nic, links);
+        cards.retain(|card| card.link.master.is_none_or(|master| master == self.bridge));
+        for card in cards.iter().filter(|card| !card.link.up) {
+            self.netlink.set_up(card.link.index, true)?;
+        }
+        let seen: Vec<String> = cards.iter().map(nic::Card::shown).collect();
+        self.seen = seen.join(", ");
+        let present = |card: &&nic::Card| card.link.master == Some(self.bridge);
+        let chosen = match &self.port {
+            // Its cable is out; another one's may be in.
+            Some(_) if !settled => None,
+            Some(_) => nic::choose(&self.uplink.nic, &cards, settled),
+            // A port of this bridge already: the daemon was restarted.
+            None => cards.iter().find(present).or_else(|| nic::choose(&self.uplink.nic, &cards, settled)),
+        };
+        let Some(card) = chosen else { return Ok(()) };
+        if self.port.as_ref().is_some_and(|port| port.index == card.link.index) {
+            return Ok(());
+        }
+        let Some(mac) = card.link.mac else { return Ok(()) };
+        if let Some(port) = &self.port {
+            log::warn!("uplink {}: {} has no carrier; {} has", self.uplink.name, port.name, card.link.name);
+            self.leave(now);
+        }
+        self.release_others(links, card.link.index)?;
+        let bridge = links.iter().find(|link| link.index == self.bridge);
+        // A DHCP server knows the card's address.
+        if bridge.is_none_or(|bridge| bridge.mac != Some(mac)) {
+            self.netlink.set_mac(self.bridge, mac)?;
+        }
+        if card.link.master.is_none() {
+            self.netlink.set_master(card.link.index, Some(self.bridge))?;
+        }
+        log::info!("uplink {}: {} is its network card, of {}", self.uplink.name, card.shown(), self.seen);
+        let unplugged = (!card.link.carrier).then_some(now);
+        self.port = Some(Port { index: card.link.index, name: card.link.name.clone(), mac, unplugged });
+        self.start(mac, now)
+    }
+
+    /// Ports that are neither the card nor a guest's don't belong on the bridge.
+    fn release_others(&mut self, links: &[Link], card: u32) -> Result<(), Error> {
+        let foreign = links.iter().filter(|link| link.master == Some(self.bridge) && link.index != card);
+        for link in foreign.filter(|link| link.kind.as_deref() != Some("tun")) {
+            log::warn!("uplink {}: {} is taken from its bridge", self.uplink.name, link.name);
+            self.netlink.set_master(link.index, None)?;
+        }
+        Ok(())
+    }
+
+    /// The card is gone: so are the addresses that it had.
+    fn leave(&mut self, now: Instant) {
+        if let Some(port) = self.port.take() {
+            // One that is still there, with its cable out, makes room for another.
+            if self.netlink.links().is_ok_and(|links| {
+                links.iter().any(|link| link.index == port.index && link.master == Some(self.bridge))
+            }) && let Err(error) = self.netlink.set_master(port.index, None)
+            {
+                log::warn!("{error}");
+            }
+            self.missing = (now, Some(format!("{} ({})", port.name, port.mac)));
+        }
+        (self.dhcp, self.claim, self.unanswered) = (None, None, None);
+        (self.refused, self.dhcp_failed) = (None, None);
+        self.set(None);
+    }
+
+    fn has_lease(&self) -> bool {
+        self.wanted.as_ref().is_some_and(|wanted| wanted.source == Source::Lease)
+    }
+}
+
+impl Running<'_> {
+    /// A card was taken: gets it its address.
+    fn start(&mut self, mac: Mac, now: Instant) -> Result<(), Error> {
+        match &self.uplink.address {
+            UplinkAddress::Static { address, prefix } => {
+                let Some(Network::Uplink { gateway, resolver, .. }) =
+                    self.uplink.manifest.networks.get(&self.uplink.name)
+                else {
+                    return Ok(());
+                };
+                let (gateway, resolvers) = (*gateway, resolver.iter().copied().collect());
+                let (address, prefix, source) = (*address, *prefix, Source::Recipe);
+                self.set(Some(Configuration { address, prefix, gateway, resolvers, source }));
             }
             UplinkAddress::Dhcp => {
-                doing(Some(WAITING));
-                let bridge_name = names::bridge(&self.name);
-                dhcp::run(&bridge_name, mac.0, &self.manifest.rack, |change| match change {
-                    dhcp::Change::Leased(lease) => set(Some(&lease.into())),
-                    dhcp::Change::Lost => set(None),
-                    dhcp::Change::Failed(error) => {
-                        problem(Some(format!("DHCP on {}: {error}; tried again", self.name)));
+                let known = record::load(&self.uplink.shared.records, &self.uplink.name, mac);
+                // A lease that still holds is used while it is asked for again.
+                match &known {
+                    Some((lease, _)) => self.lease(lease.clone()),
+                    None => self.set(None),
+                }
+                let bridge = names::bridge(&self.uplink.name);
+                let session = dhcp::Session::open(&bridge, mac, &self.uplink.manifest.rack, known);
+                self.dhcp = Some(session.map_err(|source| Error::Dhcp { bridge, source })?);
+                self.unanswered = (!self.has_lease()).then_some(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// The cable is in again, perhaps of another network: the lease is asked for again, a claim begins anew.
+    fn plugged_in(&mut self, now: Instant) {
+        log::info!("uplink {}: the cable is in", self.uplink.name);
+        if let Some(session) = &mut self.dhcp {
+            session.verify();
+        }
+        self.claim = None;
+        if self.unanswered.is_some() {
+            self.set(None);
+            self.unanswered = Some(now);
+        }
+    }
+
+    /// Lets DHCP and the claim do what they have to.
+    fn talk(&mut self, now: Instant) {
+        if !self.is_connected() {
+            return;
+        }
+        let changes = self.dhcp.as_mut().map(dhcp::Session::proceed).unwrap_or_default();
+        for change in changes {
+            match change {
+                dhcp::Change::Leased(lease, expires) => {
+                    self.dhcp_failed = None;
+                    self.remember(&lease, expires);
+                    self.lease(lease);
+                    if self.has_lease() {
+                        (self.claim, self.unanswered) = (None, None);
+                    } else {
+                        self.unanswered.get_or_insert(now);
                     }
-                });
-            }
-        }
-    }
-
-    /// Waits for the NIC and makes it a port of the bridge, which takes over its MAC address, as a DHCP server knows it.
-    fn join(&self) -> Result<(u32, Mac), Error> {
-        let mut changes = Netlink::open()?;
-        let mut netlink = Netlink::open()?;
-        let bridge = netlink.link(&names::bridge(&self.name))?.index;
-        let wanted = self.interface.as_deref().unwrap_or("a network card with a cable");
-        let mut failed = None;
-        let joined = changes.wait_for_link(&format!("find {wanted}"), Instant::now() + PATIENCE, |links| {
-            self.resolvers.locked(|_| match self.pick(&mut netlink, links, bridge) {
-                Ok(picked) => picked.map(Ok),
-                Err(error) => {
-                    failed = Some(error);
-                    Some(Err(()))
                 }
-            })
-        });
-        match (joined, failed) {
-            (_, Some(error)) => Err(error.into()),
-            (Ok(Ok(mac)), None) => Ok((bridge, mac)),
-            (Err(error), None) => Err(Error::Uplink(format!(
-                "uplink {}: no carrier: {error}; plug a cable in, or name the interface in the recipe",
-                self.name
-            ))),
-            (Ok(Err(())), None) => Err(Error::Uplink(format!("uplink {}: no network card was taken", self.name))),
-        }
-    }
-
-    /// Takes the NIC if it is there: the one named, else the first with a carrier. Switches candidates on: a carrier
-    /// only shows then.
-    fn pick(&self, netlink: &mut Netlink, links: &[Link], bridge: u32) -> Result<Option<Mac>, NetlinkError> {
-        let candidates = links.iter().filter(|link| match &self.interface {
-            Some(name) => link.name == *name,
-            None => link.ethernet && link.kind.is_none() && !wireless(&link.name),
-        });
-        let mut free: Vec<&Link> = candidates.filter(|link| link.master.is_none_or(|m| m == bridge)).collect();
-        // A port of this bridge already: the daemon was restarted.
-        free.sort_by_key(|link| link.master.is_none());
-        for link in &free {
-            if !link.up {
-                netlink.set_up(link.index, true)?;
-            }
-        }
-        let ready = |link: &&&Link| self.interface.is_some() || link.carrier || link.master == Some(bridge);
-        let Some((nic, mac)) = free.iter().find(ready).and_then(|nic| Some((nic, nic.mac?))) else { return Ok(None) };
-        netlink.set_mac(bridge, mac)?;
-        if nic.master.is_none() {
-            netlink.set_master(nic.index, Some(bridge))?;
-            log::info!("uplink {}: {} ({mac})", self.name, nic.name);
-        }
-        Ok(Some(mac))
-    }
-
-    /// Makes the bridge's address, default route and resolver exactly these.
-    fn configure(&self, bridge: u32, wanted: Option<&Configuration>) -> Result<(), Error> {
-        let mut netlink = Netlink::open()?;
-        let keep = wanted.map(|wanted| Address { link: bridge, address: wanted.address, prefix: wanted.prefix });
-        for old in netlink.addresses()? {
-            if old.link == bridge && Some(old) != keep {
-                netlink.delete_address(old)?;
-            }
-        }
-        if let (Some(wanted), Some(address)) = (wanted, keep) {
-            netlink.add_address(address)?;
-            if let Some(gateway) = wanted.gateway {
-                if !wanted.reaches(gateway) {
-                    netlink.set_route(bridge, gateway, 32, None)?;
+                dhcp::Change::Lost => {
+                    record::forget(&self.uplink.shared.records, &self.uplink.name);
+                    self.refused = None;
+                    self.unanswered.get_or_insert(now);
+                    if self.has_lease() {
+                        self.set(None);
+                    }
                 }
-                netlink.set_default_route(bridge, gateway)?;
+                dhcp::Change::Failed(error) => self.dhcp_failed = Some(error.to_string()),
             }
         }
-        filter_sources(&self.name, wanted.is_some())?;
-        self.pass_queries_to(wanted.and_then(|wanted| wanted.resolver))
+        if let Err(error) = self.claim_address(now) {
+            self.claim = None;
+            self.unanswered = Some(now);
+            log::warn!("uplink {}: no address can be claimed: {error}; tried again", self.uplink.name);
+        }
     }
 
-    /// Has the gateways behind this uplink pass queries on to this resolver.
-    fn pass_queries_to(&self, resolver: Option<Ipv4Addr>) -> Result<(), Error> {
-        self.resolvers.locked(|resolvers| {
-            let mut wanted = resolvers.clone();
-            match resolver {
-                Some(resolver) => wanted.insert(self.name.clone(), resolver),
-                None => wanted.remove(&self.name),
-            };
-            if wanted != *resolvers {
-                firewall::apply(&self.manifest, &wanted)?;
-                // Only now: what the kernel refused is tried again with the next renewal.
-                *resolvers = wanted;
+    /// Claims an address of the rack's own once DHCP was without an answer for long.
+    fn claim_address(&mut self, now: Instant) -> std::io::Result<()> {
+        let late = self.unanswered.is_some_and(|since| now >= since + LINK_LOCAL_AFTER);
+        if late
+            && self.claim.is_none()
+            && let Some(port) = &self.port
+        {
+            log::info!("uplink {}: no DHCP server answers; an address is claimed", self.uplink.name);
+            self.claim = Some(linklocal::Session::open(self.bridge, port.mac)?);
+        }
+        let Some(claim) = &mut self.claim else { return Ok(()) };
+        for change in claim.proceed()? {
+            match change {
+                linklocal::Change::Claimed(address) => {
+                    let (prefix, source) = (linklocal::PREFIX, Source::Claim);
+                    let none = Configuration { address, prefix, gateway: None, resolvers: Vec::new(), source };
+                    self.set(Some(none));
+                }
+                linklocal::Change::Lost => self.set(None),
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
-    /// Why the uplink can't have this configuration, if it can't: what is in a private network's subnet belongs to
-    /// that network, whatever a DHCP server says.
-    fn conflict(&self, wanted: &Configuration) -> Option<String> {
-        self.manifest.networks.iter().find_map(|(private, network)| {
-            let Network::Private { gateway: inside, prefix, .. } = network else { return None };
-            let offered = if same_subnet(wanted.address, *inside, wanted.prefix.min(*prefix)) {
-                format!("the address {}/{}", wanted.address, wanted.prefix)
-            } else {
-                let gateway = wanted.gateway.filter(|gateway| same_subnet(*gateway, *inside, *prefix))?;
-                format!("the gateway {gateway}")
+    fn remember(&self, lease: &dhcp::Lease, expires: Instant) {
+        let Some(port) = &self.port else { return };
+        if let Err(error) = record::save(&self.uplink.shared.records, &self.uplink.name, port.mac, lease, expires) {
+            log::warn!("uplink {}: its lease can't be remembered: {error}", self.uplink.name);
+        }
+    }
+
+    /// Uses a lease, unless it is in the way of a private network.
+    fn lease(&mut self, lease: dhcp::Lease) {
+        let wanted = Configuration::from(lease);
+        self.refused = address::conflict(&self.uplink.manifest, &wanted);
+        if self.refused.is_none() {
+            self.set(Some(wanted));
+        } else if self.has_lease() {
+            self.set(None);
+        }
+    }
+
+    fn set(&mut self, wanted: Option<Configuration>) {
+        self.wanted = wanted;
+        self.apply();
+    }
+
+    /// Makes the bridge's address, routes and resolver what they are to be.
+    fn apply(&mut self) {
+        let wanted = self.wanted.as_ref();
+        let done = address::configure(&mut self.netlink, &self.uplink.name, self.bridge, wanted);
+        self.failed = done.err().map(|error| (error.to_string(), Instant::now() + RETRY));
+        let resolvers = wanted.map(|wanted| wanted.resolvers.clone()).unwrap_or_default();
+        self.uplink.shared.gateway.pass_on(&self.uplink.name, resolvers);
+        self.report.address(wanted.map(|wanted| format!("{}/{}", wanted.address, wanted.prefix)));
+    }
+
+    /// What is wrong at the moment, and what to do.
+    fn trouble(&self, now: Instant) -> Option<String> {
+        let (since, gone) = &self.missing;
+        let Some(port) = &self.port else {
+            let wanted = nic::shown(&self.uplink.nic);
+            return match gone {
+                Some(gone) => Some(format!("{gone} is gone; waiting for it or {wanted}")),
+                None if now < *since + PATIENCE => None,
+                None if self.seen.is_empty() => {
+                    Some(format!("{wanted} is not there; plug it in, or see whether the rack has a driver for it"))
+                }
+                None => Some(format!("no carrier on {}; plug a cable in", self.seen)),
             };
-            Some(format!(
-                "uplink {}: {offered} was refused: it overlaps the private network {private}, {inside}/{prefix}; \
-                 give one of the two another subnet",
-                self.name
-            ))
-        })
+        };
+        if port.unplugged.is_some_and(|since| now >= since + SETTLE) {
+            return Some(format!("{} ({}) has no carrier; plug its cable in", port.name, port.mac));
+        }
+        if let Some((why, _)) = &self.failed {
+            return Some(why.clone());
+        }
+        if let Some(why) = &self.refused {
+            return Some(why.clone());
+        }
+        if let Some(Configuration { address, source: Source::Claim, .. }) = &self.wanted {
+            return Some(format!("no DHCP server answers; the rack calls itself {address} and keeps asking"));
+        }
+        self.dhcp_failed.as_ref().filter(|_| !self.has_lease()).map(|why| format!("DHCP: {why}; tried again"))
     }
-}
-
-/// What an uplink's bridge is given.
-struct Configuration {
-    address: Ipv4Addr,
-    prefix: u8,
-    gateway: Option<Ipv4Addr>,
-    resolver: Option<Ipv4Addr>,
-}
-
-impl Configuration {
-    /// Whether this address is in the subnet.
-    fn reaches(&self, other: Ipv4Addr) -> bool {
-        same_subnet(self.address, other, self.prefix)
-    }
-}
-
-fn same_subnet(one: Ipv4Addr, other: Ipv4Addr, prefix: u8) -> bool {
-    let shift = 32 - u32::from(prefix.min(32));
-    let network = |address: Ipv4Addr| u32::from(address).checked_shr(shift).unwrap_or(0);
-    network(one) == network(other)
-}
-
-impl From<dhcp::Lease> for Configuration {
-    fn from(lease: dhcp::Lease) -> Self {
-        let resolver = lease.resolvers.first().copied();
-        Self { address: lease.address, prefix: lease.prefix, gateway: lease.router, resolver }
-    }
-}
-
-/// A wireless card can't be a port of a bridge.
-fn wireless(name: &str) -> bool {
-    Path::new("/sys/class/net").join(name).join("phy80211").exists()
-        || fs::exists(format!("/sys/class/net/{name}/wireless")).unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
 
-use rackstick_image::manifest::{Forward, Guest, Interface, UplinkAddress};
+use rackstick_image::manifest::{Address, Forward, Guest, Interface, Nic, UplinkAddress};
 
 use super::{
     super::testing::{Machine, enter_new, run},
@@ -19,7 +20,7 @@ fn guest(name: &str, network: &str, address: [u8; 4], forwards: Vec<Forward>) ->
     let interface = Interface {
         network: network.into(),
         mac: format!("52:54:00:00:00:{:02x}", address[3]),
-        address: Some(address.into()),
+        address: Address::Static { address: address.into(), prefix: 24 },
     };
     Guest {
         name: name.into(),
@@ -45,7 +46,7 @@ pub fn manifest() -> Manifest {
         prefix: 24,
         nat: nat.map(str::to_owned),
     };
-    let lan = Network::Uplink { interface: None, address: UplinkAddress::Dhcp };
+    let lan = Network::Uplink { nic: Nic::Auto, address: UplinkAddress::Dhcp, gateway: None, resolver: None };
     Manifest {
         format: rackstick_image::manifest::FORMAT,
         rack: "test".into(),
@@ -70,17 +71,13 @@ pub fn manifest() -> Manifest {
     }
 }
 
-fn resolvers() -> BTreeMap<String, Ipv4Addr> {
-    BTreeMap::from([("lan".into(), Ipv4Addr::new(10, 9, 0, 2))])
-}
-
 #[test]
 fn the_kernel_holds_the_ruleset_that_was_meant() {
     thread::spawn(|| {
         enter_new();
         // Twice: it replaces itself.
-        apply(&manifest(), &resolvers()).unwrap();
-        apply(&manifest(), &resolvers()).unwrap();
+        apply(&manifest()).unwrap();
+        apply(&manifest()).unwrap();
         assert_eq!(run("nft list ruleset"), include_str!("expected.nft"));
     })
     .join()
@@ -91,7 +88,7 @@ fn the_kernel_holds_the_ruleset_that_was_meant() {
 fn what_the_kernel_refuses_is_named_and_the_old_ruleset_stays() {
     thread::spawn(|| {
         enter_new();
-        apply(&manifest(), &resolvers()).unwrap();
+        apply(&manifest()).unwrap();
         let before = run("nft list ruleset");
         let mut table = Table::new(TABLE);
         table.rule("nowhere", "nothing", Rule::default().accept());
@@ -109,7 +106,7 @@ fn hundreds_of_forwards_fit_one_ruleset() {
         enter_new();
         let mut manifest = manifest();
         manifest.guests[0].forwards = (10_000..10_300).map(|port| forward(port, 80, Protocol::Tcp)).collect();
-        apply(&manifest, &resolvers()).unwrap();
+        apply(&manifest).unwrap();
         assert_eq!(run("nft list ruleset").matches("dnat ip to 10.20.0.80:80").count(), 300);
     })
     .join()
@@ -160,6 +157,55 @@ fn udp(machine: &Machine, to: &str) -> Option<String> {
     })
 }
 
+/// Answers every datagram to the rack itself with the client's address, from the address that it was sent to.
+fn answer_here(port: u16) {
+    for address in ["10.9.0.1", "10.20.0.1", "10.30.0.1"] {
+        let socket = UdpSocket::bind((address, port)).unwrap();
+        thread::spawn(move || {
+            let mut buffer = [0; 16];
+            while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+                socket.send_to(peer.ip().to_string().as_bytes(), peer).unwrap();
+            }
+        });
+    }
+}
+
+fn pings(machine: &Machine, address: &str) -> bool {
+    machine.succeeds(&format!("ping -c 1 -W 1 {address}"))
+}
+
+#[test]
+fn a_connection_lives_on_while_the_ruleset_is_replaced() {
+    thread::spawn(|| {
+        enter_new();
+        bridges();
+        let pc = Machine::new("c0", Some("br-lan"), "10.9.0.2/24", Some("10.9.0.1"));
+        let web = Machine::new("c1", Some("br-servers"), "10.20.0.80/24", Some("10.20.0.1"));
+        apply(&manifest()).unwrap();
+        let listener = web.on(|| TcpListener::bind("0.0.0.0:80").unwrap());
+        let echo = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut buffer = [0; 1];
+            while stream.read_exact(&mut buffer).is_ok() {
+                stream.write_all(&buffer).unwrap();
+            }
+        });
+        let mut stream = pc.on(|| TcpStream::connect("10.9.0.1:8080").unwrap());
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        for round in 0..20 {
+            stream.write_all(&[round]).unwrap();
+            apply(&manifest()).unwrap();
+            let mut buffer = [0; 1];
+            stream.read_exact(&mut buffer).unwrap();
+            assert_eq!(buffer, [round]);
+        }
+        drop(stream);
+        echo.join().unwrap();
+    })
+    .join()
+    .unwrap();
+}
+
 /// The bridges of [`manifest`], with the rack's addresses; packets are passed on, and only the firewall judges them.
 fn bridges() {
     for (bridge, address) in [("br-lan", "10.9.0.1/24"), ("br-servers", "10.20.0.1/24"), ("br-lab", "10.30.0.1/24")] {
@@ -180,7 +226,7 @@ fn packets_go_where_the_recipe_says_and_nowhere_else() {
         let pc = Machine::new("c0", Some("br-lan"), "10.9.0.2/24", Some("10.9.0.1"));
         let web = Machine::new("c1", Some("br-servers"), "10.20.0.80/24", Some("10.20.0.1"));
         let lab = Machine::new("c2", Some("br-lab"), "10.30.0.5/24", Some("10.30.0.1"));
-        apply(&manifest(), &resolvers()).unwrap();
+        apply(&manifest()).unwrap();
         let rack = TcpListener::bind("0.0.0.0:22").unwrap();
         for machine in [&pc, &web, &lab] {
             for port in [80, 7777] {
@@ -195,9 +241,8 @@ fn packets_go_where_the_recipe_says_and_nowhere_else() {
         // Forwards, with the client's own address.
         assert_eq!(tcp(&pc, "10.9.0.1:8080"), heard("10.9.0.2"));
         assert_eq!(udp(&pc, "10.9.0.1:53"), heard("10.9.0.2"));
-        // Out by NAT, and names by the gateway.
+        // Out by NAT.
         assert_eq!(tcp(&web, "10.9.0.2:7777"), heard("10.9.0.1"));
-        assert_eq!(udp(&web, "10.20.0.1:53"), heard("10.9.0.1"));
         // Not around the forwards, not between private networks, not out without NAT.
         assert_eq!(tcp(&pc, "10.20.0.80:80"), None);
         assert_eq!(tcp(&pc, "10.9.0.1:7777"), None);
@@ -208,6 +253,18 @@ fn packets_go_where_the_recipe_says_and_nowhere_else() {
         assert_eq!(tcp(&pc, "10.9.0.1:22"), None);
         assert_eq!(tcp(&web, "10.20.0.1:22"), None);
         drop(rack);
+        // The gateway of its own network answers, by DNS; another network's is not even there, also not by ping or ARP.
+        answer_here(53);
+        assert_eq!(udp(&web, "10.20.0.1:53"), heard("10.20.0.80"));
+        assert_eq!(udp(&lab, "10.30.0.1:53"), heard("10.30.0.5"));
+        assert_eq!((udp(&web, "10.30.0.1:53"), udp(&lab, "10.20.0.1:53")), (None, None));
+        assert_eq!((udp(&web, "10.9.0.1:53"), udp(&pc, "10.20.0.1:53")), (None, None));
+        assert!(pings(&web, "10.20.0.1") && pings(&lab, "10.30.0.1") && pings(&pc, "10.9.0.1"));
+        for (machine, other) in [(&web, "10.30.0.1"), (&lab, "10.20.0.1"), (&web, "10.30.0.5"), (&lab, "10.20.0.80")] {
+            assert!(!pings(machine, other), "{other}");
+        }
+        pc.run("ip route add 10.20.0.0/24 via 10.9.0.1");
+        assert!(!pings(&pc, "10.20.0.1"));
     })
     .join()
     .unwrap();
@@ -220,7 +277,7 @@ fn a_lan_host_can_not_speak_to_a_guest_in_another_guest_s_name() {
         bridges();
         let pc = Machine::new("c0", Some("br-lan"), "10.9.0.2/24", Some("10.9.0.1"));
         let web = Machine::new("c1", Some("br-servers"), "10.20.0.80/24", Some("10.20.0.1"));
-        apply(&manifest(), &resolvers()).unwrap();
+        apply(&manifest()).unwrap();
         for forged in ["10.20.0.99/32", "10.30.0.5/32"] {
             pc.run(&format!("ip addr add {forged} dev lo"));
         }

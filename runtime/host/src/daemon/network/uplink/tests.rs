@@ -1,27 +1,30 @@
 use std::{
+    path::Path,
     process::Child,
-    sync::mpsc::channel,
+    sync::mpsc::{Receiver, channel},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+use rackstick_image::manifest::{Nic, UplinkAddress};
+use tempfile::TempDir;
 
 use super::{
     super::{
-        bring_up, firewall, start_uplinks,
+        bring_up, firewall, start_uplinks_with,
         testing::{Machine, enter_new, run},
     },
     *,
 };
 
-/// More than DHCP needs with a server that answers.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// More than DHCP needs with a server that answers, or the claim of an address without one.
+const PATIENCE_OF_TESTS: Duration = Duration::from_secs(60);
 
 /// A rack whose uplink is called `nic`.
 fn manifest() -> Arc<Manifest> {
     let mut manifest = firewall::tests::manifest();
-    let lan = Network::Uplink { interface: Some("nic".into()), address: UplinkAddress::Dhcp };
+    let nic = Nic::Name("nic".into());
+    let lan = Network::Uplink { nic, address: UplinkAddress::Dhcp, gateway: None, resolver: None };
     manifest.networks.insert("lan".into(), lan);
     Arc::new(manifest)
 }
@@ -34,100 +37,109 @@ fn serve(machine: &Machine, range: &str, option: &str) -> Child {
     ))
 }
 
-fn uplink() -> Uplink {
-    let (manifest, resolvers) = (manifest(), Resolvers::default());
-    Uplink { manifest, name: "lan".into(), interface: None, address: UplinkAddress::Dhcp, resolvers }
+/// A rack's uplinks, and what they say.
+struct Uplinks {
+    news: Receiver<News>,
+    orders: Receiver<gateway::Order>,
+    records: TempDir,
+}
+
+impl Uplinks {
+    fn start(manifest: &Arc<Manifest>) -> Self {
+        Self::start_in(manifest, tempfile::tempdir().unwrap())
+    }
+
+    fn start_in(manifest: &Arc<Manifest>, records: TempDir) -> Self {
+        let (send, news) = channel();
+        let (order, orders) = channel();
+        let records_path: &Path = records.path();
+        let report = move |change| drop(send.send(change));
+        start_uplinks_with(manifest, gateway::Handle::new(order), records_path, report).unwrap();
+        Self { news, orders, records }
+    }
+
+    /// Waits for news that give a value.
+    fn until<T>(&self, what: &str, wanted: impl Fn(&News) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE_OF_TESTS;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let news = self.news.recv_timeout(left).unwrap_or_else(|_| panic!("no {what}"));
+            if let Some(value) = wanted(&news) {
+                return value;
+            }
+        }
+    }
+
+    fn address(&self) -> String {
+        self.until("address", |news| match news {
+            News::Address(_, Some(address)) => Some(address.clone()),
+            _ => None,
+        })
+    }
+
+    fn no_address(&self) {
+        self.until("loss of the address", |news| matches!(news, News::Address(_, None)).then_some(()));
+    }
+
+    fn problem(&self) -> String {
+        self.until("problem", |news| match news {
+            News::Problem(_, Some(problem)) => Some(problem.clone()),
+            _ => None,
+        })
+    }
+}
+
+fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    thread::spawn(move || {
+        enter_new();
+        test();
+    })
+    .join()
+    .unwrap();
+}
+
+fn end(mut server: Child) {
+    server.kill().unwrap();
+    server.wait().unwrap();
 }
 
 #[test]
 fn a_lease_that_overlaps_a_private_network_is_refused_and_the_network_left_alone() {
-    thread::spawn(|| {
-        enter_new();
+    in_namespace(|| {
         let manifest = manifest();
         bring_up(&manifest, |_| 0).unwrap();
         let router = Machine::new("nic", None, "10.20.0.254/16", None);
-        let mut server = serve(&router, "10.20.7.50,10.20.7.60,255.255.0.0,2m", "option:router,10.20.0.254");
-
-        let (send, news) = channel();
-        start_uplinks(&manifest, move |change| drop(send.send(change))).unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        let problem = loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match news.recv_timeout(left).unwrap() {
-                News::Problem(_, Some(problem)) => break problem,
-                News::Problem(_, None) | News::Activity(..) => {}
-                News::Address(network, address) => panic!("{network} has {address:?}"),
-            }
-        };
+        let server = serve(&router, "10.20.7.50,10.20.7.60,255.255.0.0,2m", "option:router,10.20.0.254");
+        let problem = Uplinks::start(&manifest).problem();
         assert!(problem.contains("/16") && problem.contains("servers, 10.20.0.1/24"), "{problem}");
         assert!(!run("ip -4 addr show dev br-lan").contains("inet"));
         assert_eq!(run("ip route get 10.20.0.80").split(' ').nth(2), Some("br-servers"));
         assert!(!run("ip route").contains("default"));
-        server.kill().unwrap();
-        server.wait().unwrap();
-    })
-    .join()
-    .unwrap();
-}
-
-#[test]
-fn neither_address_nor_gateway_of_an_uplink_may_lie_in_a_private_network() {
-    let uplink = uplink();
-    let conflict = |address: [u8; 4], prefix, gateway: [u8; 4]| {
-        let (address, gateway) = (address.into(), Some(gateway.into()));
-        uplink.conflict(&Configuration { address, prefix, gateway, resolver: None })
-    };
-    assert_eq!(conflict([10, 9, 0, 5], 24, [10, 9, 0, 1]), None);
-    assert_eq!(conflict([10, 21, 0, 5], 24, [10, 21, 0, 1]), None);
-    for (address, prefix) in [([10, 20, 0, 5], 24), ([10, 20, 0, 5], 32), ([10, 9, 0, 5], 8), ([1, 1, 1, 1], 0)] {
-        assert!(conflict(address, prefix, [10, 9, 0, 1]).unwrap().contains("the address"), "{address:?}/{prefix}");
-    }
-    assert!(conflict([10, 9, 0, 5], 24, [10, 30, 0, 9]).unwrap().contains("the gateway 10.30.0.9"));
-}
-
-#[test]
-fn a_resolver_that_could_not_be_set_is_tried_again() {
-    thread::spawn(|| {
-        enter_new();
-        let uplink = uplink();
-        let all = capabilities(None).unwrap();
-        let without = all.effective.difference(CapabilitySet::NET_ADMIN);
-        set_capabilities(None, CapabilitySets { effective: without, ..all }).unwrap();
-        uplink.pass_queries_to(Some(Ipv4Addr::new(10, 9, 0, 7))).unwrap_err();
-        set_capabilities(None, all).unwrap();
-        uplink.pass_queries_to(Some(Ipv4Addr::new(10, 9, 0, 7))).unwrap();
-        assert!(run("nft list ruleset").contains("dnat ip to 10.9.0.7:53"));
-    })
-    .join()
-    .unwrap();
+        end(server);
+    });
 }
 
 #[test]
 fn the_rack_gets_its_address_route_and_resolver_from_a_real_dhcp_server() {
-    thread::spawn(|| {
-        enter_new();
+    in_namespace(|| {
         let manifest = manifest();
         bring_up(&manifest, |_| 0).unwrap();
         let router = Machine::new("nic", None, "10.9.0.1/24", None);
-        let mut server = serve(&router, "10.9.0.50,10.9.0.60,255.255.255.0,2m", "option:dns-server,10.9.0.7");
-
-        let (send, news) = channel();
-        start_uplinks(&manifest, move |change| drop(send.send(change))).unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        let address = loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if let News::Address(network, Some(address)) = news.recv_timeout(left).unwrap() {
-                assert_eq!(network, "lan");
-                break address;
-            }
-        };
+        let server = serve(&router, "10.9.0.50,10.9.0.60,255.255.255.0,2m", "option:dns-server,10.9.0.7");
+        let uplinks = Uplinks::start(&manifest);
+        let address = uplinks.address();
         assert!(address.starts_with("10.9.0.5") && address.ends_with("/24"), "{address}");
         assert!(run("ip -4 addr show dev br-lan").contains(&address));
         assert!(run("ip route").contains("default via 10.9.0.1 dev br-lan"));
         for bridge in ["br-lan", "br-servers", "br-lab"] {
             assert_eq!(run(&format!("sysctl -n net.ipv4.conf.{bridge}.rp_filter")), "1\n", "{bridge}");
         }
-        assert!(run("nft list ruleset").contains("dnat ip to 10.9.0.7:53"));
+        let resolvers = uplinks.orders.try_iter().last();
+        assert!(
+            matches!(&resolvers, Some(gateway::Order::PassOn(uplink, resolvers))
+                if uplink == "lan" && *resolvers == [std::net::Ipv4Addr::new(10, 9, 0, 7)]),
+            "{resolvers:?}"
+        );
         let nic = run("ip link show nic");
         assert!(nic.contains("master br-lan"), "{nic}");
         let mac = nic.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
@@ -135,12 +147,100 @@ fn the_rack_gets_its_address_route_and_resolver_from_a_real_dhcp_server() {
         let tap = run("ip -d link show tap525400000050");
         assert!(tap.contains("master br-servers") && tap.contains("tun type tap"), "{tap}");
 
-        // Again, as after a restart of the daemon: nothing is in the way.
+        // The next daemon goes on with the lease, also while the server is away.
+        end(server);
         bring_up(&manifest, |_| 0).unwrap();
         assert!(run("ip -4 addr show dev br-lan").contains(&address));
-        server.kill().unwrap();
-        server.wait().unwrap();
-    })
-    .join()
-    .unwrap();
+        let again = Uplinks::start_in(&manifest, uplinks.records);
+        assert_eq!(again.address(), address);
+        assert!(run("ip -4 addr show dev br-lan").contains(&address));
+        assert!(run("ip route").contains("default via 10.9.0.1 dev br-lan"));
+    });
+}
+
+#[test]
+fn without_a_dhcp_server_the_rack_takes_an_address_of_its_own_until_one_answers() {
+    in_namespace(|| {
+        let manifest = manifest();
+        bring_up(&manifest, |_| 0).unwrap();
+        let neighbour = Machine::new("nic", None, "169.254.0.9/16", None);
+        let uplinks = Uplinks::start(&manifest);
+        let address = uplinks.address();
+        assert!(address.starts_with("169.254.") && address.ends_with("/16"), "{address}");
+        let problem = uplinks.problem();
+        assert!(problem.contains("no DHCP server answers") && problem.contains("169.254."), "{problem}");
+        let plain = address.trim_end_matches("/16");
+        assert!(neighbour.run(&format!("ping -c 1 -W 5 {plain}")).contains("1 received"));
+        assert!(!run("ip route").contains("default"));
+
+        neighbour.run("ip addr add 10.9.0.1/24 dev eth0");
+        let server = serve(&neighbour, "10.9.0.50,10.9.0.60,255.255.255.0,2m", "option:router,10.9.0.1");
+        assert!(uplinks.address().starts_with("10.9.0."));
+        uplinks.until("end of the problem", |news| matches!(news, News::Problem(_, None)).then_some(()));
+        let shown = run("ip -4 addr show dev br-lan");
+        assert!(!shown.contains("169.254."), "{shown}");
+        end(server);
+    });
+}
+
+#[test]
+fn a_card_that_is_pulled_is_reported_and_taken_again_when_it_comes_back() {
+    in_namespace(|| {
+        let manifest = manifest();
+        bring_up(&manifest, |_| 0).unwrap();
+        let router = Machine::new("nic", None, "10.9.0.1/24", None);
+        let server = serve(&router, "10.9.0.50,10.9.0.60,255.255.255.0,2m", "option:router,10.9.0.1");
+        let uplinks = Uplinks::start(&manifest);
+        let address = uplinks.address();
+
+        // The cable: the address stays, for connections that outlive it.
+        router.run("ip link set eth0 down");
+        let problem = uplinks.problem();
+        assert!(problem.contains("nic") && problem.contains("no carrier"), "{problem}");
+        assert!(run("ip -4 addr show dev br-lan").contains(&address));
+        router.run("ip link set eth0 up");
+        uplinks.until("end of the problem", |news| matches!(news, News::Problem(_, None)).then_some(()));
+
+        // The card.
+        end(server);
+        run("ip link delete nic");
+        uplinks.no_address();
+        let problem = uplinks.problem();
+        assert!(problem.contains("nic") && problem.contains("is gone"), "{problem}");
+        assert!(!run("ip -4 addr show dev br-lan").contains("inet"));
+        drop(router);
+        let router = Machine::new("nic", None, "10.9.0.1/24", None);
+        let server = serve(&router, "10.9.0.70,10.9.0.79,255.255.255.0,2m", "option:router,10.9.0.1");
+        assert!(uplinks.address().starts_with("10.9.0.7"));
+        assert!(run("ip link show nic").contains("master br-lan"));
+        end(server);
+    });
+}
+
+#[test]
+fn the_next_daemon_mends_what_differs_and_leaves_the_rest() {
+    in_namespace(|| {
+        let manifest = manifest();
+        bring_up(&manifest, |_| 0).unwrap();
+        let index = |link: &str| run(&format!("ip -o link show {link}")).split(':').next().unwrap().to_owned();
+        let before = (index("br-servers"), index("tap525400000050"));
+        run("ip addr add 10.66.0.1/24 dev br-servers");
+        run("ip addr del 10.30.0.1/24 dev br-lab");
+        run("ip link set br-lab down");
+        run("ip link add foreign type veth peer name other");
+        run("ip link set foreign master br-servers");
+        run("ip link set tap525400000005 nomaster");
+        run("nft flush chain inet rackstick forward");
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+
+        bring_up(&manifest, |_| 0).unwrap();
+        assert_eq!(before, (index("br-servers"), index("tap525400000050")), "they are the same as before");
+        let addresses = run("ip -4 addr");
+        assert!(!addresses.contains("10.66.0.1") && addresses.contains("10.30.0.1/24"), "{addresses}");
+        assert!(run("ip link show br-lab").contains(",UP"));
+        assert!(!run("ip link show foreign").contains("master"));
+        assert!(run("ip link show tap525400000005").contains("master br-lab"));
+        assert_eq!(run("nft list table inet rackstick"), include_str!("../firewall/expected.nft"));
+        assert_eq!(run("sysctl -n net.ipv4.ip_forward"), "1\n");
+    });
 }

@@ -5,6 +5,9 @@ use std::{io, net::UdpSocket, os::fd::AsRawFd};
 use rustix::net::{AddressFamily, SocketAddrV4, SocketFlags, SocketType, sockopt};
 
 /// Opens a socket that sends and receives by this interface only, on this port, also broadcasts.
+///
+/// # Errors
+/// What the kernel says.
 pub fn open(interface: &str, port: u16) -> io::Result<UdpSocket> {
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use dhcproto::v4::MessageType;
+use serde::{Deserialize, Serialize};
 
 use super::message::{Kind, Reply, Request};
 
@@ -29,8 +30,12 @@ const SHORTEST_RETRY: Duration = Duration::from_secs(60);
 /// again and again can't make the rack ask without pause.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(10);
 
-/// An address that the rack may use.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How often it is asked whether a known lease still holds, before it is used without an answer (RFC 2131 section 3.2,
+/// step 4).
+const REBOOT_TRIES: u32 = 3;
+
+/// An address that may be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// The address.
     pub address: Ipv4Addr,
@@ -49,8 +54,8 @@ pub struct Lease {
 pub enum Action {
     /// Send this message, to everyone or to the server named.
     Send(MessageType, Request, Option<Ipv4Addr>),
-    /// Use this lease.
-    Configure(Lease),
+    /// Use this lease until then.
+    Configure(Lease, Instant),
     /// Stop using the address.
     Deconfigure,
 }
@@ -59,6 +64,7 @@ pub enum Action {
 enum State {
     Selecting,
     Requesting { offer: Reply, tries: u32 },
+    Rebooting { held: Held, tries: u32 },
     Bound(Held),
     Renewing(Held),
     Rebinding(Held),
@@ -93,6 +99,26 @@ impl Client {
         Self { mac, hostname, random, state, xid: random(), began: now, wait, deadline: now }
     }
 
+    /// A lease is known from before: it is asked for first (RFC 2131 section 3.2).
+    pub fn resume(&mut self, lease: Lease, expire: Instant, now: Instant) {
+        let left = expire.saturating_duration_since(now);
+        self.state = State::Bound(Held { lease, renew: now + left / 2, rebind: now + left * 7 / 8, expire });
+        self.verify(now);
+    }
+
+    /// Asks whether the lease still holds: the network may be another one now. Without a lease, asks for one at once.
+    pub fn verify(&mut self, now: Instant) {
+        let state = self.state.clone();
+        self.forget(now);
+        self.deadline = now;
+        match state {
+            State::Bound(held) | State::Renewing(held) | State::Rebinding(held) | State::Rebooting { held, .. } => {
+                self.state = State::Rebooting { held, tries: 0 };
+            }
+            State::Selecting | State::Requesting { .. } => {}
+        }
+    }
+
     /// When [`Client::on_deadline`] is to be called next.
     pub fn deadline(&self) -> Instant {
         self.deadline
@@ -107,6 +133,18 @@ impl Client {
             State::Selecting => vec![self.discover(now)],
             State::Requesting { tries, .. } if tries >= REQUEST_TRIES => vec![self.begin(now)],
             State::Requesting { offer, tries } => vec![self.request(offer, tries + 1, now)],
+            State::Rebooting { held, .. } if now >= held.expire => vec![Action::Deconfigure, self.begin(now)],
+            State::Rebooting { held, tries } if tries >= REBOOT_TRIES => {
+                self.deadline = held.renew.max(now);
+                self.state = State::Bound(held);
+                Vec::new()
+            }
+            State::Rebooting { held, tries } => {
+                self.back_off(now);
+                let message = Request { requested: Some(held.lease.address), ..self.message(now) };
+                self.state = State::Rebooting { held, tries: tries + 1 };
+                vec![Action::Send(MessageType::Request, message, None)]
+            }
             State::Bound(held) | State::Renewing(held) | State::Rebinding(held) => self.extend(held, now),
         }
     }
@@ -127,13 +165,14 @@ impl Client {
                 self.deadline = now + REFUSAL_PAUSE;
                 Vec::new()
             }
-            (State::Renewing(held), Kind::Ack) if held.lease.address == reply.address => {
+            (State::Renewing(held) | State::Rebinding(held) | State::Rebooting { held, .. }, Kind::Ack)
+                if held.lease.address == reply.address =>
+            {
                 self.bind(reply, Some(held.lease.server), now)
             }
-            (State::Rebinding(held), Kind::Ack) if held.lease.address == reply.address => {
-                self.bind(reply, Some(held.lease.server), now)
+            (State::Renewing(_) | State::Rebinding(_) | State::Rebooting { .. }, Kind::Nak) => {
+                vec![Action::Deconfigure, self.begin(now)]
             }
-            (State::Renewing(_) | State::Rebinding(_), Kind::Nak) => vec![Action::Deconfigure, self.begin(now)],
             _ => Vec::new(),
         }
     }
@@ -188,7 +227,7 @@ impl Client {
         self.deadline = now + renew;
         self.state =
             State::Bound(Held { lease: lease.clone(), renew: now + renew, rebind: now + rebind, expire: now + length });
-        vec![Action::Configure(lease)]
+        vec![Action::Configure(lease, now + length)]
     }
 
     /// Asks for more time: first its own server, then every server, then gives the address up.
@@ -251,7 +290,7 @@ mod tests {
         let [Action::Send(MessageType::Request, request, None)] = &asked[..] else { panic!("{asked:?}") };
         assert_eq!((request.requested, request.server), (Some(ADDRESS), Some(SERVER)));
         let done = client.on_reply(&reply(Kind::Ack, 1000, lease_s), now);
-        assert!(matches!(&done[..], [Action::Configure(lease)] if lease.address == ADDRESS));
+        assert!(matches!(&done[..], [Action::Configure(lease, _)] if lease.address == ADDRESS));
         client
     }
 
@@ -285,7 +324,7 @@ mod tests {
         let mut client = bound(start, 8000);
         let now = client.deadline();
         client.on_deadline(now);
-        assert!(matches!(client.on_reply(&reply(Kind::Ack, 1000, 8000), now)[..], [Action::Configure(_)]));
+        assert!(matches!(client.on_reply(&reply(Kind::Ack, 1000, 8000), now)[..], [Action::Configure(..)]));
         assert_eq!(client.deadline(), now + Duration::from_secs(4000));
     }
 
@@ -297,6 +336,51 @@ mod tests {
         client.on_deadline(now);
         let actions = client.on_reply(&reply(Kind::Nak, 1000, 0), now);
         assert!(matches!(&actions[..], [Action::Deconfigure, Action::Send(MessageType::Discover, ..)]), "{actions:?}");
+    }
+
+    #[test]
+    fn after_the_cable_was_out_the_lease_is_asked_for_again_and_kept_without_an_answer() {
+        let start = Instant::now();
+        let mut client = bound(start, 8000);
+        client.verify(start);
+        for _ in 0..REBOOT_TRIES {
+            let asked = client.on_deadline(client.deadline());
+            assert!(
+                matches!(&asked[..], [Action::Send(MessageType::Request, request, None)]
+                    if request.requested == Some(ADDRESS) && request.server.is_none() && request.ciaddr.is_none()),
+                "{asked:?}"
+            );
+        }
+        assert_eq!(client.on_deadline(client.deadline()), []);
+        assert_eq!(client.deadline(), start + Duration::from_secs(4000));
+
+        // Another network's server refuses it; the same one's extends it.
+        client.verify(start);
+        client.on_deadline(client.deadline());
+        let actions = client.on_reply(&reply(Kind::Ack, 1000, 8000), start);
+        assert!(matches!(actions[..], [Action::Configure(..)]), "{actions:?}");
+        client.verify(start);
+        client.on_deadline(client.deadline());
+        let actions = client.on_reply(&reply(Kind::Nak, 1000, 0), start);
+        assert!(matches!(&actions[..], [Action::Deconfigure, Action::Send(MessageType::Discover, ..)]), "{actions:?}");
+    }
+
+    #[test]
+    fn a_lease_from_before_is_given_up_when_it_ends_unanswered() {
+        let start = Instant::now();
+        let mut client = Client::new([2; 6], "lab", start, || 1000);
+        let lease = Lease { address: ADDRESS, prefix: 24, router: None, resolvers: vec![], server: SERVER };
+        client.resume(lease, start + Duration::from_secs(5), start);
+        let mut now = start;
+        let end = loop {
+            let actions = client.on_deadline(now);
+            if actions.contains(&Action::Deconfigure) {
+                break actions;
+            }
+            assert!(now < start + Duration::from_secs(120));
+            now = client.deadline().max(now);
+        };
+        assert!(matches!(&end[..], [_, Action::Send(MessageType::Discover, ..)]), "{end:?}");
     }
 
     #[test]
