@@ -81,6 +81,10 @@ pub fn run(args: Args) -> Result<(), report::Error> {
 fn answer(devices: &[Device], drivers: &Drivers, kernel: &Kernel) -> Result<(), report::Error> {
     let mut driven = false;
     for device in devices {
+        if device.is_builtin(&drivers.modules.index) {
+            driven = true;
+            println!("{device} is driven by what is built into Linux {}", kernel.release);
+        }
         for module in device.drivers(&drivers.modules.index) {
             driven = true;
             let class = match hardware::classes::verdict(&module.path) {

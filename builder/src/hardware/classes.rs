@@ -318,3 +318,59 @@ pub fn names(entry: &str, path: &str) -> bool {
         None => modules::name_of_path(path).is_some_and(|name: String| modules::matches(entry, &name)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(path: &str) -> &'static str {
+        match verdict(path) {
+            Verdict::Taken(class) => class.name,
+            Verdict::LeftOut(exception) => exception.why,
+            Verdict::Unnamed => "",
+        }
+    }
+
+    #[test]
+    fn a_driver_is_judged_by_its_folder_and_by_its_name() {
+        for (path, name) in [
+            ("kernel/drivers/net/ethernet/realtek/r8169.ko.xz", "network cards"),
+            ("kernel/drivers/scsi/hv_storvsc.ko.xz", "virtual machines"),
+            ("kernel/drivers/scsi/mpt3sas/mpt3sas.ko.xz", "disks"),
+            ("kernel/drivers/net/usb/ax88179_178a.ko.xz", "USB network adapters"),
+            ("kernel/net/netfilter/nft_ct.ko.xz", "networks of the host"),
+            ("kernel/drivers/net/ethernet/8390/pcnet_cs.ko.xz", PCMCIA),
+            ("kernel/drivers/hid/hid-generic.ko.xz", "keyboard and buttons"),
+            ("kernel/drivers/net/ethernets/x.ko.xz", ""),
+            ("drivers/net/ethernet/x.ko.xz", ""),
+            ("modules.builtin", ""),
+        ] {
+            assert_eq!(said(path), name, "{path}");
+        }
+        assert!(said("kernel/drivers/net/wireless/intel/iwlwifi/iwlwifi.ko.xz").starts_with("Wireless"));
+        assert!(said("kernel/drivers/scsi/qla2xxx/qla2xxx.ko.xz").starts_with("Storage networks"));
+    }
+
+    #[test]
+    fn what_is_taken_is_wanted_and_so_is_what_is_spelt_out() {
+        let paths = ["kernel/drivers/ata/ahci.ko.xz", "kernel/sound/soundcore.ko.xz", "modules.order"];
+        let wanted = wanted(paths.into_iter());
+        for name in ["ahci", "ext4", "vhost_net"] {
+            assert!(wanted.iter().any(|wanted| wanted == name), "{name}");
+        }
+        assert!(wanted.iter().all(|name| !name.contains(['/', '*']) && name != "soundcore"), "{wanted:?}");
+    }
+
+    #[test]
+    fn no_entry_stands_twice() {
+        let taken = CLASSES.iter().flat_map(|class| class.take);
+        let kept = CLASSES.iter().flat_map(|class| class.except).chain(LEFT_OUT);
+        let mut all: Vec<&str> = taken.copied().collect();
+        all.extend(LEFT_OUT.iter().flat_map(|exception| exception.what));
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
+        assert!(kept.into_iter().all(|exception| !exception.what.is_empty() && !exception.why.is_empty()));
+    }
+}

@@ -140,14 +140,10 @@ impl Device {
     /// The modules with an alias for this device. Without its class only those that name the device itself: a driver
     /// for a whole class of devices may be meant for it or not.
     pub fn drivers<'i>(&self, index: &'i Index) -> Vec<&'i Module> {
-        let Self::Id { bus, fields, .. } = self else {
-            let Self::Modalias(modalias) = self else { return Vec::new() };
-            return index.by_alias(modalias);
-        };
         let mut found: Vec<&Module> = index
             .aliases()
-            .filter_map(|(alias, module)| Some((alias.strip_prefix(bus.prefix())?, module?)))
-            .filter(|(alias, _)| self.fits(*bus, fields, alias))
+            .filter_map(|(alias, module)| Some((alias, module?)))
+            .filter(|(alias, _)| self.fits(alias))
             .map(|(_, module)| module)
             .collect();
         found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -155,8 +151,18 @@ impl Device {
         found
     }
 
-    /// Whether an alias, given without its bus, is for this device as far as that is known.
-    fn fits(&self, bus: Bus, known: &[(&str, String)], alias: &str) -> bool {
+    /// Whether the kernel has a driver for this device built in.
+    pub fn is_builtin(&self, index: &Index) -> bool {
+        index.aliases().any(|(alias, module)| module.is_none() && self.fits(alias))
+    }
+
+    /// Whether an alias is for this device, as far as that is known.
+    fn fits(&self, alias: &str) -> bool {
+        let (bus, known) = match self {
+            Self::Modalias(modalias) => return modules::matches(alias, modalias),
+            Self::Id { bus, fields, .. } => (bus, fields),
+        };
+        let Some(alias) = alias.strip_prefix(bus.prefix()) else { return false };
         let mut names_it = true;
         for (key, pattern) in fields(alias) {
             if bus.id().contains(&key) && pattern == "*" {
@@ -190,11 +196,11 @@ mod tests {
 
     fn index() -> Index {
         Index::parse(
-            "rackstick-modules 1\nm ahci kernel/drivers/ata/ahci.ko.xz\nm e1000e kernel/e1000e.ko.xz\n\
+            "rackstick-modules 1\nb 8250_pci\nm ahci kernel/drivers/ata/ahci.ko.xz\nm e1000e kernel/e1000e.ko.xz\n\
              m r8152 kernel/r8152.ko.xz\nm tg3 kernel/tg3.ko.xz\nm usb_storage kernel/usb-storage.ko.xz\n\
              a 0 pci:v*d*sv*sd*bc01sc06i01*\na 3 pci:v000014E4d00001684sv00001028sd*bc*sc*i*\n\
-             a 1 pci:v00008086d000010D3sv*sd*bc*sc*i*\na 4 usb:v*p*d*dc*dsc*dp*ic08isc06ip50in*\n\
-             a 2 usb:v0BDAp8153d*dc*dsc*dp*icFFisc*ip*in*\n",
+             a 1 pci:v00008086d000010D3sv*sd*bc*sc*i*\na - pci:v00009710d00009835sv*sd*bc*sc*i*\n\
+             a 4 usb:v*p*d*dc*dsc*dp*ic08isc06ip50in*\na 2 usb:v0BDAp8153d*dc*dsc*dp*icFFisc*ip*in*\n",
         )
         .unwrap()
     }
@@ -228,6 +234,14 @@ mod tests {
         assert_eq!(only("1b21:0612:0200"), [""; 0]);
         assert_eq!(only("0781:5567:08"), ["usb_storage"]);
         assert_eq!(only("8086:10d3:0200"), ["e1000e"]);
+    }
+
+    #[test]
+    fn what_the_kernel_has_built_in_needs_no_module() {
+        let index = index();
+        let is_builtin = |text| Device::parse(text).unwrap().iter().any(|device| device.is_builtin(&index));
+        assert!(is_builtin("9710:9835") && is_builtin("pci:v00009710d00009835sv00001000sd00000012bc07sc00i02"));
+        assert!(!is_builtin("8086:10d3") && !is_builtin("usb:9710:9835"));
     }
 
     #[test]
