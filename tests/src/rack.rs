@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus},
+    process::{Child, Command},
     thread,
     time::{Duration, Instant},
 };
@@ -188,26 +188,33 @@ impl Rack {
     #[track_caller]
     pub fn power_off(&mut self) {
         self.client.order(Request::PowerOff).unwrap_or_else(|error| panic!("the rack can't be switched off: {error}"));
-        let status = self.ended(POWER_OFF_LIMIT);
-        assert!(status.success(), "rackstick run ended with {status}:\n{}", self.log("run.err"));
+        self.until_end(POWER_OFF_LIMIT);
     }
 
-    /// Asks `rackstick run` to end, as Ctrl-C does, and returns how it ended.
+    /// Presses the power button and waits for the rack's end.
     #[track_caller]
-    pub fn interrupt(&mut self) -> ExitStatus {
+    pub fn press_power_button(&mut self) {
+        self.qmp().press_power_button();
+        self.until_end(POWER_OFF_LIMIT);
+    }
+
+    /// Asks `rackstick run` to end, as Ctrl-C does, and waits for the rack's end.
+    #[track_caller]
+    pub fn interrupt(&mut self) {
         let pid =
             i32::try_from(self.command.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a child has an id");
         rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a child can be signalled");
-        self.ended(POWER_OFF_LIMIT + ANSWER_LIMIT)
+        self.until_end(POWER_OFF_LIMIT + ANSWER_LIMIT);
     }
 
+    /// Waits until the rack has switched itself off.
     #[track_caller]
-    fn ended(&mut self, limit: Duration) -> ExitStatus {
+    pub fn until_end(&mut self, limit: Duration) {
         let status =
             wait::until("the rack's end", limit, || self.command.try_wait().expect("a child can be waited for"));
         // The test may go on to start another.
         flock(&self.alone, FlockOperation::Unlock).expect("a file can be unlocked");
-        status
+        assert!(status.success(), "rackstick run ended with {status}:\n{}", self.log("run.err"));
     }
 
     /// Ends it as a power cut would, but for what the page cache of this machine still writes.

@@ -9,7 +9,7 @@ use rackstick_tests::{
     client::{Transport, curl, dig},
     image::Image,
     place,
-    rack::{BOOT_LIMIT, Disk, Options, Rack, guest},
+    rack::{Options, Rack, guest},
 };
 
 /// What the host may use for itself, in KiB.
@@ -43,16 +43,4 @@ fn the_lab_comes_up_answers_its_clients_and_switches_off_cleanly() {
         let stopped = format!("{name}: stopped (it switched itself off)");
         assert!(rack.console().contains(&stopped), "`{stopped}` is not on the console");
     }
-}
-
-#[test]
-fn ctrl_c_switches_a_rack_on_a_sata_disk_off_cleanly() {
-    let mut rack = Rack::start("sata", Image::lab(), Options { disk: Disk::Ahci, ..Options::default() });
-    // A guest runs: so the data partition was found, mounted, grown and its layers verified.
-    let status = rack.until_status("a guest to run", BOOT_LIMIT, |status| {
-        status.guests.iter().any(|guest| guest.state == State::Running)
-    });
-    assert_eq!(status.problems, [""; 0]);
-    let ended = rack.interrupt();
-    assert!(ended.success(), "{ended}");
 }
