@@ -1,5 +1,5 @@
-//! Who this rack is: made on the first boot, kept under `state/` of the data partition, bound to nothing of the machine. The
-//! same stick in another PC is the same rack; a stick that is flashed again is another.
+//! Who this rack is: made on the first boot, kept under `state/` of the data partition, bound to nothing of the PC.
+//! The same stick in another PC is the same rack; a stick that is flashed again is another.
 //!
 //! The key is Ed25519 (RFC 8032) as PKCS #8 in PEM (RFC 8410); its fingerprint is the SHA-256 of the public key's
 //! SubjectPublicKeyInfo, as `openssl pkey -pubout -outform DER | sha256sum` gives it. The machine id is that of
@@ -38,7 +38,11 @@ pub enum Error {
         source: io::Error,
     },
     /// It is there and is not what was written.
-    #[error("the rack's identity in {} is damaged ({why}) and left as it is: restore the file from a backup, or flash the rack again, which makes a new identity", path.display())]
+    #[error(
+        "the rack's identity in {} is damaged ({why}) and left as it is: restore the file from a backup, or flash the \
+         rack again, which makes a new identity",
+        path.display()
+    )]
     Damaged {
         /// The file.
         path: PathBuf,

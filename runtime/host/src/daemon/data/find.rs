@@ -1,6 +1,6 @@
 //! Which disk holds the data partition. Two sticks flashed with one image hold it both: the one that was mounted more
-//! often is taken, so that a fresh copy never takes the place of a rack's own data; of equals, the first by its place on
-//! the buses, which stays the same while nobody plugs the disks differently.
+//! often is taken, so that a fresh copy never takes the place of a rack's own data; of equals, the first by its place
+//! on the buses, which stays the same while nobody plugs the disks differently.
 
 use std::{
     cmp::Reverse,

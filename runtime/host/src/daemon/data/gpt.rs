@@ -140,8 +140,8 @@ impl<'a> Disk<'a> {
         Ok(whole.then_some(Table { header, entries, entry_size, backup: false }))
     }
 
-    /// What makes the partition with this number reach to the disk's end, up to a whole MiB. At any moment one of the two
-    /// tables is whole: the second is written before the first, except where only the second is left.
+    /// What makes the partition with this number reach to the disk's end, up to a whole MiB. At any moment one of the
+    /// two tables is whole: the second is written before the first, except where only the second is left.
     pub fn growth(&self, table: &Table, number: u32) -> io::Result<Option<Growth>> {
         let sector = self.sector.bytes();
         let Some((first, last)) = table.extent(number) else { return Ok(None) };

@@ -1,6 +1,6 @@
-//! The data partition grows to its disk, online, and costs nothing once it has: the second partition table, the first, the
-//! protective MBR, the kernel's idea of the partition, the file system. A cut anywhere leaves a disk that boots, and the
-//! next boot goes on from there: each step looks at what is, not at what was done.
+//! The data partition grows to its disk, online, and costs nothing once it has: the second partition table, the first,
+//! the protective MBR, the kernel's idea of the partition, the file system. A cut anywhere leaves a disk that boots,
+//! and the next boot goes on from there: each step looks at what is, not at what was done.
 
 use std::{
     fs::{self, File},
@@ -21,7 +21,10 @@ const SYSFS_SECTOR: u64 = 512;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A step failed.
-    #[error("the data partition {} can't grow to its disk, it stays as large as it is: can't {what}: {source}", device.display())]
+    #[error(
+        "the data partition {} can't grow to its disk, it stays as large as it is: can't {what}: {source}",
+        device.display()
+    )]
     Step {
         /// The partition.
         device: PathBuf,

@@ -1,5 +1,5 @@
-//! Looks after the mounted data partition as long as the daemon runs: full, damaged, read-only, pulled out, twice there.
-//! Each is said in words, with what to do; the rack goes on with what it has.
+//! Looks after the mounted data partition as long as the daemon runs: full, damaged, read-only, pulled out, twice
+//! there. Each is said in words, with what to do; the rack goes on with what it has.
 
 use std::{
     fs::{self, File},
@@ -144,40 +144,62 @@ impl Facts {
 
 /// All that can be wrong, right or not; `name` is what the device was called when it was mounted.
 fn problems(facts: &Facts, name: &str) -> [Problem; 4] {
-    let Facts { device, others, read_only, errors, last_error, free, size, folders } = facts;
-    let gone = device.is_none().then(|| {
-        let back = match &others[..] {
-            [] => "plug it in again, then reboot the rack".to_owned(),
-            [other, ..] => format!("it is back as {other}: reboot the rack to use it"),
-        };
-        format!("the disk of the data partition, {name}, is gone: guests go on with what they have in memory, nothing can be read or kept; {back}")
-    });
-    let damaged = device.is_some().then(|| {
-        let state = if *read_only { "it is read-only now, so nothing is kept" } else { "it still takes writes" };
-        let remedy = "copy what matters, then replace the disk or have `e2fsck -f` mend it on another machine";
-        match (errors, read_only) {
-            (0, false) => None,
-            (0, true) => Some(format!("the data partition {name} can't be written to: guests run, but nothing is kept; is the stick's or card's write protection on? Switch it off and reboot")),
-            _ => Some(format!("the file system of the data partition {name} has errors ({errors} so far, the last in {last_error}): {state}; {remedy}")),
-        }
-    });
-    let full = (device.is_some() && facts.is_full()).then(|| {
-        let most: Vec<String> = folders.iter().map(|(folder, bytes)| format!("{folder} {}", human(*bytes))).collect();
-        let most = if most.is_empty() { String::new() } else { format!(" (taken by {})", most.join(", ")) };
+    let [data, file_system, space, twin] = ABOUT;
+    if facts.device.is_none() {
+        // Of what is gone nothing else is known.
+        return [(data, Some(gone(facts, name))), (file_system, None), (space, None), (twin, None)];
+    }
+    [(data, None), (file_system, damaged(facts, name)), (space, full(facts, name)), (twin, twice(facts, name))]
+}
+
+fn gone(facts: &Facts, name: &str) -> String {
+    let back = match &facts.others[..] {
+        [] => "plug it in again, then reboot the rack".to_owned(),
+        [other, ..] => format!("it is back as {other}: reboot the rack to use it"),
+    };
+    format!(
+        "the disk of the data partition, {name}, is gone: guests go on with what they have in memory, nothing can be \
+         read or kept; {back}"
+    )
+}
+
+fn damaged(facts: &Facts, name: &str) -> Option<String> {
+    let Facts { errors, last_error, read_only, .. } = facts;
+    let state = if *read_only { "it takes no more writes, so nothing is kept" } else { "it still takes writes" };
+    match (errors, read_only) {
+        (0, false) => None,
+        (0, true) => Some(format!(
+            "the data partition {name} can't be written to: guests run, but nothing is kept; is the stick's or card's \
+             write protection on? Switch it off and reboot"
+        )),
+        _ => Some(format!(
+            "the file system of the data partition {name} has errors ({errors} so far, the last in {last_error}): \
+             {state}; copy what matters, then replace the disk or have `e2fsck -f` mend it on another machine"
+        )),
+    }
+}
+
+fn full(facts: &Facts, name: &str) -> Option<String> {
+    let list = |(folder, bytes): &(String, u64)| format!("{folder} {}", human(*bytes));
+    let most: Vec<String> = facts.folders.iter().map(list).collect();
+    let most = if most.is_empty() { String::new() } else { format!(" (taken by {})", most.join(", ")) };
+    let (free, size) = (human(facts.free), human(facts.size));
+    facts.is_full().then(|| {
         format!(
-            "the data partition {name} is full: {} of {} are free{most}; guests run, but what they write to volumes fails; delete files in the guests, or move the rack to a larger disk",
-            human(*free),
-            human(*size)
+            "the data partition {name} is full: {free} of {size} are free{most}; guests run, but what they write to \
+             volumes fails; delete files in the guests, or move the rack to a larger disk"
         )
-    });
-    let twin = (device.is_some() && !others.is_empty()).then(|| {
+    })
+}
+
+fn twice(facts: &Facts, name: &str) -> Option<String> {
+    (!facts.others.is_empty()).then(|| {
         format!(
-            "more than one disk holds this rack's data partition: {name} is used, {} is left alone; the one mounted most often was taken; pull out the one that you don't want",
-            others.join(" and ")
+            "more than one disk holds this rack's data partition: {name} is used, {} is left alone; the one mounted \
+             most often was taken; pull out the one that you don't want",
+            facts.others.join(" and ")
         )
-    });
-    let [data, file_system, space, twins] = ABOUT;
-    [(data, gone), (file_system, damaged.flatten()), (space, full), (twins, twin)]
+    })
 }
 
 /// A write that changes nothing of meaning.
@@ -255,7 +277,7 @@ mod tests {
         let facts = Facts { errors: 3, last_error: "ext4_lookup".into(), ..well() };
         assert_says(&facts, &["sda2", "3 so far", "ext4_lookup", "still takes writes", "e2fsck"]);
         let facts = Facts { read_only: true, free: 0, ..facts };
-        assert_says(&facts, &["read-only now", "nothing is kept"]);
+        assert_says(&facts, &["takes no more writes", "nothing is kept"]);
     }
 
     #[test]
