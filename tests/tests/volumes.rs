@@ -27,7 +27,7 @@ cd /var/lib/keeper || exit 1
 starts=$(($(cat starts 2>/dev/null || echo 0) + 1))
 echo $starts > starts
 sync
-echo "keeper: start $starts, seed $(cat seed) $(stat -c %U:%G:%a seed), $(df -m --output=size . | tail -n 1) MiB, $(ls -A)." > /dev/console
+echo "keeper: start $starts, seed $(cat seed) $(stat -c %U:%G:%a seed), $(df -m --output=size . | tail -n 1) MiB, $(ls -A | xargs)." > /dev/console
 '''
 
 [[files]]
@@ -122,7 +122,9 @@ fn what_a_guest_keeps_survives_restarts_kills_reboots_and_new_images_and_grows_b
     // A reboot of the rack.
     rack.client().order(Request::Reboot).unwrap();
     assert!(kept(&mut rack, 4).contains("seed one"));
-    rack.power_off();
+    // The power button of a PC, while the guest runs.
+    rack.press_power_button();
+    assert!(rack.console().contains("dns: stopped (it switched itself off)"), "dns did not shut down cleanly");
     check(&image);
 
     // The same disk with another image, of another recipe: one volume larger, one smaller.
