@@ -36,7 +36,7 @@ const MIB: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It could not be made.
-    #[error("volume {name} of {mib} MiB can't be made: {source}; is the data partition full?")]
+    #[error("volume {name} of {mib} MiB can't be made on the data partition: {source}")]
     Make {
         /// The volume.
         name: String,
@@ -249,7 +249,12 @@ fn open(path: &Path, write: bool) -> io::Result<File> {
     File::options().read(true).write(write).custom_flags(flags).open(path)
 }
 
+/// Writes nothing where it belongs to that user already.
 fn give(file: &File, uid: u32) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    if (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777) == (uid, 0, FILE_MODE) {
+        return Ok(());
+    }
     fchown(file, Some(uid), Some(0))?;
     file.set_permissions(Permissions::from_mode(FILE_MODE))
 }
@@ -360,7 +365,7 @@ mod tests {
         let left = names(&folder(base.path(), &guest(&[]).name));
         mount(&["umount"]);
         let error = result.unwrap_err().to_string();
-        assert!(error.contains("volume a of 256 MiB can't be made") && error.contains("No space left"), "{error}");
+        assert!(error.contains("volume a of 256 MiB can't be made on the data partition") && error.contains("No space left"), "{error}");
         assert_eq!(left, [""; 0]);
     }
 
