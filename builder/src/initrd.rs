@@ -11,6 +11,7 @@ use rackstick_image::{
     cpio::{self, Writer},
     manifest::{self, Manifest},
     modules,
+    spares::{self, Spares},
 };
 use thiserror::Error;
 
@@ -58,10 +59,13 @@ pub fn host(
     archive.file(VMM, PROGRAM, &runtime.vmm)?;
     archive.symlink("init", HOST)?;
     archive.symlink("sbin/modprobe", &format!("/{HOST}"))?;
-    add_modules(&mut archive, kernel, &drivers.modules)?;
+    let mut spares = add_modules(&mut archive, kernel, &drivers.modules)?;
     for (name, content) in drivers.firmware.packed().map_err(InitrdError::Firmware)? {
-        archive.bytes(modules::firmware_path(name).trim_start_matches('/'), DATA, &content)?;
+        let path = modules::firmware_path(name);
+        archive.bytes(path.trim_start_matches('/'), DATA, &content)?;
+        spares.add(path, &content);
     }
+    archive.bytes(spares::PATH.trim_start_matches('/'), DATA, spares.to_text().as_bytes())?;
     archive.bytes(manifest::PATH.trim_start_matches('/'), DATA, &serde_json::to_vec_pretty(manifest)?)?;
     finish(archive)
 }
@@ -82,14 +86,22 @@ fn create(out: &Path, epoch: u32) -> Result<Writer<BufWriter<File>>, InitrdError
     Ok(archive)
 }
 
-fn add_modules(archive: &mut Writer<BufWriter<File>>, kernel: &Kernel, chosen: &Modules) -> Result<(), InitrdError> {
+/// Gives the list of the modules' files.
+fn add_modules(
+    archive: &mut Writer<BufWriter<File>>,
+    kernel: &Kernel,
+    chosen: &Modules,
+) -> Result<Spares, InitrdError> {
     let folder = modules::directory(&kernel.release);
+    let mut spares = Spares::default();
     for (path, content) in &chosen.files {
-        archive.bytes(&format!("{}/{path}", folder.trim_start_matches('/')), DATA, content)?;
+        let path = format!("{folder}/{path}");
+        archive.bytes(path.trim_start_matches('/'), DATA, content)?;
+        spares.add(path, content);
     }
     let index = modules::path(&kernel.release);
     archive.bytes(index.trim_start_matches('/'), DATA, chosen.index.to_text().as_bytes())?;
-    Ok(())
+    Ok(spares)
 }
 
 fn finish(archive: Writer<BufWriter<File>>) -> Result<(), InitrdError> {

@@ -1,5 +1,8 @@
-//! Writer of the kernel's initramfs format, "newc" cpio. Follows Linux, Documentation/driver-api/early-userspace/buffer-format.rst.
+//! Writer of the kernel's initramfs format, "newc" cpio; [`read`] reads it. Follows Linux,
+//! Documentation/driver-api/early-userspace/buffer-format.rst.
 //! Entries come out in the order of the calls, inodes are numbered from 1, everything belongs to root.
+
+pub mod read;
 
 use std::{
     collections::BTreeMap,

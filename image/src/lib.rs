@@ -18,6 +18,7 @@ pub mod modules;
 pub mod recipe;
 pub mod sector;
 pub mod source;
+pub mod spares;
 pub mod uki;
 pub mod verity;
 pub mod volume;

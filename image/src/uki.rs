@@ -1,7 +1,9 @@
-//! Unified kernel images: systemd's stub with kernel, initrd and command line appended as PE sections.
+//! Unified kernel images: systemd's stub with kernel, initrd and command line appended as PE sections;
+//! [`read`] finds them again.
 //! Follows the UAPI Group's Specification 5 (Unified Kernel Image) and Microsoft's "PE Format".
 
 mod pe;
+pub mod read;
 #[cfg(test)]
 mod tests;
 

@@ -27,6 +27,9 @@ pub const HEALTHY_LIMIT: Duration = Duration::from_secs(480);
 pub const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How long a clean end may take.
 pub const POWER_OFF_LIMIT: Duration = Duration::from_secs(120);
+/// What ends on the console with these words, in order.
+const MARKS: [(&str, &str); 3] =
+    [("firmware", "BdsDxe: starting Boot"), ("loader", "EFI stub: "), ("kernel", "is PID 1")];
 /// How much of a console is shown when a test fails.
 const TAIL_LINES: usize = 40;
 
@@ -38,6 +41,8 @@ pub struct Rack {
     started: Instant,
     client: Client,
     forwards: Vec<(String, SocketAddr)>,
+    /// When each of [`MARKS`] was first seen on the console, in seconds since power-on.
+    marks: Vec<Option<f64>>,
     /// Holds the sockets.
     sockets: TempDir,
     /// Once somebody asked for it.
@@ -77,8 +82,17 @@ impl Rack {
         command.env("TMPDIR", &folder).stdout(log("run.out")).stderr(log("run.err"));
         let started = Instant::now();
         let child = command.spawn().unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
-        let mut rack =
-            Self { folder, command: child, started, client, forwards: Vec::new(), sockets, qmp: None, alone };
+        let mut rack = Self {
+            folder,
+            command: child,
+            started,
+            client,
+            forwards: Vec::new(),
+            marks: vec![None; MARKS.len()],
+            sockets,
+            qmp: None,
+            alone,
+        };
         rack.forwards = rack.until("QEMU to start", Duration::from_secs(20), |rack| {
             let said = rack.log("run.err");
             said.lines().any(|line| line.starts_with("api ")).then(|| forwards(&said))
@@ -129,6 +143,7 @@ impl Rack {
     #[track_caller]
     pub fn until<T>(&mut self, what: &str, limit: Duration, mut condition: impl FnMut(&Self) -> Option<T>) -> T {
         wait::until(what, limit, || {
+            self.look_for_marks();
             if let Some(value) = condition(self) {
                 return Some(value);
             }
@@ -182,6 +197,30 @@ impl Rack {
         });
         println!("all guests healthy {:.1} s after power-on", self.seconds());
         status
+    }
+
+    fn look_for_marks(&mut self) {
+        if let Some(next) = self.marks.iter().position(Option::is_none)
+            && self.console().contains(MARKS[next].1)
+        {
+            self.marks[next] = Some(self.seconds());
+        }
+    }
+
+    /// How the rack came up, in one line: what this machine saw of the firmware, the loader and the start of the
+    /// kernel's file, which do not tell a virtual machine, and what the rack tells of the rest.
+    pub fn boot(&self, status: &Status) -> String {
+        let mut seen = Vec::new();
+        let mut last = 0.0;
+        for ((name, _), mark) in MARKS.iter().zip(&self.marks) {
+            seen.push(mark.map_or_else(|| format!("{name} not seen"), |at| format!("{name} {:.1} s", at - last)));
+            last = mark.unwrap_or(last);
+        }
+        let told = status.boot.iter().filter_map(|phase| {
+            let end = phase.began_ms + phase.took_ms?;
+            Some(format!("{:?} {:.1} to {:.1} s", phase.part, phase.began_ms as f64 / 1e3, end as f64 / 1e3))
+        });
+        format!("seen: {}; since the kernel began: {}", seen.join(", "), told.collect::<Vec<_>>().join(", "))
     }
 
     /// Orders the rack to switch itself off and waits for its end.

@@ -3,15 +3,15 @@
 use std::ops::Range;
 
 /// `IMAGE_FILE_MACHINE_AMD64`.
-const MACHINE_AMD64: u16 = 0x8664;
+pub(super) const MACHINE_AMD64: u16 = 0x8664;
 /// `Magic` of PE32+.
 const PE32_PLUS: u16 = 0x20b;
 /// `Subsystem` of an EFI application.
 const EFI_APPLICATION: u16 = 10;
-const COFF_HEADER_SIZE: usize = 20;
+pub(super) const COFF_HEADER_SIZE: usize = 20;
 /// Fields before the data directories.
 const OPTIONAL_FIELDS_SIZE: usize = 112;
-const SECTION_HEADER_SIZE: usize = 40;
+pub(super) const SECTION_HEADER_SIZE: usize = 40;
 /// Index of the certificate table among the data directories.
 const CERTIFICATE_TABLE: usize = 4;
 /// The stub maps pages, whatever alignment its own sections have.
@@ -84,10 +84,10 @@ pub(super) struct Stub<'a> {
 }
 
 // Offsets in the COFF header.
-const NUMBER_OF_SECTIONS: usize = 2;
+pub(super) const NUMBER_OF_SECTIONS: usize = 2;
 const POINTER_TO_SYMBOL_TABLE: usize = 8;
 const NUMBER_OF_SYMBOLS: usize = 12;
-const SIZE_OF_OPTIONAL_HEADER: usize = 16;
+pub(super) const SIZE_OF_OPTIONAL_HEADER: usize = 16;
 // Offsets in the optional header.
 const SIZE_OF_CODE: usize = 4;
 const SIZE_OF_INITIALIZED_DATA: usize = 8;

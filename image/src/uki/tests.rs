@@ -62,6 +62,9 @@ fn binutils_find_every_section_with_its_bytes_and_no_overlap() {
     ] {
         let Source::Bytes(expected) = expected else { unreachable!() };
         assert!(objcopy(name, &path, &part) == *expected, "{name}");
+        let bytes = fs::read(&path).unwrap();
+        let found = read::section(io::Cursor::new(&bytes), name).unwrap();
+        assert!(bytes[found.start as usize..found.end as usize] == *expected, "{name}");
     }
     assert_eq!(make(&uki), make(&uki));
 }
@@ -128,4 +131,24 @@ fn what_does_not_fit_or_is_there_already_is_refused() {
     }
     let gone = Source::Path { path: "/nowhere".into(), size: 5 };
     assert!(matches!(write(&Uki { linux: gone, ..uki }, io::sink()), Err(UkiError::Source(_))));
+}
+
+#[test]
+fn a_damaged_or_cut_uki_gives_no_section_outside_of_it_and_no_panic() {
+    let uki = make(&Uki { initrd: Source::Bytes(vec![1; 999]), linux: Source::Bytes(vec![2]), ..sample() });
+    let find = |bytes: &[u8]| read::section(io::Cursor::new(bytes), ".initrd");
+    let found = find(&uki).unwrap();
+    for length in 0..uki.len() {
+        assert_eq!(find(&uki[..length]).is_ok(), length as u64 >= found.end, "{length}");
+    }
+    for at in 0..2048 {
+        for value in [0, 1, 0x7f, 0x80, 0xff] {
+            let mut bytes = uki.clone();
+            bytes[at] = value;
+            if let Ok(found) = find(&bytes) {
+                assert!(found.start <= found.end && found.end <= bytes.len() as u64);
+            }
+        }
+    }
+    assert!(matches!(read::section(io::Cursor::new(&uki), ".none"), Err(read::ReadError::NoSection(_))));
 }

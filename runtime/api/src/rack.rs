@@ -108,6 +108,8 @@ pub struct Status {
     pub daemon_pid: u32,
     /// The host's own memory: MemTotal - MemFree - clean page cache after coldplug, before any guest, in KiB.
     pub host_memory_kib: u64,
+    /// How the rack came up, part by part, in the order in which the parts ended; only those that have.
+    pub boot: Vec<Phase>,
     /// Who the rack is; none as long as its data partition is not there.
     pub identity: Option<Identity>,
     /// The data partition; none as long as it is not there.
@@ -147,6 +149,39 @@ pub struct Activity {
     pub what: String,
     /// For how many seconds so far.
     pub for_s: u64,
+}
+
+/// One part of how the rack came up. Parts from [`Part::Drivers`] on go on side by side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// Which.
+    pub part: Part,
+    /// When it began, in milliseconds since the kernel's clock began; 0 for what was before that.
+    pub began_ms: u64,
+    /// How long it took, in milliseconds; none if whoever knows did not tell (no EFI, another boot loader).
+    pub took_ms: Option<u64>,
+}
+
+/// The parts in which a rack comes up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// From power-on to the boot loader.
+    Firmware,
+    /// The boot loader, until it started the kernel's file.
+    Loader,
+    /// From the beginning of the kernel's clock to PID 1.
+    Kernel,
+    /// Drivers of what may hold data, be an uplink or run guests.
+    Drivers,
+    /// All other drivers; nobody waits for them.
+    LateDrivers,
+    /// The data partition found and mounted, its layers checked.
+    Data,
+    /// Bridges, taps and firewall; not the uplink's address, for which no guest waits.
+    Networks,
+    /// The first guest's monitor started, from the moment when nothing kept it from that.
+    FirstGuest,
 }
 
 /// How one guest is.

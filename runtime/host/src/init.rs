@@ -18,7 +18,11 @@ use rustix::{
     system::RebootCommand,
 };
 
-use crate::{PROGRAM, VERSION, daemon::data::MOUNT as DATA, signals};
+use crate::{
+    PROGRAM, STARTED, VERSION,
+    daemon::{boot, data::MOUNT as DATA},
+    signals,
+};
 
 /// The signal by which the daemon, done with its guests, has the machine switched off.
 pub const POWER_OFF: Signal = Signal::USR1;
@@ -56,6 +60,7 @@ pub fn run() -> ExitCode {
         eprintln!("rackstick-host init: this is no PID 1; only the kernel starts it");
         return ExitCode::from(2);
     }
+    let started = boot::now_ms();
     let root = mount::leave_rootfs();
     let dev = mount::mount("devtmpfs", "devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755");
     take_console();
@@ -72,7 +77,7 @@ pub fn run() -> ExitCode {
     if let Err(error) = rustix::system::reboot(RebootCommand::CadOff) {
         say(format_args!("Ctrl-Alt-Del stays an instant reset: {error}"));
     }
-    let end = supervise();
+    let end = supervise(started);
     finish(end)
 }
 
@@ -94,7 +99,7 @@ fn say(line: fmt::Arguments<'_>) {
 }
 
 /// Keeps the daemon alive and reaps, until the machine is to end.
-fn supervise() -> End {
+fn supervise(init_started_ms: u64) -> End {
     let set = signals::Set::of(&[
         libc::SIGCHLD,
         libc::SIGTERM,
@@ -106,7 +111,7 @@ fn supervise() -> End {
     set.block_only();
     let mut delay = RESTART_DELAY;
     let mut started = Instant::now();
-    let mut daemon = start_daemon();
+    let mut daemon = start_daemon(init_started_ms);
     let mut start_again = daemon.is_none().then(|| started + delay);
     // Once asked to end the machine: how, and until when the daemon may take care of its guests.
     let mut ending: Option<(End, Instant)> = None;
@@ -119,7 +124,7 @@ fn supervise() -> End {
         }
         if start_again.is_some_and(|at| now >= at) {
             started = now;
-            daemon = start_daemon();
+            daemon = start_daemon(init_started_ms);
             start_again = daemon.is_none().then(|| now + delay);
         }
         let next = ending.map(|(_, deadline)| deadline).or(start_again);
@@ -153,8 +158,8 @@ fn supervise() -> End {
     }
 }
 
-fn start_daemon() -> Option<Pid> {
-    let child = match Command::new(PROGRAM).arg("daemon").spawn() {
+fn start_daemon(init_started_ms: u64) -> Option<Pid> {
+    let child = match Command::new(PROGRAM).arg("daemon").env(STARTED, init_started_ms.to_string()).spawn() {
         Ok(child) => child,
         Err(error) => {
             say(format_args!("the daemon could not be started from {PROGRAM}: {error}"));

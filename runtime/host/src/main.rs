@@ -12,6 +12,9 @@ use std::{env, ffi::OsStr, path::Path, process::ExitCode};
 /// Where the initrd holds this program; PID 1 starts the daemon from here.
 const PROGRAM: &str = "/rackstick/rackstick-host";
 
+/// The variable in which PID 1 tells the daemon when it started, in milliseconds since the kernel's clock began.
+const STARTED: &str = "RACKSTICK_STARTED_MS";
+
 /// This program's version, the builder's and the VMM's too.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 

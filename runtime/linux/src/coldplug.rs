@@ -37,9 +37,7 @@ pub fn coldplug(loader: &Loader, threads: usize) -> io::Result<Report> {
     let mut report = Report::default();
     let mut done = BTreeSet::new();
     for _ in 0..MAX_ROUNDS {
-        let mut found = BTreeSet::new();
-        modaliases(Path::new("/sys/devices"), 0, &mut found)?;
-        let new: Vec<String> = found.difference(&done).cloned().collect();
+        let new: Vec<String> = modaliases()?.difference(&done).cloned().collect();
         if new.is_empty() {
             break;
         }
@@ -69,13 +67,23 @@ fn load_all(loader: &Loader, modaliases: &[String], threads: usize) -> Vec<LoadE
     failures.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The modaliases of all devices that are there now.
+///
+/// # Errors
+/// If `/sys/devices` can't be read.
+pub fn modaliases() -> io::Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    walk(Path::new("/sys/devices"), 0, &mut found)?;
+    Ok(found)
+}
+
 /// All modaliases below `directory`. Devices vanish while we walk: what can't be read is passed over, except the start.
-fn modaliases(directory: &Path, depth: u32, found: &mut BTreeSet<String>) -> io::Result<()> {
+fn walk(directory: &Path, depth: u32, found: &mut BTreeSet<String>) -> io::Result<()> {
     for entry in fs::read_dir(directory)?.flatten() {
         let Ok(kind) = entry.file_type() else { continue };
         if kind.is_dir() && depth < MAX_DEPTH {
             // Only the start must be there.
-            let _ = modaliases(&entry.path(), depth + 1, found);
+            let _ = walk(&entry.path(), depth + 1, found);
         } else if kind.is_file()
             && entry.file_name() == "modalias"
             && let Ok(text) = fs::read_to_string(entry.path())
@@ -95,8 +103,7 @@ mod tests {
 
     #[test]
     fn this_machine_s_devices_are_found_with_its_processor() {
-        let mut found = BTreeSet::new();
-        modaliases(Path::new("/sys/devices"), 0, &mut found).unwrap();
+        let found = modaliases().unwrap();
         assert!(found.iter().any(|alias| alias.starts_with("cpu:type:x86,")), "{found:?}");
         assert!(found.iter().any(|alias| alias.starts_with("platform:")), "{found:?}");
     }

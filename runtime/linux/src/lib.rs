@@ -5,11 +5,13 @@
 //! - [`ext4`]: what a mounted file system is asked.
 //! - [`netlink`], [`tap`]: links, addresses, routes, tap devices; [`dhcp`]: an address from the network.
 //! - [`kmsg`], [`power`]: the kernel's log, and its end.
+//! - [`efi`]: what the boot loader left.
 //!
 //! Everything here is synchronous and takes deadlines where it waits.
 
 pub mod coldplug;
 pub mod dhcp;
+pub mod efi;
 pub mod ext4;
 pub mod kmsg;
 pub mod modules;

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{Mutex, PoisonError},
+    time::Instant,
 };
 
 use rackstick_image::modules::{self as format, Index, Module, ParseError, ResolveError};
@@ -16,13 +17,16 @@ use rustix::{io::Errno, system};
 /// `MODULE_INIT_COMPRESSED_FILE` of linux/module.h: the kernel decompresses the file itself.
 const COMPRESSED_FILE: i32 = 4;
 
+/// Puts the files of a module that is not in memory any more back to where they were; the text says why it can't.
+pub type ReadBack = Box<dyn Fn(&Module) -> Result<(), String> + Send + Sync>;
+
 /// Loads modules. Can be used by several threads at once: the kernel lets each module be loaded by one of them.
-#[derive(Debug)]
 pub struct Loader {
     directory: PathBuf,
     index: Index,
     /// Names that need no second look.
     loaded: Mutex<HashSet<String>>,
+    read_back: Option<ReadBack>,
 }
 
 /// Why modules can't be loaded.
@@ -47,6 +51,14 @@ pub enum LoadError {
     /// The name leads nowhere.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    /// Its file is not there, and can't be had.
+    #[error("kernel module {module} can't be had: {reason}")]
+    Absent {
+        /// The module.
+        module: String,
+        /// Why.
+        reason: String,
+    },
     /// The kernel refused it.
     #[error("can't load kernel module {module} from {}: {source}; `dmesg` says more", path.display())]
     Refused {
@@ -60,6 +72,11 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Whether the module's file can't be had now, and may be had later.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, LoadError::Absent { .. })
+    }
+
     /// Whether the module is fine and only its hardware is not there (`kvm_intel` on an AMD processor).
     pub fn is_no_device(&self) -> bool {
         matches!(self, LoadError::Refused { source, .. }
@@ -80,7 +97,13 @@ impl Loader {
         let path = PathBuf::from(format::path(release));
         let text = fs::read_to_string(&path).map_err(|source| LoadError::NoIndex { path: path.clone(), source })?;
         let index = Index::parse(&text).map_err(|source| LoadError::BadIndex { path, source })?;
-        Ok(Self { directory: format::directory(release).into(), index, loaded: Mutex::default() })
+        Ok(Self { directory: format::directory(release).into(), index, loaded: Mutex::default(), read_back: None })
+    }
+
+    /// Has `read_back` called for every module whose file is gone, before it is loaded.
+    pub fn with_read_back(mut self, read_back: ReadBack) -> Self {
+        self.read_back = Some(read_back);
+        self
     }
 
     /// The index it loads by.
@@ -141,8 +164,12 @@ impl Loader {
         // The kernel would decompress the whole file before it says that it has the module already.
         if !is_live(&module.name) {
             let path = self.directory.join(&module.path);
+            if let Some(read_back) = self.read_back.as_ref().filter(|_| !path.exists()) {
+                read_back(module).map_err(|reason| LoadError::Absent { module: module.name.clone(), reason })?;
+            }
+            let started = Instant::now();
             match insert(&path) {
-                Ok(()) => log::debug!("loaded {}", module.name),
+                Ok(()) => log::debug!("loaded {} in {} ms", module.name, started.elapsed().as_millis()),
                 Err(error) if Errno::from_io_error(&error) == Some(Errno::EXIST) => {}
                 Err(source) => return Err(LoadError::Refused { module: module.name.clone(), path, source }),
             }

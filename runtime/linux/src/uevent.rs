@@ -106,6 +106,14 @@ impl Uevents {
         Ok(Self(socket))
     }
 
+    /// Waits until there is an event to read.
+    ///
+    /// # Errors
+    /// [`UeventError::Socket`].
+    pub fn wait(&self) -> Result<(), UeventError> {
+        wait::readable(&self.0, None).map(drop).map_err(UeventError::Socket)
+    }
+
     /// The next event, or none by `deadline`; without a deadline it waits for ever.
     ///
     /// # Errors

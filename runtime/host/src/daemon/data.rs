@@ -1,7 +1,7 @@
 //! The data partition: found by its GUID, mounted, grown to its disk and looked after; never formatted. What can't be
 //! mounted is reported and left as it is.
 
-mod find;
+pub mod find;
 mod gpt;
 mod grow;
 mod resize;

@@ -1,12 +1,32 @@
 //! What the host itself uses of the machine's memory: MemTotal - MemFree - clean page cache, of `/proc/meminfo`
-//! (Linux, Documentation/filesystems/proc.rst).
+//! (Linux, Documentation/filesystems/proc.rst), less the same of the guests' cgroup (admin-guide/cgroup-v2.rst).
 
 use std::{fs, io};
 
+use super::guest::cgroup;
+
 /// The host's memory in KiB, now.
-pub fn used_kib() -> io::Result<u64> {
-    used(&fs::read_to_string("/proc/meminfo")?)
-        .ok_or_else(|| io::Error::other("/proc/meminfo lacks a line it always had"))
+pub fn host_kib() -> io::Result<u64> {
+    let lacks = |file: &str| io::Error::other(format!("{file} lacks a line it always had"));
+    let guests = match cgroup::guests_memory() {
+        Ok((current, stat)) => used_by_guests(&current, &stat).ok_or_else(|| lacks("memory.stat"))?,
+        // No guest was started yet.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error),
+    };
+    let all = used(&fs::read_to_string("/proc/meminfo")?).ok_or_else(|| lacks("/proc/meminfo"))?;
+    Ok(all.saturating_sub(guests))
+}
+
+/// `memory.current` and `memory.stat` are in bytes. Pages of layers are clean page cache, whoever is charged for them.
+fn used_by_guests(current: &str, stat: &str) -> Option<u64> {
+    let field = |name: &str| {
+        stat.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+            .and_then(|rest| rest.parse::<u64>().ok())
+    };
+    let clean = field("file")?.saturating_sub(field("shmem")?.checked_add(field("file_dirty")?)?);
+    Some(current.trim().parse::<u64>().ok()?.saturating_sub(clean) >> 10)
 }
 
 /// The machine's memory in MiB, less what the kernel took for itself before it counted.
@@ -38,6 +58,12 @@ mod tests {
             "MemTotal: 1000 kB\nMemFree: 400 kB\nBuffers: 10 kB\nCached: 200 kB\nDirty: 5 kB\nShmem: 105 kB\n";
         assert_eq!(used(meminfo), Some(1000 - 400 - 100));
         assert_eq!(used("MemTotal: 1000 kB\n"), None);
-        assert!(used_kib().unwrap() > 0 && total_mib().unwrap() > 0);
+    }
+
+    #[test]
+    fn of_the_guests_memory_their_layers_are_not_the_guests_own() {
+        let stat = "anon 50000000\nfile 30000000\nkernel 1000000\nshmem 8000000\nfile_mapped 1\nfile_dirty 2000000\n";
+        assert_eq!(used_by_guests("81000000\n", stat), Some((81_000_000 - 20_000_000) >> 10));
+        assert_eq!(used_by_guests("81000000\n", "anon 1\n"), None);
     }
 }

@@ -3,22 +3,27 @@
 
 mod activity;
 mod api;
+pub mod boot;
 mod console;
 pub mod data;
+mod drivers;
 mod guest;
 mod identity;
 mod layers;
 mod memory;
+mod modprobe;
 pub mod network;
+mod plugged;
 mod power;
 mod rack;
 mod room;
+mod spares;
 mod startup;
 mod verity;
 
 use std::{convert::Infallible, fs, io, process::ExitCode, sync::Arc, sync::mpsc::Sender, sync::mpsc::channel, thread};
 
-use rackstick_api::rack::{Identity, Request, Response};
+use rackstick_api::rack::{Identity, Phase, Request, Response};
 use rackstick_image::{
     digest::VerityDigest,
     manifest::{self, Manifest},
@@ -43,6 +48,8 @@ pub enum Event {
     Problem(String, Option<String>),
     /// Something begins, or is over: what it is about, and what is going on.
     Activity(String, Option<String>),
+    /// A part of coming up is over.
+    Phase(Phase),
     /// The host's own memory in KiB was measured.
     HostMemory(u64),
     /// Who the rack is.

@@ -37,7 +37,12 @@ impl Buttons {
             if !name.starts_with("event") || !has_key(&keys, KEY_POWER) || self.known.contains(&name) {
                 continue;
             }
-            let device = File::open(Path::new("/dev/input").join(&name))?;
+            let device = match File::open(Path::new("/dev/input").join(&name)) {
+                Ok(device) => device,
+                // It is being made, or gone already; its own event follows.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
             self.known.insert(name);
             let pressed = pressed.clone();
             thread::Builder::new().name("power button".into()).spawn(move || listen(device, &pressed))?;

@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use rackstick_api::rack::{Activity, Identity, Process, Request, Response, State, Status};
+use rackstick_api::rack::{Activity, Identity, Part, Process, Request, Response, State, Status};
 use rackstick_image::{
     digest::VerityDigest,
     manifest::{self, Manifest},
@@ -21,7 +21,9 @@ use rustix::{
 };
 
 use super::{
-    Event, MachineEnd, api, data,
+    Event, MachineEnd, api,
+    boot::{Boot, Watch},
+    data,
     guest::{self, Guest, Obstacle},
     layers, memory,
     power::Buttons,
@@ -44,6 +46,7 @@ pub struct Rack {
     addresses: BTreeMap<String, String>,
     activities: BTreeMap<String, (Instant, String)>,
     host_memory_kib: u64,
+    boot: Boot,
     identity: Option<Identity>,
     healthy_shown: Option<usize>,
     ending: Option<Ending>,
@@ -87,6 +90,7 @@ impl Rack {
             addresses: BTreeMap::new(),
             activities: BTreeMap::new(),
             host_memory_kib: 0,
+            boot: Boot::load(),
             identity: None,
             healthy_shown: None,
             ending: None,
@@ -122,6 +126,7 @@ impl Rack {
                 let _ = reply.send(self.answer(request, now));
             }
             Event::Problem(about, what) => self.problem(about, what),
+            Event::Phase(phase) => self.boot.add(phase, !self.guests.is_empty()),
             Event::Activity(about, what) => self.activity(about, what, now),
             Event::Identity(identity) => self.identity = Some(identity),
             Event::HostMemory(kib) => self.host_memory_kib = kib,
@@ -225,7 +230,13 @@ impl Rack {
             let spec = guest.spec.clone();
             let refused = refused.as_deref();
             let obstacle = || self.host.obstacle(&self.manifest, &spec, refused, &healthy, &self.problems);
+            let watch = Watch::begin(&self.events, Part::FirstGuest);
+            let waited = !guest.is_running();
             guest.advance(&self.manifest, obstacle, now);
+            if waited && guest.is_running() {
+                // Only the first counts.
+                watch.end();
+            }
         }
         let count = self.guests.iter().filter(|guest| guest.is_healthy()).count();
         if self.healthy_shown != Some(count) {
@@ -324,6 +335,7 @@ impl Rack {
             problems: self.problems.values().cloned().collect(),
             daemon_pid: std::process::id(),
             host_memory_kib: self.host_memory_kib,
+            boot: self.boot.phases().to_vec(),
             identity: self.identity.clone(),
             data: data::status(),
             addresses: self.addresses.clone(),

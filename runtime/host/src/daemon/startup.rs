@@ -1,6 +1,6 @@
-//! What is done once after the daemon has started, in order: drivers, memory measured, networks, KVM, the data
-//! partition, layers. Each step reports; none keeps the API from being served. All of it can be done again by the
-//! next daemon on a rack that runs already.
+//! What is done once after the daemon has started: drivers, and side by side with them what needs only some of them: the
+//! data partition, networks, what monitors open. Each part reports; none keeps the API from being served. All of it can
+//! be done again by the next daemon on a rack that runs already.
 
 use std::{
     fs, io,
@@ -9,95 +9,123 @@ use std::{
     sync::Arc,
     sync::mpsc::Sender,
     thread,
-    time::{Duration, Instant},
 };
 
+use rackstick_api::rack::Part;
 use rackstick_image::manifest::Manifest;
-use rackstick_linux::{
-    coldplug::coldplug,
-    modules::{LoadError, Loader},
-    uevent::{Next, UeventError, Uevents},
-};
 
 use super::{
     Event,
     activity::Doing,
+    boot::{self, Watch},
     data,
+    drivers::Drivers,
     guest::{process, volumes},
-    layers, memory, network,
+    layers, memory, modprobe, network,
+    spares::{self, Store},
 };
 
-/// Modules that no device asks for, or that the kernel would ask for one by one through `/sbin/modprobe`, a process
-/// that reads the whole index each time: what monitors, bridges, the firewall and the data partition need.
-const MODULES: [&str; 14] = [
-    "ext4",
-    "tun",
-    "vhost_vsock",
-    "vhost_net",
-    "bridge",
-    "nf_tables",
-    "nf_conntrack",
-    "nft_chain_nat",
-    "nft_ct",
-    "nft_fib_inet",
-    "nft_masq",
-    "nft_nat",
-    "crc32c_generic",
-    "sha256_generic",
-];
-/// What monitors open.
-const DEVICES: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-vsock", "/dev/vhost-net"];
-/// The host's memory is measured once a boot: later, guests and their layers are part of it.
-const MEMORY_RECORD: &str = "/run/rackstick/host-memory-kib";
-/// More threads than this only wait for each other in the kernel's module loader.
-const MOST_COLDPLUG_THREADS: usize = 8;
-/// Drivers that fail are named one by one up to here: a broken host would fill the screen.
-const MOST_NAMED_FAILURES: usize = 8;
-/// Pause after the device events' socket failed.
-const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+// Modules that no device asks for, or that the kernel would ask for one by one through `/sbin/modprobe`, a process each
+// time.
 
-#[derive(Debug, thiserror::Error)]
-enum DriverError {
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    #[error(transparent)]
-    Uevent(#[from] UeventError),
-    #[error("no device can be looked at: {0}")]
-    Io(#[from] io::Error),
-}
+/// What the data partition and its layers need; the fast digests first, as a file system keeps those it found.
+const DATA_MODULES: [&str; 5] = ["crc32c_intel", "crc32c_generic", "sha256_ssse3", "sha256_generic", "ext4"];
+/// What bridges, taps and the firewall need.
+const NETWORK_MODULES: [&str; 9] =
+    ["tun", "bridge", "nf_tables", "nf_conntrack", "nft_chain_nat", "nft_ct", "nft_fib_inet", "nft_masq", "nft_nat"];
+/// What monitors need.
+const MONITOR_MODULES: [&str; 3] = ["tun", "vhost_vsock", "vhost_net"];
+/// What reading spare files back needs, which must be there before they are dropped.
+const SPARES_MODULES: [&str; 4] = ["vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1"];
+/// What reading the boot loader's times needs.
+const EFI_MODULES: [&str; 1] = ["efivarfs"];
+
+/// What monitors open.
+const DEVICES: [&str; 4] = [KVM, "/dev/net/tun", "/dev/vhost-vsock", "/dev/vhost-net"];
+const KVM: &str = "/dev/kvm";
+/// The host's memory is measured once a boot, when its drivers are loaded.
+const MEMORY_RECORD: &str = "/run/rackstick/host-memory-kib";
 
 /// Brings the rack up. The main loop is gone only when the daemon ends, so nobody misses what can't be sent then.
 pub fn run(manifest: &Arc<Manifest>, events: &Sender<Event>) {
-    let send = |event| events.send(event).is_ok();
-    if let Err(error) = drivers(events) {
-        send(Event::Problem("drivers".into(), Some(format!("drivers can't be loaded: {error}"))));
-    }
-    send(Event::Devices);
-    match host_memory() {
-        Ok(kib) => send(Event::HostMemory(kib)),
+    let problem = |about: &str, what: String| {
+        // As above.
+        let _ = events.send(Event::Problem(about.into(), Some(what)));
+    };
+    let spares = match Store::open(&manifest.version) {
+        Ok(store) => Some(Arc::new(store)),
         Err(error) => {
-            send(Event::Problem("memory".into(), Some(format!("the host's memory can't be measured: {error}"))))
+            problem("spares", format!("drivers stay in memory: {error}"));
+            None
         }
     };
-    let kvm = Path::new("/dev/kvm").exists();
-    send(Event::Kvm(kvm));
-    if let Err(error) = give_devices() {
-        send(Event::Problem("devices".into(), Some(error.to_string())));
-    }
-    // Reading layers and setting up networks have nothing to do with each other.
+    let watch = Watch::begin(events, Part::Drivers);
+    let doing = Doing::begin(events, "drivers", "loading drivers");
+    let drivers = match start_drivers(spares.clone(), events) {
+        Ok(drivers) => Some(drivers),
+        Err(error) => {
+            problem("drivers", format!("drivers can't be loaded: {error}"));
+            None
+        }
+    };
+    let drivers = drivers.as_deref();
     thread::scope(|scope| {
-        scope.spawn(|| check_layers(manifest, events));
-        bring_up_networks(manifest, events);
+        scope.spawn(|| open_devices(drivers, watch, doing, events));
+        scope.spawn(|| bring_up_networks(manifest, drivers, events));
+        scope.spawn(|| bring_up_data(manifest, drivers, events));
+        finish(drivers, spares.as_deref(), events);
     });
 }
 
-fn bring_up_networks(manifest: &Arc<Manifest>, events: &Sender<Event>) {
+fn start_drivers(spares: Option<Arc<Store>>, events: &Sender<Event>) -> Result<Arc<Drivers>, super::drivers::Error> {
+    let read_back = Box::new(move |module: &_| match &spares {
+        Some(store) => store.read_back(module).map_err(|error| error.to_string()),
+        None => Err("the initramfs does not hold it".to_owned()),
+    });
+    let drivers = Drivers::start(read_back, events)?;
+    modprobe::listen(drivers.clone())?;
+    Ok(drivers)
+}
+
+/// Makes what monitors open, and lets them open it, which are not root.
+fn open_devices(drivers: Option<&Drivers>, watch: Watch<'_>, doing: Doing<'_>, events: &Sender<Event>) {
     let send = |event| events.send(event).is_ok();
+    if let Some(drivers) = drivers {
+        drivers.load(&MONITOR_MODULES);
+        drivers.wait_for(|| Path::new(KVM).exists());
+    }
+    if let Err(error) = give_devices() {
+        send(Event::Problem("devices".into(), Some(error.to_string())));
+    }
+    send(Event::Kvm(Path::new(KVM).exists()));
+    if let Some(drivers) = drivers {
+        drivers.wait_for(|| false);
+    }
+    watch.end();
+    drop(doing);
+    send(Event::Devices);
+}
+
+fn give_devices() -> io::Result<()> {
+    for device in DEVICES.into_iter().filter(|device| Path::new(device).exists()) {
+        chown(device, Some(0), Some(process::GROUP))?;
+        fs::set_permissions(device, fs::Permissions::from_mode(0o660))?;
+    }
+    Ok(())
+}
+
+fn bring_up_networks(manifest: &Arc<Manifest>, drivers: Option<&Drivers>, events: &Sender<Event>) {
+    let send = |event| events.send(event).is_ok();
+    let watch = Watch::begin(events, Part::Networks);
     let doing = Doing::begin(events, "networks", "bringing up the networks");
+    if let Some(drivers) = drivers {
+        drivers.load(&NETWORK_MODULES);
+    }
     match network::bring_up(manifest, process::uid) {
         Ok(()) => send(Event::NetworksUp),
         Err(error) => send(Event::Problem("networks".into(), Some(error.to_string()))),
     };
+    watch.end();
     drop(doing);
     let news = events.clone();
     let report = move |change| {
@@ -112,91 +140,11 @@ fn bring_up_networks(manifest: &Arc<Manifest>, events: &Sender<Event>) {
     }
 }
 
-/// Loads the drivers of what is there, and from now on of what comes.
-fn drivers(events: &Sender<Event>) -> Result<(), DriverError> {
-    let _doing = Doing::begin(events, "drivers", "loading drivers");
-    let started = Instant::now();
-    let uevents = Uevents::open()?;
-    let loader = Arc::new(Loader::open()?);
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_COLDPLUG_THREADS);
-    let report = coldplug(&loader, threads)?;
-    for module in MODULES {
-        if let Err(error) = loader.load(module) {
-            log::warn!("{error}");
-        }
+fn bring_up_data(manifest: &Manifest, drivers: Option<&Drivers>, events: &Sender<Event>) {
+    let watch = Watch::begin(events, Part::Data);
+    if let Some(drivers) = drivers {
+        drivers.load(&DATA_MODULES);
     }
-    log::info!("drivers for {} kinds of devices loaded in {:.1} s", report.devices, started.elapsed().as_secs_f32());
-    for failure in report.failures.iter().take(MOST_NAMED_FAILURES) {
-        log::warn!("{failure}");
-    }
-    if report.failures.len() > MOST_NAMED_FAILURES {
-        log::warn!("and {} drivers more failed", report.failures.len() - MOST_NAMED_FAILURES);
-    }
-    let events = events.clone();
-    thread::Builder::new().name("hotplug".into()).spawn(move || follow(&uevents, &loader, &events))?;
-    Ok(())
-}
-
-fn follow(uevents: &Uevents, loader: &Loader, events: &Sender<Event>) {
-    loop {
-        let loaded = match uevents.next(None) {
-            Ok(Next::Event(event)) => {
-                let modalias = event.modalias().filter(|_| event.action == "add");
-                let loaded = modalias.map_or(Ok(()), |modalias| loader.load_modalias(modalias));
-                let named = matches!(event.subsystem.as_str(), "input" | "virtio-ports") && event.action != "remove";
-                if named && events.send(Event::Devices).is_err() {
-                    return;
-                }
-                loaded
-            }
-            Ok(Next::Lost) => match coldplug(loader, 1) {
-                Ok(report) => report.failures.into_iter().next().map_or(Ok(()), Err),
-                Err(error) => {
-                    log::warn!("devices can't be looked at again: {error}");
-                    Ok(())
-                }
-            },
-            Ok(Next::Deadline) => Ok(()),
-            Err(error) => {
-                log::warn!("{error}");
-                thread::sleep(FAILURE_PAUSE);
-                Ok(())
-            }
-        };
-        match loaded {
-            Err(error) if !error.is_no_device() => log::warn!("{error}"),
-            _ => {}
-        }
-    }
-}
-
-fn host_memory() -> io::Result<u64> {
-    match fs::read_to_string(MEMORY_RECORD) {
-        Ok(text) => return text.trim().parse().map_err(io::Error::other),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    // What coldplug read and wrote is clean only after this.
-    rustix::fs::sync();
-    let kib = memory::used_kib()?;
-    log::info!("the host uses {} MiB of memory before any guest", kib >> 10);
-    if let Some(folder) = Path::new(MEMORY_RECORD).parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::write(MEMORY_RECORD, kib.to_string())?;
-    Ok(kib)
-}
-
-/// Lets monitors, which are not root, open what they need.
-fn give_devices() -> io::Result<()> {
-    for device in DEVICES.into_iter().filter(|device| Path::new(device).exists()) {
-        chown(device, Some(0), Some(process::GROUP))?;
-        fs::set_permissions(device, fs::Permissions::from_mode(0o660))?;
-    }
-    Ok(())
-}
-
-fn check_layers(manifest: &Manifest, events: &Sender<Event>) {
     if !data::bring_up(&manifest.data_partition, events) {
         return;
     }
@@ -213,4 +161,69 @@ fn check_layers(manifest: &Manifest, events: &Sender<Event>) {
             return;
         }
     }
+    watch.end();
+}
+
+/// What nobody waits for, once all drivers are loaded: how long it took, memory given back and measured.
+fn finish(drivers: Option<&Drivers>, spares: Option<&Store>, events: &Sender<Event>) {
+    let send = |event| events.send(event).is_ok();
+    if let Some(drivers) = drivers {
+        drivers.wait_for(|| false);
+        let watch = Watch::begin(events, Part::LateDrivers);
+        drivers.settle();
+        watch.end();
+        drivers.load(&EFI_MODULES);
+    }
+    boot::tell_earlier(events);
+    let partitions = drivers.map(Drivers::partitions);
+    let mut dropped = drop_spares(drivers, spares);
+    match host_memory() {
+        Ok(kib) => send(Event::HostMemory(kib)),
+        Err(error) => {
+            send(Event::Problem("memory".into(), Some(format!("the host's memory can't be measured: {error}"))))
+        }
+    };
+    // The disk that the rack was started from may be one of those that take long to turn up.
+    if let (Some(drivers), Some(mut known)) = (drivers, partitions) {
+        while !dropped {
+            drivers.wait_for_partition(known);
+            known = drivers.partitions();
+            dropped = drop_spares(Some(drivers), spares);
+        }
+    }
+}
+
+/// Takes out of memory what no driver needs any more; true if that is done or will never be.
+fn drop_spares(drivers: Option<&Drivers>, spares: Option<&Store>) -> bool {
+    let (Some(drivers), Some(spares)) = (drivers, spares) else { return true };
+    drivers.load(&SPARES_MODULES);
+    match spares.drop_unneeded(drivers.modules()) {
+        Ok(bytes) => {
+            log::info!("{} MiB of drivers that no device wants are no longer in memory", bytes >> 20);
+            true
+        }
+        Err(error @ spares::Error::NoUki { .. }) => {
+            log::info!("all drivers stay in memory for now: {error}");
+            false
+        }
+        Err(error) => {
+            log::warn!("not all drivers that no device wants could be dropped from memory: {error}");
+            true
+        }
+    }
+}
+
+fn host_memory() -> io::Result<u64> {
+    match fs::read_to_string(MEMORY_RECORD) {
+        Ok(text) => return text.trim().parse().map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let kib = memory::host_kib()?;
+    log::info!("the host uses {} MiB of memory beside its guests", kib >> 10);
+    if let Some(folder) = Path::new(MEMORY_RECORD).parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(MEMORY_RECORD, kib.to_string())?;
+    Ok(kib)
 }

@@ -13,6 +13,8 @@ use rackstick_linux::mount;
 
 use super::{MOUNT, gpt, resize::SuperBlock};
 
+/// The partition type of an ESP (UEFI specification 2.10, section 5.3.3).
+const ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
 /// Files of a disk in sysfs that say what it is, the best first: of SCSI and NVMe disks, of SD cards, of virtio.
 const NAMES: [&str; 3] = ["device/model", "device/name", "serial"];
 
@@ -40,14 +42,29 @@ fn rank(candidates: &mut [Candidate]) {
 }
 
 fn candidate(disk: &Path, guid: &str) -> Option<Candidate> {
-    let sector = fs::read_to_string(disk.join("queue/logical_block_size")).ok()?.trim().parse().ok()?;
-    // A medium without a GPT, or an empty drive: not ours.
-    let file = File::open(Path::new("/dev").join(disk.file_name()?)).ok()?;
-    let number = gpt::Disk::new(&file, sector).ok()??.table().ok()??.number(guid)?;
+    let number = table(disk)?.number(guid)?;
     let device = partition_device(disk, number)?;
     let super_block = File::open(&device).and_then(|file| SuperBlock::read(&file)).ok().flatten();
     let place = fs::canonicalize(disk).unwrap_or_else(|_| disk.to_owned());
     Some(Candidate { device, place, mounts: super_block.map(|super_block| super_block.mounts) })
+}
+
+/// All ESPs of all disks, as far as they can be read.
+pub fn esps() -> Vec<PathBuf> {
+    let disks = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    disks.flat_map(|disk| esps_of(&disk.path()).unwrap_or_default()).collect()
+}
+
+fn esps_of(disk: &Path) -> Option<Vec<PathBuf>> {
+    let numbers = table(disk)?.numbers_of_type(ESP)?;
+    Some(numbers.into_iter().filter_map(|number| partition_device(disk, number)).collect())
+}
+
+/// A disk's GPT; none for a medium without one, or an empty drive.
+fn table(disk: &Path) -> Option<gpt::Table> {
+    let sector = fs::read_to_string(disk.join("queue/logical_block_size")).ok()?.trim().parse().ok()?;
+    let file = File::open(Path::new("/dev").join(disk.file_name()?)).ok()?;
+    gpt::Disk::new(&file, sector).ok()??.table().ok()?
 }
 
 /// The kernel's name for a disk's partition: `sda2`, `nvme0n1p2`.

@@ -222,6 +222,13 @@ impl Table {
         u32::try_from(index + 1).ok()
     }
 
+    /// The numbers of all partitions of this type; none if that is no GUID.
+    pub fn numbers_of_type(&self, guid: &str) -> Option<Vec<u32>> {
+        let guid = parse(guid)?;
+        let entries = (1..).zip(self.entries.chunks_exact(self.entry_size));
+        Some(entries.filter(|(_, entry)| entry.starts_with(&guid)).map(|(number, _)| number).collect())
+    }
+
     fn entry(&self, number: u32) -> Option<&[u8]> {
         let entry = self.entries.chunks_exact(self.entry_size).nth(number.checked_sub(1)? as usize)?;
         // Without a type it is not in use.

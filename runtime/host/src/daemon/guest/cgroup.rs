@@ -84,6 +84,12 @@ pub fn door(group: &Path) -> Result<File, Error> {
     OpenOptions::new().write(true).open(&path).map_err(|source| Error { path, source })
 }
 
+/// `memory.current` and `memory.stat` of all guests together; NotFound before the first was started.
+pub fn guests_memory() -> io::Result<(String, String)> {
+    let read = |file| fs::read_to_string(Path::new(PARENT).join(file));
+    Ok((read("memory.current")?, read("memory.stat")?))
+}
+
 fn set(path: &Path, value: &str) -> Result<(), Error> {
     fs::write(path, value).map_err(|source| Error { path: path.to_owned(), source })
 }

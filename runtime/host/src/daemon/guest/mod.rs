@@ -1,7 +1,7 @@
 //! Guests: what each is to do, what it does, and what follows when that changes.
 
 mod agent;
-mod cgroup;
+pub mod cgroup;
 mod config;
 pub mod folder;
 mod health;

@@ -51,6 +51,16 @@ fn a_partition_made_by_sgdisk_is_found_by_its_guid() {
 }
 
 #[test]
+fn partitions_made_by_sgdisk_are_found_by_their_type() {
+    let disk = by_sgdisk();
+    run("sgdisk", &["-t", "1:ef00", path(&disk)]);
+    let table = Disk::new(disk.as_file(), 512).unwrap().unwrap().table().unwrap().unwrap();
+    assert_eq!(table.numbers_of_type("c12a7328-f81f-11d2-ba4b-00a0c93ec93b"), Some(vec![1]));
+    assert_eq!(table.numbers_of_type("0fc63daf-8483-4772-8e79-3d69d8477de4"), Some(vec![2]));
+    assert_eq!(table.numbers_of_type(GUID), Some(vec![]));
+}
+
+#[test]
 fn the_second_table_serves_when_the_first_is_damaged() {
     let disk = by_sgdisk();
     for (at, expected) in [(512 + 40, Some(2)), (1024 + 20, Some(2)), (64 * MIB - 512 + 40, None)] {
