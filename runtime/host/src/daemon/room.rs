@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use rackstick_image::manifest::Guest;
 
 /// Memory that the host keeps: what it needs itself before any guest, and for page cache and sockets beside them.
-pub const HOST_MIB: u64 = 160;
+pub const HOST_MIB: u64 = 128;
 /// What a guest's monitor needs beside its guest's memory: itself, page tables, queues.
 pub const MONITOR_MIB: u64 = 16;
 
@@ -111,8 +111,8 @@ mod tests {
         assert_eq!(running(1024, &guests), ["dns", "web"]);
         assert_eq!(running(512, &guests), ["dns"]);
         // To the MiB: the host, dns and its monitor.
-        assert_eq!(running(160 + 192 + 16, &guests), ["dns"]);
-        assert_eq!(running(160 + 192 + 15, &guests), [""; 0]);
+        assert_eq!(running(128 + 192 + 16, &guests), ["dns"]);
+        assert_eq!(running(128 + 192 + 15, &guests), [""; 0]);
         assert_eq!(running(0, &guests), [""; 0]);
     }
 

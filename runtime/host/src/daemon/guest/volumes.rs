@@ -365,7 +365,11 @@ mod tests {
         let left = names(&folder(base.path(), &guest(&[]).name));
         mount(&["umount"]);
         let error = result.unwrap_err().to_string();
-        assert!(error.contains("volume a of 256 MiB can't be made on the data partition") && error.contains("No space left"), "{error}");
+        assert!(
+            error.contains("volume a of 256 MiB can't be made on the data partition")
+                && error.contains("No space left"),
+            "{error}"
+        );
         assert_eq!(left, [""; 0]);
     }
 
