@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rackstick_linux::ext4;
+
 use super::{
     gpt::{self, Write},
     resize::{self, SuperBlock},
@@ -89,7 +91,7 @@ pub fn grow(device: &Path, mounted: &Path, begins: impl Fn(u64)) -> Result<Outco
     if wanted > found.blocks {
         begin(length);
         let folder = File::open(mounted).map_err(step("open its root folder"))?;
-        resize::file_system(&folder, wanted).map_err(step("make its file system larger"))?;
+        ext4::grow(&folder, wanted).map_err(step("make its file system larger"))?;
         now = super_block().map_err(step("read its superblock"))?;
     }
     let bytes = |super_block: SuperBlock| super_block.blocks.saturating_mul(super_block.block_size);

@@ -1,19 +1,13 @@
-//! The kernel's part in making a mounted partition larger: the partition (Linux, include/uapi/linux/blkpg.h) and the
-//! ext4 file system on it (Documentation/filesystems/ext4, "ioctls").
+//! What growing needs to know and to say of a partition: how large the ext4 file system on it is, and to the kernel how large
+//! the partition is now (Linux, include/uapi/linux/blkpg.h).
 
-use std::{
-    ffi::c_void,
-    fs::File,
-    io,
-    os::{fd::AsFd, unix::fs::FileExt},
-};
+use std::{ffi::c_void, fs::File, io, os::unix::fs::FileExt};
 
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
 
 const BLKPG: Opcode = opcode::none(0x12, 105);
 const BLKPG_RESIZE_PARTITION: i32 = 3;
 const BLKPG_NAME_LENGTH: usize = 64;
-const EXT4_IOC_RESIZE_FS: Opcode = opcode::write::<u64>(b'f', 16);
 
 /// Where ext4's superblock stands, and the fields that are read of it (Documentation/filesystems/ext4, "Super Block").
 const SUPER_BLOCK: u64 = 1024;
@@ -64,14 +58,6 @@ pub fn partition(disk: &File, number: u32, start: u64, length: u64) -> io::Resul
     // SAFETY: the opcode takes a struct blkpg_ioctl_arg, which BlkpgArgument is; `data` points to a struct
     // blkpg_partition that lives until the call returns.
     unsafe { ioctl(disk, Setter::<BLKPG, BlkpgArgument>::new(argument)) }?;
-    Ok(())
-}
-
-/// Makes the mounted ext4 file system that `folder` is on this many blocks large. Every step of it goes through the
-/// journal: after a power cut it has some size in between, and can be made larger again.
-pub fn file_system(folder: &File, blocks: u64) -> io::Result<()> {
-    // SAFETY: the opcode takes a pointer to a u64 and reads it only.
-    unsafe { ioctl(folder.as_fd(), Setter::<EXT4_IOC_RESIZE_FS, u64>::new(blocks)) }?;
     Ok(())
 }
 
