@@ -54,6 +54,12 @@ impl Image {
         BARE.get_or_init(|| Self::build("tests/recipes/bare.toml", "bare", &[]))
     }
 
+    /// A rack with a guest on the LAN and one behind it, built once per test program.
+    pub fn networks() -> &'static Self {
+        static NETWORKS: OnceLock<Image> = OnceLock::new();
+        NETWORKS.get_or_init(|| Self::build("tests/recipes/network.toml", "networks", &[]))
+    }
+
     /// Builds a recipe of the clone into `<target>/rig/images/<name>/`.
     fn build(recipe: &str, name: &str, arguments: &[&str]) -> Self {
         let out = place::test_folder(&format!("images/{name}"));

@@ -138,7 +138,7 @@ fn a_rack_without_kvm_and_nic_says_what_to_switch_on_and_stays_manageable() {
     assert_eq!(page.state, State::Waiting, "{page:?}");
     assert!(page.detail.contains("KVM"), "{page:?}");
     rack.until_status("the missing NIC to be reported", HEALTHY_LIMIT, |status| {
-        status.problems.iter().any(|problem| problem.contains("no carrier"))
+        status.problems.iter().any(|problem| problem.contains("network card"))
     });
     rack.until_console("switch on virtualization", CONSOLE_LIMIT);
     rack.power_off();

@@ -30,6 +30,8 @@ pub const READY: &[u8; 6] = b"ready\n";
 const ID: u32 = 1900;
 /// Where it lives after its start: a folder that is never anything but empty.
 const FOLDER: &str = "/run/rackstick/empty";
+/// The daemon, from which it has its value, is protected from the out-of-memory killer; this process is not.
+const OOM: &str = "0";
 /// Files that it may have open: the sockets of some networks, their connections and queries on the way.
 const MOST_FILES: u64 = 4096;
 /// Connections to it that wait to be accepted.
@@ -139,6 +141,7 @@ fn listen(address: Ipv4Addr, kind: SocketType) -> io::Result<OwnedFd> {
 
 /// No file system, no capability, no other user's rights, and no way to get any. Called before the first thread.
 fn give_up_rights() -> io::Result<()> {
+    std::fs::write("/proc/self/oom_score_adj", OOM)?;
     std::fs::create_dir_all(FOLDER)?;
     chroot(FOLDER)?;
     chdir("/")?;
