@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use rackstick_api::rack::{Process, Request, State, Status};
+use rackstick_api::rack::{Process, Request, State, Status, Watched};
 use rackstick_image::manifest::Blob;
 use rackstick_tests::{
     client::{Asker, Transport, curl, dig},
@@ -18,6 +18,8 @@ use rackstick_tests::{
 const DATA: u32 = 2;
 /// How long the daemon may take to notice and mend what was broken, without any guest's boot.
 const NOTICE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a process that hangs may go unnoticed: PID 1 waits for 60 s, the watchdog for twice 30.
+const HANG_LIMIT: Duration = Duration::from_secs(150);
 
 fn ask_dns(rack: &Rack) -> Asker {
     let server = rack.address("53/udp");
@@ -63,6 +65,30 @@ fn a_killed_daemon_finds_its_guests_again_and_a_killed_monitor_is_started_anew()
     assert!(tally.answered > 0 && tally.failed.is_empty(), "{tally}");
     assert_eq!(guest(&mended, "dns"), guest(&after, "dns"), "the other guest was left alone");
     assert!(curl(rack.address("8080/tcp"), "/").is_ok());
+    rack.power_off();
+}
+
+#[test]
+fn a_hanging_daemon_is_started_again_and_a_frozen_pid_1_resets_the_machine_which_comes_up_again() {
+    // The chipset's own watchdog (iTCO), which QEMU otherwise keeps from resetting.
+    let qemu = ["-global", "ICH9-LPC.noreboot=false"].map(str::to_owned).to_vec();
+    let mut rack = Rack::start("frozen", Image::bare(), Options { qemu, ..Options::default() });
+    let before = rack.until_status("the rack", BOOT_LIMIT, |status| status.activities.is_empty());
+    rack.until_console("watchdog iTCO_wdt resets the machine", NOTICE_LIMIT);
+
+    rack.client().order(Request::Freeze { process: Watched::Daemon }).unwrap();
+    let frozen = rack.seconds();
+    let after = rack.until_status("another daemon", HANG_LIMIT, |status| status.daemon_pid != before.daemon_pid);
+    println!("a daemon that hangs was replaced after {:.0} s", rack.seconds() - frozen);
+    assert!(after.uptime_s > before.uptime_s, "the machine itself went on: {after:?}");
+
+    rack.client().order(Request::Freeze { process: Watched::Init }).unwrap();
+    let frozen = rack.seconds();
+    let event = rack.qmp().until_event("WATCHDOG", HANG_LIMIT);
+    println!("the watchdog noticed a frozen PID 1 after {:.0} s", rack.seconds() - frozen);
+    assert_eq!(event["action"], "reset");
+    let again = rack.until_status("the rack to be up again", BOOT_LIMIT, |status| status.uptime_s < after.uptime_s);
+    println!("up again {:.0} s after PID 1 froze: {:?}", rack.seconds() - frozen, again.problems);
     rack.power_off();
 }
 

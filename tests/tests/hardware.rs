@@ -88,10 +88,9 @@ fn serves(name: &str, (disk, sectors, nic, cpus, memory_mib, console, end): Mach
     let status = rack.until_healthy();
     assert_eq!(status.problems, [""; 0]);
     assert_eq!(curl(rack.address("8080/tcp"), "/").as_deref(), Ok(PAGE));
-    let said = "1/1 guests healthy";
     match console {
-        Serial => rack.until_console(said, CONSOLE_LIMIT),
-        Screen => rack.until_screen(said, CONSOLE_LIMIT),
+        Serial => rack.until_console("1/1 guests healthy", CONSOLE_LIMIT),
+        Screen => rack.until_screen("Guests     1 of 1 healthy", CONSOLE_LIMIT),
     }
     match end {
         Api => rack.power_off(),

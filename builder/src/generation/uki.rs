@@ -19,9 +19,11 @@ use crate::{
 };
 
 /// The host's kernel command line. A kernel that hangs or faults reboots the machine: nobody sits before it.
-/// The serial line comes last, so it is `/dev/console`; what concerns a user is said on both, and of the kernel's own
-/// messages only what ends it. `gpt`: a partition table whose growth was cut is read from its copy at the disk's end.
-const CMDLINE: &str = "gpt panic=10 oops=panic softlockup_panic=1 console=tty0 console=ttyS0,115200 loglevel=3";
+/// The serial line comes last, so it is `/dev/console`; a machine without one loses nothing by it. Of the kernel's own
+/// messages the screen and the serial line show only what ends it, and the UEFI stub (`quiet`) says nothing at all: the
+/// rest is in the log on the screen's second terminal. `gpt`: a partition table whose growth was cut is read from its
+/// copy at the disk's end.
+const CMDLINE: &str = "gpt panic=10 oops=panic softlockup_panic=1 console=tty0 console=ttyS0,115200 quiet loglevel=3";
 const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
 const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 

@@ -63,6 +63,11 @@ pub enum Request {
         /// Which one.
         process: Process,
     },
+    /// Keep a process of the runtime from running, as a hang would: what watches over it must notice.
+    Freeze {
+        /// Which one.
+        process: Watched,
+    },
     /// Stop all guests cleanly, then switch the machine off.
     PowerOff,
     /// Stop all guests cleanly, then reboot the machine.
@@ -77,6 +82,16 @@ pub enum Process {
     Daemon,
     /// The virtual machine monitor of the guest named.
     Vmm(String),
+}
+
+/// A process of the runtime that another, or the hardware, watches over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Watched {
+    /// PID 1, which feeds the machine's watchdog.
+    Init,
+    /// The daemon, which PID 1 listens to.
+    Daemon,
 }
 
 /// The rack's answer.
@@ -94,7 +109,7 @@ pub enum Response {
 }
 
 /// How the rack is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// The rack's name.
     pub rack: String,

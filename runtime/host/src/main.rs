@@ -6,6 +6,7 @@ mod daemon;
 mod init;
 mod modprobe;
 mod signals;
+mod terminals;
 
 use std::{env, ffi::OsStr, path::Path, process::ExitCode};
 

@@ -1,8 +1,9 @@
 //! The runtime's log goes where the kernel's goes: `/dev/kmsg`, so that one console shows both in order.
 
 use std::{
+    fmt,
     fs::{self, File, OpenOptions},
-    io::Write,
+    io::{self, Write},
 };
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -10,19 +11,43 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 /// Longest line in bytes; the kernel refuses records above 1024 with their prefix (LOG_LINE_MAX).
 const MAX_LINE: usize = 900;
 
-struct Kmsg {
+/// The kernel's log, to be written to.
+#[derive(Debug)]
+pub struct Kmsg {
     tag: &'static str,
-    /// None: standard error.
-    file: Option<File>,
+    file: File,
+}
+
+impl Kmsg {
+    /// Opens it. Each line begins with `tag: `.
+    ///
+    /// # Errors
+    /// What the kernel says to opening `/dev/kmsg`: no such file, or no right to.
+    pub fn open(tag: &'static str) -> io::Result<Self> {
+        // By default the kernel drops all but ten messages in five seconds. Only PID 1 can change that; others need not.
+        let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
+        Ok(Self { tag, file: OpenOptions::new().write(true).open("/dev/kmsg")? })
+    }
+
+    /// Writes a message, line by line. There is nobody left to tell if the log itself fails.
+    pub fn write(&self, level: Level, message: &fmt::Arguments<'_>) {
+        for line in lines(&message.to_string()) {
+            // One write is one record.
+            let _ = (&self.file).write_all(format!("<{}>{}: {line}\n", priority(level), self.tag).as_bytes());
+        }
+    }
+}
+
+/// Where `log`'s messages go: the kernel's log, or standard error.
+struct Logger {
+    tag: &'static str,
+    kernel: Option<Kmsg>,
 }
 
 /// Sends `log`'s messages at `level` and above to the kernel's log, each begun with `tag: `; to standard error where
 /// there is no `/dev/kmsg`. The first call counts, later ones do nothing.
 pub fn init(tag: &'static str, level: LevelFilter) {
-    // By default the kernel drops all but ten messages in five seconds. Only PID 1 can change that; others need not.
-    let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
-    let file = OpenOptions::new().write(true).open("/dev/kmsg").ok();
-    if log::set_boxed_logger(Box::new(Kmsg { tag, file })).is_ok() {
+    if log::set_boxed_logger(Box::new(Logger { tag, kernel: Kmsg::open(tag).ok() })).is_ok() {
         log::set_max_level(level);
     }
 }
@@ -44,20 +69,18 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-impl Log for Kmsg {
+impl Log for Logger {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true
     }
 
     fn log(&self, record: &Record<'_>) {
-        for line in lines(&record.args().to_string()) {
-            // One write is one record. There is nobody left to tell if the log itself fails.
-            let _ = match &self.file {
-                Some(file) => {
-                    (&*file).write_all(format!("<{}>{}: {line}\n", priority(record.level()), self.tag).as_bytes())
-                }
-                None => std::io::stderr().write_all(format!("{}: {line}\n", self.tag).as_bytes()),
-            };
+        match &self.kernel {
+            Some(kernel) => kernel.write(record.level(), record.args()),
+            // There is nobody left to tell if that fails too.
+            None => {
+                let _ = writeln!(io::stderr(), "{}: {}", self.tag, record.args());
+            }
         }
     }
 

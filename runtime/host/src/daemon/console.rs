@@ -1,20 +1,22 @@
-//! The daemon's log: lines for people, on every console the kernel has (screen and serial port), whatever the
-//! kernel's own log level.
+//! The daemon's log: lines for people, on every serial console the kernel has, whatever the kernel's own log level, and
+//! in the kernel's log, where the screen finds them among the kernel's own.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
+    panic,
     sync::mpsc::{SyncSender, TrySendError, sync_channel},
     thread,
 };
 
 use log::{LevelFilter, Log, Metadata, Record};
+use rackstick_linux::kmsg::Kmsg;
 use rustix::{
     fs::OFlags,
     time::{ClockId, clock_gettime},
 };
+
+use crate::terminals;
 
 /// Lines that wait for a slow console; more are dropped there, so that a stopped terminal can't stop the rack.
 const QUEUE: usize = 512;
@@ -23,25 +25,15 @@ struct Console {
     lines: SyncSender<String>,
 }
 
-/// Sends the `log` crate's lines to the consoles; to standard error where there are none.
+/// Sends the `log` crate's lines, and what a panic says, to the serial consoles and to the kernel's log; to standard
+/// error where there is neither.
 pub fn start() {
-    let consoles: Vec<Console> = devices().into_iter().filter_map(|file| open(file).ok()).collect();
-    if log::set_boxed_logger(Box::new(Consoles(consoles))).is_ok() {
+    let consoles = terminals::serial(OFlags::empty()).into_iter().filter_map(|file| open(file).ok()).collect();
+    let log = Consoles { consoles, kernel: Kmsg::open("rackstick") };
+    if log::set_boxed_logger(Box::new(log)).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
-}
-
-/// The terminals behind `/dev/console`: the kernel lists all, `/dev/console` itself is only the last.
-fn devices() -> Vec<File> {
-    let names = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
-    // A terminal that is listed but can't be opened (a serial port without hardware) is no loss.
-    let named = |name: &str| {
-        OpenOptions::new()
-            .write(true)
-            .custom_flags(OFlags::NOCTTY.bits().cast_signed())
-            .open(Path::new("/dev").join(name))
-    };
-    names.split_whitespace().filter_map(|name| named(name).ok()).collect()
+    panic::set_hook(Box::new(|info| log::error!("the daemon has a bug: {info}")));
 }
 
 fn open(mut file: File) -> io::Result<Console> {
@@ -55,7 +47,10 @@ fn open(mut file: File) -> io::Result<Console> {
     Ok(Console { lines })
 }
 
-struct Consoles(Vec<Console>);
+struct Consoles {
+    consoles: Vec<Console>,
+    kernel: io::Result<Kmsg>,
+}
 
 impl Log for Consoles {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
@@ -70,11 +65,15 @@ impl Log for Consoles {
             _ => "",
         };
         let line = format!("[{:5}.{:03}] rackstick: {mark}{}\n", now.tv_sec, now.tv_nsec / 1_000_000, record.args());
-        if self.0.is_empty() {
+        match &self.kernel {
+            Ok(kernel) => kernel.write(record.level(), record.args()),
             // The last place there is.
-            let _ = io::stderr().write_all(line.as_bytes());
+            Err(_) if self.consoles.is_empty() => {
+                let _ = io::stderr().write_all(line.as_bytes());
+            }
+            Err(_) => {}
         }
-        for console in &self.0 {
+        for console in &self.consoles {
             match console.lines.try_send(line.clone()) {
                 // Full: see QUEUE. Disconnected: the console is gone.
                 Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}

@@ -4,9 +4,11 @@
 mod activity;
 mod api;
 pub mod boot;
+mod clock;
 mod console;
 pub mod data;
 mod drivers;
+mod freeze;
 mod guest;
 mod identity;
 mod layers;
@@ -17,6 +19,7 @@ mod plugged;
 mod power;
 mod rack;
 mod room;
+mod screen;
 mod spares;
 mod startup;
 mod verity;
@@ -30,6 +33,7 @@ use rackstick_image::{
 };
 
 use crate::{VERSION, signals};
+use screen::{Screen, Style};
 
 /// How the machine is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,13 +115,18 @@ pub fn run() -> ExitCode {
     let stop = signals::Set::of(&[libc::SIGTERM, libc::SIGINT]);
     stop.block_only();
     console::start();
-    let Err(error) = start(stop);
+    let mut screen = Screen::take();
+    screen.notice("Now", &format!("rackstick {VERSION} is starting"), Style::Attention);
+    if let Err(error) = clock::correct() {
+        log::error!("the machine's clock can't be checked or set: {error}");
+    }
+    let Err(error) = load().and_then(|manifest| start(Arc::new(manifest), stop, screen));
     log::error!("{error}");
+    Screen::take().notice("Wrong", &error.to_string(), Style::Bad);
     ExitCode::FAILURE
 }
 
-fn start(stop: signals::Set) -> Result<Infallible, Error> {
-    let manifest = Arc::new(load()?);
+fn start(manifest: Arc<Manifest>, stop: signals::Set, screen: Screen) -> Result<Infallible, Error> {
     log::info!("rackstick-host {VERSION}: rack {}, generation {}", manifest.rack, manifest.version);
     let (events, inbox) = channel();
     let ends = events.clone();
@@ -135,6 +144,9 @@ fn start(stop: signals::Set) -> Result<Infallible, Error> {
     })?;
     if let Err(error) = api::listen(events.clone()) {
         log::error!("the API can't be served on {}: {error}", rackstick_api::rack::SOCKET);
+    }
+    if let Err(error) = screen.follow(&events) {
+        log::error!("the screen can't be followed: {error}");
     }
     let rack = rack::Rack::new(manifest.clone(), events.clone());
     spawn("startup", move || startup::run(&manifest, &events))?;

@@ -4,26 +4,26 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, Sender},
+        mpsc::{Receiver, Sender},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use rackstick_api::rack::{Activity, Identity, Part, Process, Request, Response, State, Status};
+use rackstick_api::rack::{Activity, Identity, Part, Process, Request, Response, State, Status, Watched};
 use rackstick_image::{
     digest::VerityDigest,
     manifest::{self, Manifest},
 };
 use rustix::{
-    process::{Pid, getppid, kill_process},
+    process::{Pid, Signal, getppid, kill_process},
     time::{ClockId, clock_gettime},
 };
 
 use super::{
     Event, MachineEnd, api,
     boot::{Boot, Watch},
-    data,
+    data, freeze,
     guest::{self, Guest, Obstacle},
     layers, memory,
     power::Buttons,
@@ -33,6 +33,9 @@ use crate::init;
 
 /// How much of a guest's console is read for one answer.
 const CONSOLE_BYTES: u64 = 64 << 10;
+
+/// How often the main loop says to PID 1 that it is well; PID 1 bears several that are missed.
+const WELL_EVERY: Duration = Duration::from_secs(5);
 
 /// The rack.
 pub struct Rack {
@@ -104,16 +107,18 @@ impl Rack {
 
     /// Handles events until the machine ends.
     pub fn run(mut self, inbox: &Receiver<Event>) -> ! {
+        let mut next_well = Instant::now();
         loop {
             let now = Instant::now();
+            if now >= next_well {
+                tell_init(init::WELL);
+                next_well = now + WELL_EVERY;
+            }
             self.advance(now);
             let deadline = self.guests.iter().filter_map(Guest::deadline).min();
-            let event = match deadline {
-                Some(deadline) => inbox.recv_timeout(deadline.saturating_duration_since(now)),
-                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            // Disconnected can't be: this struct holds a sender itself.
-            if let Ok(event) = event {
+            let next = deadline.map_or(next_well, |deadline| deadline.min(next_well));
+            // Time is up, or else all senders are gone, which can't be: this struct holds one itself.
+            if let Ok(event) = inbox.recv_timeout(next.saturating_duration_since(now)) {
                 self.handle(event, Instant::now());
             }
         }
@@ -251,12 +256,7 @@ impl Rack {
                 MachineEnd::PowerOff => init::POWER_OFF,
                 MachineEnd::Reboot => init::REBOOT,
             };
-            // Started by hand, outside a rack, there is no PID 1 that understands this.
-            if getppid() == Some(Pid::INIT)
-                && let Err(error) = kill_process(Pid::INIT, signal)
-            {
-                log::error!("PID 1 can't be told to end the machine: {error}");
-            }
+            tell_init(signal);
         }
     }
 
@@ -266,6 +266,13 @@ impl Rack {
         }
         log::info!("{}: stopping all guests", if how == MachineEnd::PowerOff { "power off" } else { "reboot" });
         self.ending = Some(Ending { how, told: false });
+        let (what, signal) = match how {
+            MachineEnd::PowerOff => ("switching off", Signal::TERM),
+            MachineEnd::Reboot => ("rebooting", Signal::INT),
+        };
+        // Should this daemon not come to an end with it, PID 1 will.
+        tell_init(signal);
+        self.activity("end".into(), Some(what.into()), now);
         for guest in &mut self.guests {
             guest.stop(now);
         }
@@ -293,7 +300,11 @@ impl Rack {
                 state => Response::Error(format!("guest `{}` is {state:?}, not stopped or failed", guest.spec.name)),
             }),
             // Whoever took the call does it, once the answer is out.
-            Request::Kill { process: Process::Daemon } => Response::Ok,
+            Request::Kill { process: Process::Daemon } | Request::Freeze { process: Watched::Daemon } => Response::Ok,
+            Request::Freeze { process: Watched::Init } => match freeze::freeze(Pid::INIT) {
+                Ok(()) => Response::Ok,
+                Err(error) => Response::Error(format!("PID 1 can't be frozen: {error}")),
+            },
             Request::Kill { process: Process::Vmm(guest) } => self.with(&guest, |guest| match guest.kill() {
                 Ok(()) => Response::Ok,
                 Err(error) => Response::Error(format!("guest `{}`: {error}", guest.spec.name)),
@@ -354,6 +365,15 @@ fn plan(guests: &[manifest::Guest]) -> Plan {
             log::error!("the machine's memory is not known ({error}); all guests are started");
             room::plan(room::Machine { memory_mib: u64::MAX, cpus }, guests)
         }
+    }
+}
+
+/// Sends PID 1 a signal. Started by hand, outside a rack, there is no PID 1 that understands it.
+fn tell_init(signal: Signal) {
+    if getppid() == Some(Pid::INIT)
+        && let Err(error) = kill_process(Pid::INIT, signal)
+    {
+        log::error!("PID 1 can't be sent signal {}: {error}", signal.as_raw());
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
     layers, memory, modprobe, network,
     spares::{self, Store},
 };
+use crate::init::watchdog;
 
 // Modules that no device asks for, or that the kernel would ask for one by one through `/sbin/modprobe`, a process each
 // time.
@@ -37,6 +38,8 @@ const NETWORK_MODULES: [&str; 9] =
 const MONITOR_MODULES: [&str; 3] = ["tun", "vhost_vsock", "vhost_net"];
 /// What reading spare files back needs, which must be there before they are dropped.
 const SPARES_MODULES: [&str; 4] = ["vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1"];
+/// What stands in for a watchdog of the hardware.
+const SOFT_WATCHDOG: [&str; 1] = ["softdog"];
 /// What reading the boot loader's times needs.
 const EFI_MODULES: [&str; 1] = ["efivarfs"];
 
@@ -173,6 +176,11 @@ fn finish(drivers: Option<&Drivers>, spares: Option<&Store>, events: &Sender<Eve
         drivers.settle();
         watch.end();
         drivers.load(&EFI_MODULES);
+        // A frozen kernel needs a watchdog of the hardware, but a frozen PID 1 is noticed by the kernel's own as well.
+        if !Path::new(watchdog::DEVICE).exists() {
+            log::info!("the machine has no watchdog; the kernel's own takes its place");
+            drivers.load(&SOFT_WATCHDOG);
+        }
     }
     boot::tell_earlier(events);
     let partitions = drivers.map(Drivers::partitions);

@@ -10,14 +10,14 @@ use std::{
 
 use rackstick_api::{
     MAX_LINE,
-    rack::{Answer, Call, Process, Request, Response},
+    rack::{Answer, Call, Process, Request, Response, Watched},
 };
 use rustix::process::{Signal, getpid, kill_process};
 
 pub use port::Port;
 pub use socket::listen;
 
-use super::Event;
+use super::{Event, freeze};
 
 /// Answers calls until the client leaves.
 fn serve(mut reader: impl BufRead, mut writer: impl Write, events: &Sender<Event>) -> io::Result<()> {
@@ -33,11 +33,13 @@ fn serve(mut reader: impl BufRead, mut writer: impl Write, events: &Sender<Event
             // The client left in the middle of a line.
             return Ok(());
         }
-        if let Some((answer, last)) = answer(&line, events) {
+        if let Some((answer, fault)) = answer(&line, events) {
             writer.write_all(&answer)?;
-            if last {
-                // Only now, so that the client has its answer.
-                kill_process(getpid(), Signal::KILL)?;
+            // Only now, so that the client has its answer.
+            match fault {
+                Some(Fault::Kill) => kill_process(getpid(), Signal::KILL)?,
+                Some(Fault::Freeze) => freeze::freeze(getpid())?,
+                None => {}
             }
         }
         if !whole {
@@ -47,16 +49,33 @@ fn serve(mut reader: impl BufRead, mut writer: impl Write, events: &Sender<Event
     }
 }
 
+/// What this daemon is asked to suffer once it has answered.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Kill,
+    Freeze,
+}
+
+impl Fault {
+    fn of(request: &Request) -> Option<Self> {
+        match request {
+            Request::Kill { process: Process::Daemon } => Some(Self::Kill),
+            Request::Freeze { process: Watched::Daemon } => Some(Self::Freeze),
+            _ => None,
+        }
+    }
+}
+
 /// The answer to one line, as a line, and whether it is the last thing this daemon does; none to an empty one.
-fn answer(line: &[u8], events: &Sender<Event>) -> Option<(Vec<u8>, bool)> {
+fn answer(line: &[u8], events: &Sender<Event>) -> Option<(Vec<u8>, Option<Fault>)> {
     let line = line.trim_ascii();
     if line.is_empty() {
         return None;
     }
-    let mut last = false;
+    let mut fault = None;
     let answer = match serde_json::from_slice::<Call>(line) {
         Ok(Call { id, request }) => {
-            last = request == Request::Kill { process: Process::Daemon };
+            fault = Fault::of(&request);
             Answer { id, response: ask(request, events) }
         }
         Err(error) => Answer { id: 0, response: Response::Error(format!("this is no call: {error}")) },
@@ -67,7 +86,7 @@ fn answer(line: &[u8], events: &Sender<Event>) -> Option<(Vec<u8>, bool)> {
         text = serde_json::to_vec(&Answer { id: answer.id, response }).unwrap_or_default();
     }
     text.push(b'\n');
-    Some((text, last))
+    Some((text, fault))
 }
 
 fn ask(request: Request, events: &Sender<Event>) -> Response {
