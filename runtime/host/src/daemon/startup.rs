@@ -130,6 +130,10 @@ fn bring_up_networks(manifest: &Arc<Manifest>, drivers: Option<&Drivers>, events
     };
     watch.end();
     drop(doing);
+    if let Some(drivers) = drivers {
+        // Which NIC is the uplink must not depend on whose driver came first. Guests don't wait for it.
+        drivers.wait_for(|| false);
+    }
     let news = events.clone();
     let report = move |change| {
         let _ = match change {
