@@ -174,7 +174,8 @@ impl fmt::Display for Ended {
 
 /// Ends all processes, writes everything out and ends the machine.
 fn finish(end: End, voice: &Voice) -> ! {
-    voice.show(format_args!("stopping the machine"));
+    // On the screen the daemon says it, until it ends.
+    voice.say(format_args!("stopping the machine"));
     for (signal, patience) in [(libc::SIGTERM, TERM_DEADLINE), (libc::SIGKILL, KILL_DEADLINE)] {
         // SAFETY: kill(2) has no memory effects. -1 is everyone but PID 1 itself and kernel threads.
         let sent = unsafe { libc::kill(-1, signal) };
