@@ -86,7 +86,7 @@ impl Client {
     /// How the rack is.
     pub fn status(&self) -> Result<Status, ClientError> {
         match self.call(Request::Status)? {
-            Response::Status(status) => Ok(status),
+            Response::Status(status) => Ok(*status),
             other => Err(ClientError::Unexpected(Box::new(other))),
         }
     }

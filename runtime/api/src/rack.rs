@@ -99,7 +99,7 @@ pub enum Watched {
 #[serde(rename_all = "kebab-case")]
 pub enum Response {
     /// How the rack is.
-    Status(Status),
+    Status(Box<Status>),
     /// The text asked for.
     Text(String),
     /// Done, or begun where it takes longer.

@@ -280,7 +280,7 @@ impl Rack {
 
     fn answer(&mut self, request: Request, now: Instant) -> Response {
         match request {
-            Request::Status => Response::Status(self.status(now)),
+            Request::Status => Response::Status(Box::new(self.status(now))),
             Request::Console { guest } => {
                 self.with(&guest, |guest| match guest::folder::console(&guest.spec.name, CONSOLE_BYTES) {
                     Ok(bytes) => Response::Text(api::console_text(&bytes)),

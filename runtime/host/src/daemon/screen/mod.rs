@@ -100,7 +100,7 @@ fn draw_for_ever(terminal: &mut Terminal, events: &Sender<Event>, disturbed: &At
         }
         let status = loop {
             match answer.recv_timeout(TICK) {
-                Ok(Response::Status(status)) => break status,
+                Ok(Response::Status(status)) => break *status,
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {
                     if let Some(status) = &last
