@@ -106,9 +106,9 @@ fn grow(held: &Path, device: &str, name: &str) -> Result<(), VolumeError> {
     let root = File::open(held).map_err(failed("can't open", held))?;
     let before = blocks_of(&root);
     match ext4::grow(&root, blocks) {
-        Err(error) => log::error!("volume `{name}` can't be grown to {} MiB: {error}", blocks * ext4::BLOCK >> 20),
+        Err(error) => log::error!("volume `{name}` can't be grown to {} MiB: {error}", (blocks * ext4::BLOCK) >> 20),
         Ok(()) if blocks_of(&root) != before => {
-            log::info!("volume `{name}` was grown to {} MiB", blocks * ext4::BLOCK >> 20);
+            log::info!("volume `{name}` was grown to {} MiB", (blocks * ext4::BLOCK) >> 20);
         }
         Ok(()) => {}
     }
