@@ -280,16 +280,9 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
-    /// The card is gone: so are the addresses that it had.
+    /// The card is gone, or its cable is out and another one makes up for it: so are the addresses that it had.
     fn leave(&mut self, now: Instant) {
         if let Some(port) = self.port.take() {
-            // One that is still there, with its cable out, makes room for another.
-            if self.netlink.links().is_ok_and(|links| {
-                links.iter().any(|link| link.index == port.index && link.master == Some(self.bridge))
-            }) && let Err(error) = self.netlink.set_master(port.index, None)
-            {
-                log::warn!("{error}");
-            }
             self.missing = (now, Some(format!("{} ({})", port.name, port.mac)));
         }
         (self.dhcp, self.claim, self.unanswered) = (None, None, None);
