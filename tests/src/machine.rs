@@ -58,6 +58,8 @@ pub enum Nic {
     Igb,
     /// Realtek 8139.
     Rtl8139,
+    /// Intel 82551, which is of no use without its firmware.
+    I82551,
 }
 
 /// What is at the NICs.
@@ -139,6 +141,7 @@ impl Nic {
             Self::E1000e => "e1000e",
             Self::Igb => "igb",
             Self::Rtl8139 => "rtl8139",
+            Self::I82551 => "i82551",
         }
     }
 

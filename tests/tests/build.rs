@@ -123,7 +123,7 @@ fn a_device_is_said_to_be_driven_or_not_before_anything_is_bought() {
     }
     for (id, why) in [
         ("8086:2723", "leaves out its driver iwlwifi"),
-        ("1234:5678", "names PCI 1234:5678 or USB 1234:5678"),
+        ("dead:beef", "names PCI dead:beef or USB dead:beef"),
         ("8086", "is no device"),
     ] {
         let said = ask(id);

@@ -145,6 +145,16 @@ fn a_rack_without_kvm_and_nic_says_what_to_switch_on_and_stays_manageable() {
 }
 
 #[test]
+fn a_nic_that_is_of_no_use_without_its_firmware_gets_it() {
+    let mut rack = Rack::start("firmware", Image::bare(), Options { nics: vec![Nic::I82551], ..Options::default() });
+    // By DHCP: a NIC that can't be opened has none, and what nobody answers gives itself a link-local one.
+    rack.until_status("an address by the NIC", BOOT_LIMIT, |status| {
+        status.addresses.values().any(|address| !address.starts_with("169.254."))
+    });
+    rack.power_off();
+}
+
+#[test]
 #[ignore = "for ci/soak matrix"]
 fn a_rack_without_a_nic_runs_its_guests() {
     let mut rack = Rack::start("no-nic", Image::matrix(), Options { nics: Vec::new(), ..Options::default() });

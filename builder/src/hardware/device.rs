@@ -163,10 +163,13 @@ impl Device {
             Self::Id { bus, fields, .. } => (bus, fields),
         };
         let Some(alias) = alias.strip_prefix(bus.prefix()) else { return false };
-        let mut names_it = true;
+        let (mut names_device, mut names_class) = (true, false);
         for (key, pattern) in fields(alias) {
             if bus.id().contains(&key) && pattern == "*" {
-                names_it = false;
+                names_device = false;
+            }
+            if key == bus.class()[0] && pattern != "*" {
+                names_class = true;
             }
             if let Some((_, value)) = known.iter().find(|(name, _)| *name == key)
                 && !modules::matches(pattern, value)
@@ -174,7 +177,7 @@ impl Device {
                 return false;
             }
         }
-        names_it || self.has_class()
+        names_device || names_class && self.has_class()
     }
 }
 
@@ -200,7 +203,8 @@ mod tests {
              m r8152 kernel/r8152.ko.xz\nm tg3 kernel/tg3.ko.xz\nm usb_storage kernel/usb-storage.ko.xz\n\
              a 0 pci:v*d*sv*sd*bc01sc06i01*\na 3 pci:v000014E4d00001684sv00001028sd*bc*sc*i*\n\
              a 1 pci:v00008086d000010D3sv*sd*bc*sc*i*\na - pci:v00009710d00009835sv*sd*bc*sc*i*\n\
-             a 4 usb:v*p*d*dc*dsc*dp*ic08isc06ip50in*\na 2 usb:v0BDAp8153d*dc*dsc*dp*icFFisc*ip*in*\n",
+             a 4 usb:v*p*d*dc*dsc*dp*ic08isc06ip50in*\na 3 usb:v*p*d*dc09dsc*dp*ic*isc*ip*in*\n\
+             a 2 usb:v0BDAp8153d*dc*dsc*dp*icFFisc*ip*in*\n",
         )
         .unwrap()
     }
@@ -233,6 +237,7 @@ mod tests {
         assert_eq!(only("1b21:0612:010685"), [""; 0], "another interface");
         assert_eq!(only("1b21:0612:0200"), [""; 0]);
         assert_eq!(only("0781:5567:08"), ["usb_storage"]);
+        assert_eq!(only("0781:5567:09"), [""; 0], "a hub's class is that of the device, not of an interface");
         assert_eq!(only("8086:10d3:0200"), ["e1000e"]);
     }
 

@@ -53,6 +53,8 @@ pub enum Nic {
     Igb,
     /// Realtek 8139
     Rtl8139,
+    /// Intel 82551, which is of no use without its firmware
+    I82551,
     /// No NIC at all
     None,
 }
@@ -65,6 +67,7 @@ impl Nic {
             Self::E1000e => "e1000e",
             Self::Igb => "igb",
             Self::Rtl8139 => "rtl8139",
+            Self::I82551 => "i82551",
             Self::None => return Vec::new(),
         };
         let bus = format!("slot-nic{number}");
