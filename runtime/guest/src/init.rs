@@ -64,7 +64,7 @@ pub(crate) enum InitError {
     #[error("can't list devices: {0}")]
     Sysfs(#[source] io::Error),
     #[error("volume `{name}` can't be used and was left as it is: {source}")]
-    Volume { name: String, source: volumes::VolumeError },
+    Volume { name: String, source: Box<volumes::VolumeError> },
     #[error("can't start {program} of the image: {source}; the recipe's `init` must be a program in the image")]
     Exec { program: String, source: io::Error },
     #[error("can't start the agent: {0}")]

@@ -66,7 +66,7 @@ fn failed(what: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) 
 pub(super) fn mount(events: &Uevents, volumes: &[Volume], root: &Path, deadline: Instant) -> Result<(), InitError> {
     for volume in volumes {
         mount_one(events, volume, root, deadline)
-            .map_err(|source| InitError::Volume { name: volume.name.clone(), source })?;
+            .map_err(|source| InitError::Volume { name: volume.name.clone(), source: source.into() })?;
     }
     Ok(())
 }
