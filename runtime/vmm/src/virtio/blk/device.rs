@@ -91,11 +91,7 @@ impl Device for Blk {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        fs,
-        io::Write,
-        os::unix::fs::{FileExt, MetadataExt},
-    };
+    use std::{fs, io::Write, os::unix::fs::MetadataExt};
 
     use super::*;
     use crate::virtio::{
@@ -228,10 +224,11 @@ mod tests {
     #[test]
     fn what_is_discarded_or_zeroed_reads_as_zeroes_and_is_given_back_unless_it_is_needed() {
         for (kind, flags, given_back) in [(11, 0, true), (13, 1, true), (13, 0, false)] {
-            let mut rig = rig(false);
-            rig.file.as_file().write_all_at(&vec![7; 1 << 20], 0).unwrap();
-            rig.file.as_file().sync_all().unwrap();
-            rig.blk = Blk::new(3, "zones", Disk::open(rig.file.path(), false).unwrap());
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(&vec![7; 1 << 20]).unwrap();
+            file.as_file().sync_all().unwrap();
+            let blk = Blk::new(3, "zones", Disk::open(file.path(), false).unwrap());
+            let mut rig = Rig { driver: Driver::new(0), blk, file };
             rig.driver.start(&mut rig.blk, F_FLUSH | F_DISCARD | F_WRITE_ZEROES);
             let used = |rig: &Rig| rig.file.as_file().metadata().unwrap().blocks();
             let before = used(&rig);
