@@ -86,7 +86,7 @@ impl Store {
             .filter(|path| !Path::new(path).exists())
             .filter_map(|path| Some((path, self.list.digest(path)?)))
             .collect();
-        self.from_any_uki(|uki| restore(uki, Path::new("/"), &wanted))
+        self.in_any_uki(|uki| restore(uki, Path::new("/"), &wanted))
     }
 
     /// Drops what no driver in the kernel needs, if it can be read back. Gives how many bytes that were.
@@ -96,7 +96,7 @@ impl Store {
         if sizes.is_empty() {
             return Ok(0);
         }
-        self.from_any_uki(|uki| holds(uki, &sizes))?;
+        self.in_any_uki(|uki| holds(uki, &sizes))?;
         let loaded: Vec<&Module> = all.iter().filter(|module| is_loaded(&module.name)).collect();
         let mut dropped = 0;
         for (path, size) in sizes {
@@ -109,14 +109,14 @@ impl Store {
         }
         match fs::remove_dir_all(MICROCODE) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::File { path: MICROCODE.into(), source });
+                Err(Error::File { path: MICROCODE.into(), source })
             }
             _ => Ok(dropped),
         }
     }
 
     /// Has `take` try each UKI of this version on each ESP until it is content with one.
-    fn from_any_uki(&self, take: impl Fn(&File) -> Result<(), String>) -> Result<(), Error> {
+    fn in_any_uki(&self, take: impl Fn(&File) -> Result<(), String>) -> Result<(), Error> {
         let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         let mut said = String::new();
         let mut complain = |place: &Path, what: String| {
