@@ -111,7 +111,6 @@ fn answer(request: &Request, net: &Net, domain: &str) -> Option<(Ipv4Addr, Vec<u
 }
 
 fn message(request: &Request, net: &Net, domain: &str, lease: &Lease, kind: MessageType) -> v4::Message {
-    // `default()` would draw a number, for which this process has no device.
     let none = Ipv4Addr::UNSPECIFIED;
     let mut message = v4::Message::new_with_id(request.xid, none, none, none, none, &request.mac);
     message.set_opcode(Opcode::BootReply);

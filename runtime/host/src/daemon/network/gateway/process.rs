@@ -143,6 +143,8 @@ fn listen(address: Ipv4Addr, kind: SocketType) -> io::Result<OwnedFd> {
 fn give_up_rights() -> io::Result<()> {
     std::fs::write("/proc/self/oom_score_adj", OOM)?;
     std::fs::create_dir_all(FOLDER)?;
+    // Every message of dhcproto draws a number first, of a device that is opened once and out of sight afterwards.
+    drop(dhcproto::v4::Message::default());
     chroot(FOLDER)?;
     chdir("/")?;
     setrlimit(Resource::Nofile, Rlimit { current: Some(MOST_FILES), maximum: Some(MOST_FILES) })?;
