@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::Ipv4Addr,
+    os::unix::process::ExitStatusExt,
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -158,7 +159,12 @@ fn watch(mut child: Child, own: Sender<Order>) -> io::Result<()> {
                 message.clear();
             }
         }
-        let how = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+        let ended = child.wait();
+        // So PID 1 ends all that runs, when the machine ends.
+        if ended.as_ref().is_ok_and(|status| status.signal() == Some(Signal::TERM.as_raw())) {
+            return;
+        }
+        let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
         // The supervisor is gone only when the daemon ends.
         let _ = own.send(Order::Ended(child.id(), how));
     })?;
