@@ -125,7 +125,7 @@ fn the_rack_gets_its_address_route_and_resolver_from_a_real_dhcp_server() {
         let manifest = manifest();
         bring_up(&manifest, |_| 0).unwrap();
         let router = Machine::new("nic", None, "10.9.0.1/24", None);
-        let server = serve(&router, "10.9.0.50,10.9.0.60,255.255.255.0,2m", "option:dns-server,10.9.0.7");
+        let server = serve(&router, "10.9.0.50,10.9.0.59,255.255.255.0,2m", "option:dns-server,10.9.0.7");
         let uplinks = Uplinks::start(&manifest);
         let address = uplinks.address();
         assert!(address.starts_with("10.9.0.5") && address.ends_with("/24"), "{address}");
