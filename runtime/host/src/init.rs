@@ -41,8 +41,9 @@ pub const WELL: Signal = Signal::HUP;
 /// How long the daemon may take to stop its guests once PID 1 was told to end the machine (Ctrl-Alt-Del, SIGTERM);
 /// longer than the daemon's own deadlines together.
 pub const DAEMON_DEADLINE: Duration = Duration::from_secs(240);
-/// How long processes have between the last SIGTERM and SIGKILL.
-const TERM_DEADLINE: Duration = Duration::from_secs(5);
+/// How long processes have between the last SIGTERM and SIGKILL. Most need none of it; but where the daemon died before its
+/// guests had stopped, this is their power button and all the time that they get.
+const TERM_DEADLINE: Duration = Duration::from_secs(60);
 /// How long to wait for killed processes to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -82,8 +83,11 @@ pub fn run() -> ExitCode {
         voice.say(format_args!("Ctrl-Alt-Del stays an instant reset: {error}"));
     }
     let mut watchdog = Watchdog::new();
-    let end = supervise(started, &mut watchdog, &voice);
+    let mut daemon = Daemon::new(started, Instant::now());
+    let end = supervise(&mut daemon, &mut watchdog, &voice);
     watchdog.last_meal(&voice);
+    // It has done what it could, and it does not end by itself.
+    daemon.signal(Signal::KILL, &voice);
     finish(end, &voice)
 }
 
@@ -97,7 +101,7 @@ fn take_console() -> Result<(), Errno> {
 }
 
 /// Keeps the daemon alive, feeds the watchdog and reaps, until the machine is to end.
-fn supervise(init_started_ms: u64, watchdog: &mut Watchdog, voice: &Voice) -> End {
+fn supervise(daemon: &mut Daemon, watchdog: &mut Watchdog, voice: &Voice) -> End {
     let set = signals::Set::of(&[
         libc::SIGCHLD,
         libc::SIGTERM,
@@ -108,7 +112,6 @@ fn supervise(init_started_ms: u64, watchdog: &mut Watchdog, voice: &Voice) -> En
         REBOOT.as_raw(),
     ]);
     set.block_only();
-    let mut daemon = Daemon::new(init_started_ms, Instant::now());
     // Once asked to end the machine: how, and until when the daemon may take care of its guests.
     let mut ending: Option<(End, Instant)> = None;
     loop {

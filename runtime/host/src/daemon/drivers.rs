@@ -395,7 +395,7 @@ impl Drivers {
         if event.action == "add" && event.subsystem == "block" && event.variables.contains_key("PARTN") {
             self.partition_came();
         }
-        if matches!(event.subsystem.as_str(), "input" | "virtio-ports") && event.action != "remove" {
+        if matches!(event.subsystem.as_str(), "input" | "virtio-ports") {
             // As above.
             let _ = self.events.send(Event::Devices);
         }

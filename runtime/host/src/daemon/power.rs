@@ -10,6 +10,7 @@ use std::{
     thread,
 };
 
+const INPUTS: &str = "/sys/class/input";
 const EV_KEY: u16 = 1;
 const KEY_POWER: usize = 116;
 const PRESSED: i32 = 1;
@@ -25,12 +26,14 @@ pub struct Buttons {
 impl Buttons {
     /// Listens to every power button that is there and was not before; `pressed` is called at each press.
     pub fn look(&mut self, pressed: impl Fn() + Send + Clone + 'static) -> io::Result<()> {
-        let inputs = match fs::read_dir("/sys/class/input") {
+        let inputs = match fs::read_dir(INPUTS) {
             Ok(inputs) => inputs,
             // No input device yet.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
+        // A device that comes later may bear the name of one that went.
+        self.known.retain(|name| Path::new(INPUTS).join(name).exists());
         for input in inputs.flatten() {
             let name = input.file_name().to_string_lossy().into_owned();
             let keys = fs::read_to_string(input.path().join("device/capabilities/key")).unwrap_or_default();
@@ -43,9 +46,9 @@ impl Buttons {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
-            self.known.insert(name);
             let pressed = pressed.clone();
             thread::Builder::new().name("power button".into()).spawn(move || listen(device, &pressed))?;
+            self.known.insert(name);
         }
         Ok(())
     }

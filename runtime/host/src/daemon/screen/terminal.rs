@@ -10,7 +10,7 @@ use std::{
 use rustix::{
     fs::OFlags,
     ioctl::{IntegerSetter, ioctl},
-    termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr},
+    termios::{Action, OptionalActions, tcflow, tcgetattr, tcgetwinsize, tcsetattr},
 };
 
 use super::frame::{Line, Size, Style};
@@ -45,6 +45,9 @@ impl Terminal {
         let mut attributes = tcgetattr(&file)?;
         attributes.make_raw();
         tcsetattr(&file, OptionalActions::Now, &attributes)?;
+        // Scroll Lock stops a terminal for whoever opens it next, too; stopped and started, it takes words again.
+        tcflow(&file, Action::OOff)?;
+        tcflow(&file, Action::OOn)?;
         let mut terminal = Self { file, shown: Vec::new(), size: USUAL };
         terminal.write(b"\x1bc\x1b[?25l")?;
         Ok(terminal)
