@@ -300,7 +300,10 @@ impl Rack {
                 state => Response::Error(format!("guest `{}` is {state:?}, not stopped or failed", guest.spec.name)),
             }),
             // Whoever took the call does it, once the answer is out.
-            Request::Kill { process: Process::Daemon } | Request::Freeze { process: Watched::Daemon } => Response::Ok,
+            Request::Kill { process: Process::Daemon }
+            | Request::Freeze { process: Watched::Daemon }
+            | Request::PowerOff
+            | Request::Reboot => Response::Ok,
             Request::Freeze { process: Watched::Init } => match freeze::freeze(Pid::INIT) {
                 Ok(()) => Response::Ok,
                 Err(error) => Response::Error(format!("PID 1 can't be frozen: {error}")),
@@ -309,14 +312,6 @@ impl Rack {
                 Ok(()) => Response::Ok,
                 Err(error) => Response::Error(format!("guest `{}`: {error}", guest.spec.name)),
             }),
-            Request::PowerOff => {
-                self.end(MachineEnd::PowerOff, now);
-                Response::Ok
-            }
-            Request::Reboot => {
-                self.end(MachineEnd::Reboot, now);
-                Response::Ok
-            }
         }
     }
 

@@ -17,7 +17,7 @@ use rustix::process::{Signal, getpid, kill_process};
 pub use port::Port;
 pub use socket::listen;
 
-use super::{Event, freeze};
+use super::{Event, MachineEnd, freeze};
 
 /// Answers calls until the client leaves.
 fn serve(mut reader: impl BufRead, mut writer: impl Write, events: &Sender<Event>) -> io::Result<()> {
@@ -33,14 +33,17 @@ fn serve(mut reader: impl BufRead, mut writer: impl Write, events: &Sender<Event
             // The client left in the middle of a line.
             return Ok(());
         }
-        if let Some((answer, fault)) = answer(&line, events) {
-            writer.write_all(&answer)?;
-            // Only now, so that the client has its answer.
-            match fault {
-                Some(Fault::Kill) => kill_process(getpid(), Signal::KILL)?,
-                Some(Fault::Freeze) => freeze::freeze(getpid())?,
+        if let Some((answer, end)) = answer(&line, events) {
+            let written = writer.write_all(&answer);
+            // Only now, so that the client has its answer; but also if it has left.
+            match end {
+                Some(End::Killed) => kill_process(getpid(), Signal::KILL)?,
+                Some(End::Frozen) => freeze::freeze(getpid())?,
+                // The main loop is gone only when the daemon ends.
+                Some(End::Machine(how)) => drop(events.send(Event::End(how))),
                 None => {}
             }
+            written?;
         }
         if !whole {
             // Too long: where the next call begins can't be known.
@@ -49,33 +52,36 @@ fn serve(mut reader: impl BufRead, mut writer: impl Write, events: &Sender<Event
     }
 }
 
-/// What this daemon is asked to suffer once it has answered.
+/// How this daemon is asked to end once it has answered.
 #[derive(Debug, Clone, Copy)]
-enum Fault {
-    Kill,
-    Freeze,
+enum End {
+    Killed,
+    Frozen,
+    Machine(MachineEnd),
 }
 
-impl Fault {
+impl End {
     fn of(request: &Request) -> Option<Self> {
         match request {
-            Request::Kill { process: Process::Daemon } => Some(Self::Kill),
-            Request::Freeze { process: Watched::Daemon } => Some(Self::Freeze),
+            Request::Kill { process: Process::Daemon } => Some(Self::Killed),
+            Request::Freeze { process: Watched::Daemon } => Some(Self::Frozen),
+            Request::PowerOff => Some(Self::Machine(MachineEnd::PowerOff)),
+            Request::Reboot => Some(Self::Machine(MachineEnd::Reboot)),
             _ => None,
         }
     }
 }
 
 /// The answer to one line, as a line, and whether it is the last thing this daemon does; none to an empty one.
-fn answer(line: &[u8], events: &Sender<Event>) -> Option<(Vec<u8>, Option<Fault>)> {
+fn answer(line: &[u8], events: &Sender<Event>) -> Option<(Vec<u8>, Option<End>)> {
     let line = line.trim_ascii();
     if line.is_empty() {
         return None;
     }
-    let mut fault = None;
+    let mut end = None;
     let answer = match serde_json::from_slice::<Call>(line) {
         Ok(Call { id, request }) => {
-            fault = Fault::of(&request);
+            end = End::of(&request);
             Answer { id, response: ask(request, events) }
         }
         Err(error) => Answer { id: 0, response: Response::Error(format!("this is no call: {error}")) },
@@ -86,7 +92,7 @@ fn answer(line: &[u8], events: &Sender<Event>) -> Option<(Vec<u8>, Option<Fault>
         text = serde_json::to_vec(&Answer { id: answer.id, response }).unwrap_or_default();
     }
     text.push(b'\n');
-    Some((text, fault))
+    Some((text, end))
 }
 
 fn ask(request: Request, events: &Sender<Event>) -> Response {
