@@ -17,7 +17,7 @@ use std::{
 use rackstick_api::rack;
 use rackstick_linux::{
     mount::{self, MountError, MountFlags},
-    uevent::{UeventError, Uevents},
+    uevent::{Next, UeventError, Uevents},
 };
 use rustix::io::Errno;
 
@@ -41,12 +41,15 @@ const OPTIONS: &str = "errors=remount-ro";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No disk has it.
-    #[error("no disk holds the data partition {guid}: {source}; is the disk connected, and is its driver in the host?")]
+    #[error(
+        "no disk holds the data partition {guid}: waited {seconds} s for the data partition's disk, which did not come; \
+         is the disk connected, and is its driver in the host?"
+    )]
     Missing {
         /// The partition's GUID.
         guid: String,
         /// How long was waited.
-        source: UeventError,
+        seconds: u64,
     },
     /// Nobody says when disks come.
     #[error("disks can't be waited for: {0}")]
@@ -123,13 +126,27 @@ fn mount_it(guid: &str) -> Result<PathBuf, Error> {
         Mounted::No => {}
     }
     let uevents = Uevents::open().map_err(Error::Uevents)?;
-    let found = || find::candidates(guid).into_iter().next();
-    let device = uevents
-        .wait_for("the data partition's disk", Instant::now() + DEADLINE, found)
-        .map_err(|source| Error::Missing { guid: guid.to_owned(), source })?
-        .device;
+    let deadline = Instant::now() + DEADLINE;
+    let device = loop {
+        if let Some(first) = find::candidates(guid).into_iter().next() {
+            break first.device;
+        }
+        if !disks_changed(&uevents, deadline).map_err(Error::Uevents)? {
+            return Err(Error::Missing { guid: guid.to_owned(), seconds: DEADLINE.as_secs() });
+        }
+    };
     mount_at(&device, Path::new(MOUNT)).map_err(|source| Error::Mount { device: device.clone(), source })?;
     Ok(device)
+}
+
+/// Waits until a disk or a partition comes, goes or changes, whose disks are then worth a look; false at the deadline.
+fn disks_changed(uevents: &Uevents, deadline: Instant) -> Result<bool, UeventError> {
+    loop {
+        match uevents.next(Some(deadline))? {
+            Next::Event(event) if event.subsystem != "block" => {}
+            next => return Ok(next != Next::Deadline),
+        }
+    }
 }
 
 /// Mounts it for reading and writing, or where the disk is write-protected for reading.

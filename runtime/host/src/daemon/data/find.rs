@@ -60,8 +60,12 @@ fn esps_of(disk: &Path) -> Option<Vec<PathBuf>> {
     Some(numbers.into_iter().filter_map(|number| partition_device(disk, number)).collect())
 }
 
-/// A disk's GPT; none for a medium without one, or an empty drive.
-fn table(disk: &Path) -> Option<gpt::Table> {
+/// A disk's GPT; none for a medium without one. Where the kernel found no partition nothing is read: a dead disk answers
+/// after minutes, and a CD drive pulls its tray in.
+pub(super) fn table(disk: &Path) -> Option<gpt::Table> {
+    if !fs::read_dir(disk).ok()?.flatten().any(|entry| entry.path().join("partition").exists()) {
+        return None;
+    }
     let sector = fs::read_to_string(disk.join("queue/logical_block_size")).ok()?.trim().parse().ok()?;
     let file = File::open(Path::new("/dev").join(disk.file_name()?)).ok()?;
     gpt::Disk::new(&file, sector).ok()??.table().ok()?

@@ -196,3 +196,17 @@ fn of_two_disks_with_one_image_the_one_that_was_mounted_before_is_taken() {
     // The first was used twice, the second once.
     assert_eq!(taken(&guid)[0], first.partition(2));
 }
+
+#[test]
+fn a_disk_on_which_the_kernel_found_no_partition_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (device, _) = flashed(&folder, 0);
+    // As sysfs shows it before the kernel has found its partitions, and then with one.
+    let disk = folder.path().join(device.device.file_name().unwrap());
+    fs::create_dir_all(disk.join("queue")).unwrap();
+    fs::write(disk.join("queue/logical_block_size"), "512\n").unwrap();
+    assert!(find::table(&disk).is_none());
+    fs::create_dir(disk.join("part1")).unwrap();
+    fs::write(disk.join("part1/partition"), "1\n").unwrap();
+    assert!(find::table(&disk).is_some());
+}

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use rackstick_linux::uevent::{Next, UeventError, Uevents};
+use rackstick_linux::uevent::{UeventError, Uevents};
 use rustix::fs::StatVfsMountFlags;
 
 use super::{
@@ -80,18 +80,10 @@ fn pause(error: &UeventError) {
 /// Returns when a disk came or went, or when it is time to look at the space: then no disk is read, so that one that is
 /// at rest stays so.
 fn disks_changed(uevents: &Uevents) -> bool {
-    let deadline = Instant::now() + INTERVAL;
-    loop {
-        match uevents.next(Some(deadline)) {
-            Ok(Next::Event(event)) if event.subsystem != "block" => {}
-            Ok(Next::Deadline) => return false,
-            Ok(Next::Event(_) | Next::Lost) => return true,
-            Err(error) => {
-                pause(&error);
-                return true;
-            }
-        }
-    }
+    super::disks_changed(uevents, Instant::now() + INTERVAL).unwrap_or_else(|error| {
+        pause(&error);
+        true
+    })
 }
 
 /// Partitions with the same GUID beside the one that is mounted, for people.
