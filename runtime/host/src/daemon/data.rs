@@ -28,6 +28,8 @@ use super::{Event, activity::Doing, identity};
 pub const MOUNT: &str = "/data";
 /// What its being there is called among the rack's problems; as long as it is one, no guest is started.
 pub const ABOUT: &str = "data partition";
+/// What its taking no writes is called among them; as long as it is one, no guest with volumes is started.
+pub const READ_ONLY: &str = "writes to the data partition";
 
 /// How long the disk may take to turn up after coldplug: USB sticks and big controllers need many seconds.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -88,6 +90,8 @@ pub fn bring_up(guid: &str, events: &Sender<Event>) -> bool {
     drop(doing);
     log::info!("data partition {} is mounted at {MOUNT}", find::describe(&device));
     send(Event::Problem(ABOUT.into(), None));
+    // Before any guest may start; what comes later the watch tells.
+    send(Event::Problem(READ_ONLY.into(), watch::write_protected(&device)));
     grow_it(&device, events);
     match identity::load_or_make(&Path::new(MOUNT).join("state")) {
         Ok(identity) => send(Event::Identity(identity)),

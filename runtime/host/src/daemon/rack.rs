@@ -391,6 +391,9 @@ impl Host {
         if problems.contains_key(data::ABOUT) {
             return wait("the data partition is not there");
         }
+        if !spec.volumes.is_empty() && problems.contains_key(data::READ_ONLY) {
+            return wait("the data partition takes no writes, and its volumes are there");
+        }
         if let Some(why) = refused {
             return wait(why);
         }
@@ -408,5 +411,33 @@ impl Host {
         }
         let waits_for = spec.after.iter().find(|name| healthy.iter().any(|(other, well)| other == *name && !well));
         waits_for.map(|name| Obstacle::Wait(format!("waits until {name} is healthy")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::network::firewall::tests as sample;
+
+    #[test]
+    fn while_the_data_partition_takes_no_writes_only_guests_with_volumes_wait() {
+        let mut manifest = sample::manifest();
+        let mut spec = manifest.guests.remove(0);
+        manifest.images.clear();
+        spec.volumes.clear();
+        spec.after.clear();
+        let host = Host { kvm: Some(true), networks: true, ..Host::default() };
+        let read_only = [(data::READ_ONLY.to_owned(), String::new())].into();
+        let obstacle = |spec: &manifest::Guest, problems: &BTreeMap<String, String>| {
+            host.obstacle(&manifest, spec, None, &[], problems).map(|obstacle| match obstacle {
+                Obstacle::Wait(why) => why,
+                Obstacle::Fail(why) => panic!("it fails: {why}"),
+            })
+        };
+        assert_eq!(obstacle(&spec, &read_only), None);
+        spec.volumes.push(manifest::Volume { name: "a".into(), mount: "/srv/a".into(), size_mib: 32 });
+        assert_eq!(obstacle(&spec, &BTreeMap::new()), None);
+        let why = obstacle(&spec, &read_only).unwrap();
+        assert!(why.contains("takes no writes"), "{why}");
     }
 }

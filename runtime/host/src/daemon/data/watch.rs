@@ -28,9 +28,14 @@ const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 /// What is wrong, by what it is about.
 pub type Problem = (&'static str, Option<String>);
 
-/// What can be wrong, each told apart from the others. The first also keeps guests from being started.
-const ABOUT: [&str; 4] =
-    [super::ABOUT, "file system of the data partition", "space on the data partition", "twin of the data partition"];
+/// What can be wrong, each told apart from the others. The first two also keep guests from being started.
+const ABOUT: [&str; 5] = [
+    super::ABOUT,
+    super::READ_ONLY,
+    "file system of the data partition",
+    "space on the data partition",
+    "twin of the data partition",
+];
 
 /// How it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -135,13 +140,25 @@ impl Facts {
 }
 
 /// All that can be wrong, right or not; `name` is what the device was called when it was mounted.
-fn problems(facts: &Facts, name: &str) -> [Problem; 4] {
-    let [data, file_system, space, twin] = ABOUT;
+fn problems(facts: &Facts, name: &str) -> [Problem; 5] {
+    let [data, writes, file_system, space, twin] = ABOUT;
     if facts.device.is_none() {
         // Of what is gone nothing else is known.
-        return [(data, Some(gone(facts, name))), (file_system, None), (space, None), (twin, None)];
+        return [(data, Some(gone(facts, name))), (writes, None), (file_system, None), (space, None), (twin, None)];
     }
-    [(data, None), (file_system, damaged(facts, name)), (space, full(facts, name)), (twin, twice(facts, name))]
+    [
+        (data, None),
+        (writes, read_only(facts, name)),
+        (file_system, damaged(facts, name)),
+        (space, full(facts, name)),
+        (twin, twice(facts, name)),
+    ]
+}
+
+/// What is wrong with a partition just mounted if it is mounted for reading only.
+pub fn write_protected(device: &Path) -> Option<String> {
+    let read_only = rustix::fs::statvfs(MOUNT).is_ok_and(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY));
+    self::read_only(&Facts { read_only, ..Facts::default() }, &find::describe(device))
 }
 
 fn gone(facts: &Facts, name: &str) -> String {
@@ -155,20 +172,28 @@ fn gone(facts: &Facts, name: &str) -> String {
     )
 }
 
+fn read_only(facts: &Facts, name: &str) -> Option<String> {
+    let mend = match facts.errors {
+        0 => "is the stick's or card's write protection on? Switch it off and reboot",
+        _ => "its file system has errors",
+    };
+    facts.read_only.then(|| {
+        format!(
+            "the data partition {name} can't be written to: guests with volumes are not started, all others run, and \
+             nothing is kept; {mend}"
+        )
+    })
+}
+
 fn damaged(facts: &Facts, name: &str) -> Option<String> {
     let Facts { errors, last_error, read_only, .. } = facts;
-    let state = if *read_only { "it takes no more writes, so nothing is kept" } else { "it still takes writes" };
-    match (errors, read_only) {
-        (0, false) => None,
-        (0, true) => Some(format!(
-            "the data partition {name} can't be written to: guests run, but nothing is kept; is the stick's or card's \
-             write protection on? Switch it off and reboot"
-        )),
-        _ => Some(format!(
+    let state = if *read_only { "it takes no more writes" } else { "it still takes writes" };
+    (*errors > 0).then(|| {
+        format!(
             "the file system of the data partition {name} has errors ({errors} so far, the last in {last_error}): \
              {state}; copy what matters, then replace the disk or have `e2fsck -f` mend it on another machine"
-        )),
-    }
+        )
+    })
 }
 
 fn full(facts: &Facts, name: &str) -> Option<String> {
@@ -268,13 +293,15 @@ mod tests {
     fn an_error_of_the_file_system_is_reported_with_what_to_do() {
         let facts = Facts { errors: 3, last_error: "ext4_lookup".into(), ..well() };
         assert_says(&facts, &["sda2", "3 so far", "ext4_lookup", "still takes writes", "e2fsck"]);
-        let facts = Facts { read_only: true, free: 0, ..facts };
-        assert_says(&facts, &["takes no more writes", "nothing is kept"]);
+        let said = said(&Facts { read_only: true, free: 0, ..facts });
+        let [writes, errors] = &said[..] else { panic!("two problems, not {said:?}") };
+        assert!(writes.contains("guests with volumes are not started") && writes.contains("has errors"), "{writes}");
+        assert!(errors.contains("takes no more writes") && errors.contains("e2fsck"), "{errors}");
     }
 
     #[test]
     fn write_protection_is_reported_and_is_no_damage() {
-        assert_says(&Facts { read_only: true, ..well() }, &["write protection", "guests run"]);
+        assert_says(&Facts { read_only: true, ..well() }, &["write protection", "guests with volumes are not started"]);
     }
 
     #[test]
