@@ -22,7 +22,7 @@ use rackstick_linux::{
 use rustix::io::Errno;
 
 use self::{find::Mounted, watch::human};
-use super::{Event, activity::Doing, identity};
+use super::{Event, activity::Doing, drivers::Drivers, identity};
 
 /// Where it is mounted.
 pub const MOUNT: &str = "/data";
@@ -70,21 +70,24 @@ pub enum Error {
 }
 
 /// Brings it up, however long its disk takes to come, and looks after it from then on; false if it can't be used. What
-/// comes of it is told to the main loop.
-pub fn bring_up(guid: &str, events: &Sender<Event>) -> bool {
+/// comes of it is told to the main loop. A disk may come at any time, and where one can't be mounted another may.
+pub fn bring_up(guid: &str, drivers: Option<&Drivers>, events: &Sender<Event>) -> bool {
     // The main loop is gone only when the daemon ends.
     let send = |event| events.send(event).is_ok();
     let doing = Doing::begin(events, "data", "waiting for the data partition");
     let device = loop {
-        match mount_it(guid) {
+        // Before the look at the disks, so that none is missed between the two.
+        let known = drivers.map(Drivers::partitions);
+        let error = match mount_it(guid) {
             Ok(device) => break device,
-            Err(error) => {
-                send(Event::Problem(ABOUT.into(), Some(error.to_string())));
-                // A disk may be plugged in at any time; one that can't be mounted stays so.
-                if !matches!(error, Error::Missing { .. }) {
-                    return false;
-                }
-            }
+            Err(error) => error,
+        };
+        send(Event::Problem(ABOUT.into(), Some(error.to_string())));
+        match (error, drivers, known) {
+            // It was waited for.
+            (Error::Missing { .. }, ..) => {}
+            (Error::Mount { .. }, Some(drivers), Some(known)) => drivers.wait_for_partition(known),
+            _ => return false,
         }
     };
     drop(doing);

@@ -152,7 +152,7 @@ fn bring_up_data(manifest: &Manifest, drivers: Option<&Drivers>, events: &Sender
     if let Some(drivers) = drivers {
         drivers.load(&DATA_MODULES);
     }
-    if !data::bring_up(&manifest.data_partition, events) {
+    if !data::bring_up(&manifest.data_partition, drivers, events) {
         return;
     }
     // Before any layer is reported, since no guest starts without its layers.
