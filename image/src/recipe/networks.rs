@@ -52,6 +52,8 @@ struct Seen<'a> {
     nics: Vec<(Text<'a>, &'a str)>,
     subnets: Vec<(Ipv4Net, Range<usize>, &'a str)>,
     nats: Vec<(Text<'a>, &'a str)>,
+    /// Uplinks that bring a default route, or may: where the recipe says so.
+    ways_out: Vec<(Range<usize>, &'a str)>,
 }
 
 /// Reads all networks.
@@ -66,6 +68,7 @@ pub(super) fn read<'a>(report: &mut Report, entries: Vec<(Text<'a>, &'a Spanned<
         networks.insert(name.value.to_owned(), network(report, &mut seen, &name, value));
     }
     check_nics(report, &seen);
+    check_ways_out(report, &seen);
     check_subnets(report, &seen);
     check_nats(report, &seen, &networks);
     networks
@@ -115,13 +118,21 @@ fn uplink<'a>(report: &mut Report, seen: &mut Seen<'a>, name: &'a str, table: &T
         Some(UplinkAddress::Static { address, prefix }) => Ipv4Net::new(address, prefix).ok(),
         _ => None,
     };
-    let gateway = table.text(report, "gateway").map(|text| gateway_address(report, name, subnet, &text));
+    let way_out = table.text(report, "gateway");
+    let gateway = way_out.as_ref().map(|text| gateway_address(report, name, subnet, text));
     let resolver = table.text(report, "resolver").map(|text| host_address(report, &text));
     let text = text?;
     let Some(nic) = nic(text.value) else {
         report.wrong(text.span, format!("`{}` can't be a NIC", shown(text.value)), NIC_HINT);
         return None;
     };
+    let way_out = match (way_out, &address) {
+        (Some(gateway), _) => Some(gateway.span),
+        // A DHCP server names one.
+        (None, Some(UplinkAddress::Dhcp)) => Some(table.get("address").map_or(text.span.clone(), Spanned::span)),
+        (None, _) => None,
+    };
+    seen.ways_out.extend(way_out.map(|span| (span, name)));
     seen.nics.push((text, name));
     // What is wrong with either was reported; nothing else depends on them.
     Some(Network::Uplink { nic, address: address?, gateway: gateway.flatten(), resolver: resolver.flatten() })
@@ -234,6 +245,19 @@ fn check_nics(report: &mut Report, seen: &Seen<'_>) {
                 r#"with several uplinks each names its own NIC, and none is `"auto"`"#,
             );
         }
+    }
+}
+
+/// The rack has one default route: two uplinks would take it from each other.
+fn check_ways_out(report: &mut Report, seen: &Seen<'_>) {
+    let Some(((_, first), others)) = seen.ways_out.split_first() else { return };
+    for (span, _) in others {
+        report.wrong(
+            span.clone(),
+            format!("this would be a second way out, beside network `{first}`"),
+            "of several uplinks only one may ask DHCP or have a `gateway`; \
+             each other one has an address of its own, for example `\"192.168.2.10/24\"`, and no `gateway`",
+        );
     }
 }
 

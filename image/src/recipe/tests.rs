@@ -73,6 +73,17 @@ fn a_static_uplink_and_everything_left_out_have_their_meaning() {
 }
 
 #[test]
+fn of_two_uplinks_one_brings_the_way_out_and_the_other_has_an_address_of_its_own() {
+    let second =
+        |keys: &str| load_text(&format!("{}[networks.wan]\nuplink = 'eth1'\n{keys}", SMALL.replace("auto", "eth0")));
+    assert!(second("address = '192.0.2.9/24'\nresolver = '192.0.2.1'\n").is_ok());
+    for bad in ["", "address = 'dhcp'\n", "address = '192.0.2.9/24'\ngateway = '192.0.2.1'\n"] {
+        let [wrong] = &second(bad).unwrap_err()[..] else { panic!("{bad}") };
+        assert!(wrong.to_string().contains("a second way out, beside network `lan`"), "{wrong}");
+    }
+}
+
+#[test]
 fn a_guest_has_the_volumes_that_its_recipe_gives_it() {
     let guest = "[guests.a]\nimage = 'web.toml'\nmemory = '64 MiB'\n\
                  volumes.mail = { mount = '/var/mail', size = '20 GiB' }\nvolumes.keys = { mount = '/etc/keys', size = '32 MiB' }\n";
