@@ -122,7 +122,9 @@ struct Running<'a> {
     refused: Option<String>,
     /// What DHCP could not do.
     dhcp_failed: Option<String>,
+    /// Which trouble was told last, and which activity.
     told: Option<Option<String>>,
+    told_doing: Option<Option<&'static str>>,
 }
 
 impl<'a> Running<'a> {
@@ -148,6 +150,7 @@ impl<'a> Running<'a> {
             refused: None,
             dhcp_failed: None,
             told: None,
+            told_doing: None,
         })
     }
 
@@ -164,11 +167,15 @@ impl<'a> Running<'a> {
                 self.report.trouble(trouble.clone());
                 self.told = Some(trouble);
             }
-            self.report.doing(match (&self.port, &self.wanted) {
+            let doing = match (&self.port, &self.wanted) {
                 (None, _) => Some("waiting for a network card for"),
                 (_, None) => Some("waiting for an address on"),
                 (_, Some(_)) => None,
-            });
+            };
+            if self.told_doing != Some(doing) {
+                self.report.doing(doing);
+                self.told_doing = Some(doing);
+            }
             let deadlines = [
                 wake_for_links,
                 self.dhcp.as_ref().map(dhcp::Session::deadline),
@@ -179,8 +186,12 @@ impl<'a> Running<'a> {
             // What has passed was seen to just now, unless the cable is out: the kernel tells when it is back.
             let next = deadlines.into_iter().flatten().filter(|deadline| *deadline > now || self.is_connected()).min();
             let mut awaited: Vec<BorrowedFd<'_>> = vec![self.changes.as_fd()];
-            awaited.extend(self.dhcp.as_ref().map(AsFd::as_fd));
-            awaited.extend(self.claim.as_ref().map(AsFd::as_fd));
+            // While the cable is out nobody reads what guests on the bridge send there: it would be awaited in vain, and
+            // without pause.
+            if self.is_connected() {
+                awaited.extend(self.dhcp.as_ref().map(AsFd::as_fd));
+                awaited.extend(self.claim.as_ref().map(AsFd::as_fd));
+            }
             wait::any_readable(&awaited, next).map_err(Error::Wait)?;
             self.changes.forget()?;
         }

@@ -1,4 +1,6 @@
 use std::{
+    fs,
+    net::UdpSocket,
     path::Path,
     process::Child,
     sync::mpsc::{Receiver, channel},
@@ -19,6 +21,8 @@ use super::{
 
 /// More than DHCP needs with a server that answers, or the claim of an address without one.
 const PATIENCE_OF_TESTS: Duration = Duration::from_secs(60);
+/// How long a thread that should be idle is looked at.
+const WINDOW: Duration = Duration::from_secs(2);
 
 /// A rack whose uplink is called `nic`.
 fn manifest() -> Arc<Manifest> {
@@ -217,6 +221,60 @@ fn a_card_that_is_pulled_is_reported_and_taken_again_when_it_comes_back() {
     });
 }
 
+/// Processor time of the uplink's thread in this network namespace; other tests have such threads too.
+fn processor_time() -> Duration {
+    let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    // A thread of another test may end meanwhile.
+    let mut uplinks = tasks.filter(|task| {
+        fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "uplink lan\n")
+            && fs::read_link(task.join("ns/net")).is_ok_and(|namespace| namespace == own)
+    });
+    let statistics = fs::read_to_string(uplinks.next().unwrap().join("schedstat")).unwrap();
+    Duration::from_nanos(statistics.split(' ').next().unwrap().parse().unwrap())
+}
+
+/// What waits to be read on the DHCP client's port, in bytes.
+fn unread() -> u64 {
+    let sockets = run("ss -H -u -a -n sport = :68");
+    sockets.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_guest_that_floods_an_unplugged_uplink_keeps_neither_its_thread_nor_the_main_loop_busy() {
+    in_namespace(|| {
+        let manifest = manifest();
+        bring_up(&manifest, |_| 0).unwrap();
+        let router = Machine::new("nic", None, "10.9.0.1/24", None);
+        let server = serve(&router, "10.9.0.50,10.9.0.59,255.255.255.0,2m", "option:router,10.9.0.1");
+        let uplinks = Uplinks::start(&manifest);
+        uplinks.address();
+        let guest = Machine::new("guest", Some("br-lan"), "10.9.0.200/24", None);
+        router.run("ip link set eth0 down");
+        assert!(uplinks.problem().contains("no carrier"));
+
+        let socket = guest.on(|| UdpSocket::bind("0.0.0.0:67").unwrap());
+        socket.set_broadcast(true).unwrap();
+        let deadline = Instant::now() + PATIENCE_OF_TESTS;
+        while unread() == 0 {
+            assert!(Instant::now() < deadline, "nothing arrives");
+            socket.send_to(&[0; 64], "10.9.0.255:68").unwrap();
+        }
+        let (before, told) = (processor_time(), uplinks.news.try_iter().count());
+        assert!(told < 10, "{told} news of a cable that was pulled once");
+        let news = uplinks.news.recv_timeout(WINDOW);
+        assert!(news.is_err(), "{news:?}");
+        let busy = processor_time() - before;
+        assert!(busy < WINDOW / 20, "{busy:?} of {WINDOW:?}");
+
+        // It is read once the cable is in again.
+        router.run("ip link set eth0 up");
+        uplinks.until("end of the problem", |news| matches!(news, News::Problem(_, None)).then_some(()));
+        assert_eq!(unread(), 0);
+        end(server);
+    });
+}
+
 #[test]
 fn the_next_daemon_mends_what_differs_and_leaves_the_rest() {
     in_namespace(|| {
@@ -231,7 +289,7 @@ fn the_next_daemon_mends_what_differs_and_leaves_the_rest() {
         run("ip link set foreign master br-servers");
         run("ip link set tap525400000005 nomaster");
         run("nft flush chain inet rackstick forward");
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+        fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
 
         bring_up(&manifest, |_| 0).unwrap();
         assert_eq!(before, (index("br-servers"), index("tap525400000050")), "they are the same as before");
