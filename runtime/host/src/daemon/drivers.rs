@@ -224,6 +224,11 @@ impl Drivers {
         }
     }
 
+    /// Waits until all drivers but late ones are loaded, but no longer than `patience`; says whether they are.
+    pub fn wait_at_most(&self, patience: Duration) -> bool {
+        needed_within(patience, &self.queue, &self.changed)
+    }
+
     /// Waits until the drivers of all devices that were there at the start are loaded, and says what failed.
     pub fn settle(&self) {
         let mut queue = self.lock();
@@ -421,9 +426,29 @@ impl Drivers {
     }
 }
 
+/// Waits until all drivers but late ones are loaded, as [`Drivers::wait_at_most`] says.
+fn needed_within(patience: Duration, queue: &Mutex<Queue>, changed: &Condvar) -> bool {
+    let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let waited = changed.wait_timeout_while(queue, patience, |queue| !queue.needed_done());
+    waited.unwrap_or_else(PoisonError::into_inner).0.needed_done()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_driver_that_never_returns_is_not_waited_for_without_end() {
+        let (queue, changed) = (Mutex::new(Queue { busy: 1, ..Queue::default() }), Condvar::new());
+        assert!(!needed_within(Duration::from_millis(10), &queue, &changed));
+        // One that is slow, however, is waited for, and no longer than it takes.
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| needed_within(Duration::from_secs(60), &queue, &changed));
+            queue.lock().unwrap().busy = 0;
+            changed.notify_all();
+            assert!(waiting.join().unwrap());
+        });
+    }
 
     fn module(path: &str) -> Module {
         Module {

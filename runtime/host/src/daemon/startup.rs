@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
     sync::mpsc::Sender,
     thread,
+    time::Duration,
 };
 
 use rackstick_api::rack::Part;
@@ -46,6 +47,9 @@ const EFI_MODULES: [&str; 1] = ["efivarfs"];
 /// What monitors open.
 const DEVICES: [&str; 4] = [KVM, "/dev/net/tun", "/dev/vhost-vsock", "/dev/vhost-net"];
 const KVM: &str = "/dev/kvm";
+/// How long uplinks wait for the drivers of all network cards. Some cards take seconds to start; a driver of any kind
+/// that never returns, as one of broken hardware may, must not keep the rack off the network.
+const NICS_WITHIN: Duration = Duration::from_secs(15);
 /// The host's memory is measured once a boot, when its drivers are loaded.
 const MEMORY_RECORD: &str = "/run/rackstick/host-memory-kib";
 
@@ -130,10 +134,6 @@ fn bring_up_networks(manifest: &Arc<Manifest>, drivers: Option<&Drivers>, events
     };
     watch.end();
     drop(doing);
-    if let Some(drivers) = drivers {
-        // Which NIC is the uplink must not depend on whose driver came first. Guests don't wait for it.
-        drivers.wait_for(|| false);
-    }
     let news = events.clone();
     let report = move |change| {
         let _ = match change {
@@ -142,7 +142,18 @@ fn bring_up_networks(manifest: &Arc<Manifest>, drivers: Option<&Drivers>, events
             network::News::Address(network, address) => news.send(Event::Address(network, address)),
         };
     };
-    if let Err(error) = network::start_uplinks(manifest, report) {
+    // Guests start now, and ask for their addresses.
+    let started = network::start_gateway(manifest, report.clone()).and_then(|gateway| {
+        // Which NIC is the uplink must not depend on whose driver came first. Guests don't wait for it.
+        if drivers.is_some_and(|drivers| !drivers.wait_at_most(NICS_WITHIN)) {
+            log::warn!(
+                "drivers are not loaded after {} s; uplinks take the cards that are there",
+                NICS_WITHIN.as_secs()
+            );
+        }
+        network::start_uplinks(manifest, gateway, report)
+    });
+    if let Err(error) = started {
         send(Event::Problem("uplinks".into(), Some(error.to_string())));
     }
 }

@@ -103,10 +103,20 @@ pub fn bring_up(manifest: &Manifest, owner: impl Fn(usize) -> u32) -> Result<(),
     switch("/proc/sys/net/ipv4/ip_forward", "1")
 }
 
-/// Starts a thread for each uplink, which finds its NIC and gets the rack an address, and keeps both; and the gateway,
-/// which answers the guests of private networks.
-pub fn start_uplinks(manifest: &Arc<Manifest>, report: impl Fn(News) + Send + Clone + 'static) -> Result<(), Error> {
-    let gateway = gateway::start(manifest, report.clone()).map_err(Error::Thread)?;
+/// Starts what answers the guests of private networks. Needs no NIC.
+pub fn start_gateway(
+    manifest: &Arc<Manifest>,
+    report: impl Fn(News) + Send + 'static,
+) -> Result<gateway::Handle, Error> {
+    gateway::start(manifest, report).map_err(Error::Thread)
+}
+
+/// Starts a thread for each uplink, which finds its NIC and gets the rack an address, and keeps both.
+pub fn start_uplinks(
+    manifest: &Arc<Manifest>,
+    gateway: gateway::Handle,
+    report: impl Fn(News) + Send + Clone + 'static,
+) -> Result<(), Error> {
     start_uplinks_with(manifest, gateway, Path::new(RECORDS), report)
 }
 
