@@ -47,6 +47,8 @@ const EFI_MODULES: [&str; 1] = ["efivarfs"];
 /// What monitors open.
 const DEVICES: [&str; 4] = [KVM, "/dev/net/tun", "/dev/vhost-vsock", "/dev/vhost-net"];
 const KVM: &str = "/dev/kvm";
+/// Between two tries to bring the networks up.
+const NETWORKS_AGAIN: Duration = Duration::from_secs(5);
 /// How long uplinks wait for the drivers of all network cards. Some cards take seconds to start; a driver of any kind
 /// that never returns, as one of broken hardware may, must not keep the rack off the network.
 const NICS_WITHIN: Duration = Duration::from_secs(15);
@@ -128,10 +130,15 @@ fn bring_up_networks(manifest: &Arc<Manifest>, drivers: Option<&Drivers>, events
     if let Some(drivers) = drivers {
         drivers.load(&NETWORK_MODULES);
     }
-    match network::bring_up(manifest, process::uid) {
-        Ok(()) => send(Event::NetworksUp),
-        Err(error) => send(Event::Problem("networks".into(), Some(error.to_string()))),
-    };
+    while let Err(error) = network::bring_up(manifest, process::uid) {
+        if !send(Event::Problem("networks".into(), Some(error.to_string()))) {
+            return;
+        }
+        // Not a wait for a condition: a kernel that refuses is not asked without pause.
+        thread::sleep(NETWORKS_AGAIN);
+    }
+    send(Event::Problem("networks".into(), None));
+    send(Event::NetworksUp);
     watch.end();
     drop(doing);
     let news = events.clone();
