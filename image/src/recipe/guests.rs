@@ -136,7 +136,7 @@ pub(super) fn size(report: &mut Report, text: &Text<'_>, min: u32, max: u32) -> 
         Err(error) => {
             let hint = match error {
                 units::SizeError::Malformed(_) => {
-                    "a whole number with `MiB` or `GiB`, for example `256 MiB`".to_owned()
+                    "a whole number with `MiB`, `GiB` or `TiB`, for example `256 MiB`".to_owned()
                 }
                 units::SizeError::OutOfRange(_) => {
                     format!("{} to {} is allowed", units::shown_mib(min), units::shown_mib(max))

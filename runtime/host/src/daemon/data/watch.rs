@@ -167,8 +167,8 @@ fn gone(facts: &Facts, name: &str) -> String {
         [other, ..] => format!("it is back as {other}: reboot the rack to use it"),
     };
     format!(
-        "the disk of the data partition, {name}, is gone: guests go on with what they have in memory, nothing can be \
-         read or kept; {back}"
+        "the disk of the data partition, {name}, is gone: guests run only until they need \
+         what is not in memory, and nothing is kept; {back}"
     )
 }
 
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn a_stick_that_is_pulled_is_reported_and_so_is_its_return() {
         let gone = Facts { device: None, free: 0, size: 0, ..well() };
-        assert_says(&gone, &["sda2 (Ultra)", "is gone", "guests go on", "plug it in again"]);
+        assert_says(&gone, &["sda2 (Ultra)", "is gone", "nothing is kept", "plug it in again"]);
         assert_says(&Facts { others: vec!["sdb2 (Ultra)".into()], ..gone }, &["is gone", "back as sdb2 (Ultra)"]);
     }
 
