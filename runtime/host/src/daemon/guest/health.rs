@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How a guest is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
+    /// Whether its agent said so, or could not be asked.
+    pub answered: bool,
     /// Whether its check passed.
     pub healthy: bool,
     /// What is wrong; empty if nothing.
@@ -42,10 +44,12 @@ impl Checks {
 fn run(cid: u32, stopped: &Receiver<()>, report: impl Fn(Health) -> bool) {
     loop {
         let health = match agent::call(cid, Request::Status, PATIENCE) {
-            Ok(Response::Status { healthy, detail, .. }) => Health { healthy, detail: plain(&detail) },
-            Ok(Response::Error(why)) => Health { healthy: false, detail: plain(&why) },
-            Ok(Response::ShuttingDown) => Health { healthy: false, detail: "it is shutting down".into() },
-            Err(error) => Health { healthy: false, detail: error.to_string() },
+            Ok(Response::Status { healthy, detail, .. }) => Health { answered: true, healthy, detail: plain(&detail) },
+            Ok(Response::Error(why)) => Health { answered: true, healthy: false, detail: plain(&why) },
+            Ok(Response::ShuttingDown) => {
+                Health { answered: true, healthy: false, detail: "it is shutting down".into() }
+            }
+            Err(error) => Health { answered: false, healthy: false, detail: error.to_string() },
         };
         if !report(health) || stopped.recv_timeout(INTERVAL) != Err(RecvTimeoutError::Timeout) {
             return;

@@ -27,7 +27,7 @@ use rustix::process::Signal;
 use super::{Event, data};
 use health::Checks;
 pub use health::Health;
-use policy::{Restarts, Stopping};
+use policy::{FirstAnswer, Restarts, Stopping};
 use process::Process;
 use record::Record;
 
@@ -55,6 +55,7 @@ struct Running {
     since: Instant,
     /// Asks for its health as long as this is here.
     checks: Option<Checks>,
+    first_answer: FirstAnswer,
     stopping: Option<Stopping>,
     /// Since when it does what it does now: starts, runs or stops.
     began: Instant,
@@ -177,7 +178,10 @@ impl Guest {
     pub fn deadline(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Waiting(at) => *at,
-            Phase::Running(running) => running.stopping.map(|stopping| stopping.deadline()),
+            Phase::Running(running) => match &running.stopping {
+                Some(stopping) => Some(stopping.deadline()),
+                None => running.first_answer.deadline(),
+            },
             Phase::Stopped | Phase::Failed => None,
         }
     }
@@ -202,7 +206,13 @@ impl Guest {
                     send(&self.spec.name, process, signal);
                 }
             }
-            Phase::Running(_) | Phase::Stopped | Phase::Failed => {}
+            Phase::Running(Running { stopping: None, process, first_answer, .. }) => {
+                if first_answer.overdue(now) {
+                    log::warn!("{}: its agent has never answered; it is ended, to be started again", self.spec.name);
+                    send(&self.spec.name, process, Signal::KILL);
+                }
+            }
+            Phase::Stopped | Phase::Failed => {}
         }
     }
 
@@ -255,7 +265,16 @@ impl Guest {
                 None
             }
         };
-        self.phase = Phase::Running(Running { process, since: now, checks, stopping: None, began: now, proven: false });
+        let first_answer = FirstAnswer::expect(now);
+        self.phase = Phase::Running(Running {
+            process,
+            since: now,
+            checks,
+            first_answer,
+            stopping: None,
+            began: now,
+            proven: false,
+        });
     }
 
     /// A check has come back.
@@ -270,6 +289,9 @@ impl Guest {
                 true => log::info!("{}: healthy, {after:.1} s after it was started", self.spec.name),
                 false => log::warn!("{}: not healthy: {}", self.spec.name, health.detail),
             }
+        }
+        if health.answered {
+            running.first_answer.came();
         }
         running.proven |= health.healthy;
         self.healthy = health.healthy;

@@ -15,6 +15,9 @@ const RESTART_FORGIVEN: Duration = Duration::from_secs(120);
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(90);
 /// How long it may take after its power button was pressed, where the agent could not be asked.
 const BUTTON_DEADLINE: Duration = Duration::from_secs(45);
+/// How long a guest may take until its agent answers for the first time. The agent is there before the image's own init, so it
+/// is the guest's kernel that takes this time; one that hangs so early says nothing, and only a new start helps.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(180);
 /// After SIGKILL, only the kernel is waited for.
 const KILL_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -38,6 +41,34 @@ impl Restarts {
         let delay = self.delay;
         self.delay = (delay * 2).min(RESTART_DELAY_MAX);
         delay
+    }
+}
+
+/// The first answer of a guest's agent, which is waited for.
+#[derive(Debug)]
+pub struct FirstAnswer {
+    deadline: Option<Instant>,
+}
+
+impl FirstAnswer {
+    /// Of a guest that runs since now, as far as is known.
+    pub fn expect(now: Instant) -> Self {
+        Self { deadline: Some(now + ANSWER_DEADLINE) }
+    }
+
+    /// It has come.
+    pub fn came(&mut self) {
+        self.deadline = None;
+    }
+
+    /// When [`FirstAnswer::overdue`] has something to say.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whether it has not come in time; said once.
+    pub fn overdue(&mut self, now: Instant) -> bool {
+        self.deadline.take_if(|deadline| now >= *deadline).is_some()
     }
 }
 
@@ -106,6 +137,16 @@ mod tests {
 
     const fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_guest_that_never_answers_is_given_up_once_and_one_that_has_answered_never() {
+        let now = Instant::now();
+        let mut silent = FirstAnswer::expect(now);
+        assert_eq!([179, 180, 181].map(|at| silent.overdue(now + seconds(at))), [false, true, false]);
+        let mut answers = FirstAnswer::expect(now);
+        answers.came();
+        assert_eq!((answers.deadline(), answers.overdue(now + seconds(1000))), (None, false));
     }
 
     #[test]
