@@ -17,6 +17,7 @@ mod modprobe;
 pub mod network;
 mod plugged;
 mod power;
+mod private_socket;
 mod rack;
 mod room;
 mod screen;

@@ -2,12 +2,8 @@
 //! what is not in memory any more. One connection is one call: names, one a line, then the answer.
 
 use std::{
-    fs::{self, Permissions},
     io::{self, Read, Write},
-    os::unix::{
-        fs::PermissionsExt,
-        net::{UnixListener, UnixStream},
-    },
+    os::unix::net::UnixStream,
     path::Path,
     sync::Arc,
     thread,
@@ -17,7 +13,7 @@ use std::{
 use rackstick_image::modules::ResolveError;
 use rackstick_linux::modules::LoadError;
 
-use super::drivers::Drivers;
+use super::{drivers::Drivers, private_socket};
 use crate::modprobe::{LOADED, MAX_CALL, SOCKET};
 
 /// The kernel calls from one place at a time for each device; whoever says nothing is dropped after this.
@@ -27,16 +23,7 @@ const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Listens, in a thread of its own.
 pub fn listen(drivers: Arc<Drivers>) -> io::Result<()> {
-    let path = Path::new(SOCKET);
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    let listener = private_socket::bind(Path::new(SOCKET))?;
     thread::Builder::new().name("modprobe".into()).spawn(move || {
         loop {
             // A thread each: loading one module may ask for another. The kernel has at most 50 such calls at once.

@@ -1,8 +1,8 @@
 //! The API on a Unix socket, for what runs on the rack itself.
 
 use std::{
-    fs, io,
-    os::unix::{fs::PermissionsExt, net::UnixListener, net::UnixStream},
+    io,
+    os::unix::net::{UnixListener, UnixStream},
     path::Path,
     sync::{
         Arc,
@@ -16,6 +16,7 @@ use std::{
 use rackstick_api::rack::SOCKET;
 
 use super::{Event, serve};
+use crate::daemon::private_socket;
 
 /// The most clients at once: one that opens connections without end can't use up the daemon's memory.
 const MOST_CLIENTS: usize = 32;
@@ -26,16 +27,7 @@ const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Listens on the socket, in a thread of its own.
 pub fn listen(events: Sender<Event>) -> io::Result<()> {
-    let path = Path::new(SOCKET);
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    let listener = private_socket::bind(Path::new(SOCKET))?;
     thread::Builder::new().name("api".into()).spawn(move || accept(&listener, &events))?;
     Ok(())
 }

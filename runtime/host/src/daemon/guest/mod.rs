@@ -57,8 +57,6 @@ struct Running {
     checks: Option<Checks>,
     first_answer: FirstAnswer,
     stopping: Option<Stopping>,
-    /// Since when it does what it does now: starts, runs or stops.
-    began: Instant,
     /// Whether it was healthy at least once.
     proven: bool,
 }
@@ -164,11 +162,11 @@ impl Guest {
     /// What goes on with it, and since when: it starts or stops.
     pub fn activity(&self) -> Option<(Instant, String)> {
         match &self.phase {
-            Phase::Running(Running { stopping: Some(_), began, .. }) => {
-                Some((*began, format!("stopping {}", self.spec.name)))
+            Phase::Running(Running { stopping: Some(stopping), .. }) => {
+                Some((stopping.begun(), format!("stopping {}", self.spec.name)))
             }
-            Phase::Running(Running { proven: false, began, .. }) => {
-                Some((*began, format!("starting {}", self.spec.name)))
+            Phase::Running(Running { proven: false, since, .. }) => {
+                Some((*since, format!("starting {}", self.spec.name)))
             }
             _ => None,
         }
@@ -266,15 +264,8 @@ impl Guest {
             }
         };
         let first_answer = FirstAnswer::expect(now);
-        self.phase = Phase::Running(Running {
-            process,
-            since: now,
-            checks,
-            first_answer,
-            stopping: None,
-            began: now,
-            proven: false,
-        });
+        self.phase =
+            Phase::Running(Running { process, since: now, checks, first_answer, stopping: None, proven: false });
     }
 
     /// A check has come back.
@@ -359,7 +350,6 @@ impl Guest {
             Phase::Running(running) => {
                 log::info!("{}: stopping", self.spec.name);
                 running.checks = None;
-                running.began = now;
                 running.stopping = Some(Stopping::begin(now));
                 self.healthy = false;
                 self.detail = "it is shutting down".into();

@@ -97,6 +97,11 @@ impl Stopping {
         Self { begun: now, stage: Stage::Agent, deadline: now + SHUTDOWN_DEADLINE }
     }
 
+    /// When it began.
+    pub fn begun(&self) -> Instant {
+        self.begun
+    }
+
     /// When [`Stopping::overdue`] has something to say.
     pub fn deadline(&self) -> Instant {
         self.deadline
