@@ -19,16 +19,16 @@ pub fn now_ms() -> u64 {
 }
 
 /// Times one part from where it is made.
-pub struct Watch<'a> {
-    events: &'a Sender<Event>,
+pub struct Watch {
+    events: Sender<Event>,
     part: Part,
     began_ms: u64,
 }
 
-impl<'a> Watch<'a> {
+impl Watch {
     /// The part begins.
-    pub fn begin(events: &'a Sender<Event>, part: Part) -> Self {
-        Self { events, part, began_ms: now_ms() }
+    pub fn begin(events: &Sender<Event>, part: Part) -> Self {
+        Self { events: events.clone(), part, began_ms: now_ms() }
     }
 
     /// The part is over.

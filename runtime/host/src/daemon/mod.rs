@@ -69,6 +69,13 @@ pub enum Event {
     Layer(VerityDigest, Result<(), String>),
     /// Devices came: ports and buttons may be among them.
     Devices,
+    /// The preparation of a guest's volumes ended.
+    Volumes {
+        /// Index of the guest.
+        index: usize,
+        /// What can be used, or why none can.
+        prepared: Result<Vec<guest::volumes::Ready>, guest::volumes::Error>,
+    },
     /// A guest's monitor ended.
     GuestEnded {
         /// Index of the guest.

@@ -50,6 +50,8 @@ pub struct Rack {
     activities: BTreeMap<String, (Instant, String)>,
     host_memory_kib: u64,
     boot: Boot,
+    /// The start of the first guest, from when nothing kept it from that; it may have to wait for its volumes.
+    first_guest: Option<Watch>,
     identity: Option<Identity>,
     healthy_shown: Option<usize>,
     ending: Option<Ending>,
@@ -94,6 +96,7 @@ impl Rack {
             activities: BTreeMap::new(),
             host_memory_kib: 0,
             boot: Boot::load(),
+            first_guest: None,
             identity: None,
             healthy_shown: None,
             ending: None,
@@ -149,6 +152,11 @@ impl Rack {
                 self.host.layers.insert(digest, checked);
             }
             Event::Devices => self.look_for_devices(),
+            Event::Volumes { index, prepared } => {
+                if let Some(guest) = self.guests.get_mut(index) {
+                    guest.prepared(prepared, now);
+                }
+            }
             Event::GuestEnded { index, pid, signal } => {
                 if let Some(guest) = self.guests.get_mut(index) {
                     guest.ended(pid, signal, now);
@@ -236,11 +244,14 @@ impl Rack {
             let refused = refused.as_deref();
             let obstacle = || self.host.obstacle(&self.manifest, &spec, refused, &healthy, &self.problems);
             let watch = Watch::begin(&self.events, Part::FirstGuest);
-            let waited = !guest.is_running();
+            let (idle, waited) = (!guest.holds_data(), !guest.is_running());
             guest.advance(&self.manifest, obstacle, now);
+            if idle && guest.holds_data() {
+                self.first_guest.get_or_insert(watch);
+            }
             if waited && guest.is_running() {
                 // Only the first counts.
-                watch.end();
+                self.first_guest.take().map(Watch::end);
             }
         }
         let count = self.guests.iter().filter(|guest| guest.is_healthy()).count();
@@ -248,8 +259,8 @@ impl Rack {
             self.healthy_shown = Some(count);
             log::info!("{count}/{} guests healthy", self.guests.len());
         }
-        let running = self.guests.iter().any(Guest::is_running);
-        if let Some(ending) = self.ending.as_mut().filter(|ending| !ending.told && !running) {
+        let busy = self.guests.iter().any(Guest::holds_data);
+        if let Some(ending) = self.ending.as_mut().filter(|ending| !ending.told && !busy) {
             ending.told = true;
             log::info!("all guests have stopped");
             let signal = match ending.how {

@@ -97,7 +97,7 @@ fn start_drivers(spares: Option<Arc<Store>>, events: &Sender<Event>) -> Result<A
 }
 
 /// Makes what monitors open, and lets them open it, which are not root.
-fn open_devices(drivers: Option<&Drivers>, watch: Watch<'_>, doing: Doing<'_>, events: &Sender<Event>) {
+fn open_devices(drivers: Option<&Drivers>, watch: Watch, doing: Doing<'_>, events: &Sender<Event>) {
     let send = |event| events.send(event).is_ok();
     if let Some(drivers) = drivers {
         drivers.load(&MONITOR_MODULES);

@@ -6,6 +6,7 @@ mod config;
 pub mod folder;
 mod health;
 mod policy;
+mod preparation;
 pub mod process;
 mod record;
 pub mod volumes;
@@ -13,6 +14,7 @@ mod vsock;
 
 use std::{
     fmt, io,
+    path::{Path, PathBuf},
     sync::mpsc::Sender,
     thread,
     time::{Duration, Instant},
@@ -28,6 +30,7 @@ use super::{Event, data};
 use health::Checks;
 pub use health::Health;
 use policy::{FirstAnswer, Restarts, Stopping};
+use preparation::Preparation;
 use process::Process;
 use record::Record;
 
@@ -45,6 +48,8 @@ enum StartError {
     Volume(#[from] volumes::Error),
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
+    #[error("no thread can be started that prepares its volumes: {0}")]
+    Thread(#[source] io::Error),
     #[error("its monitor can't be started: {0}")]
     Process(#[from] io::Error),
 }
@@ -77,6 +82,9 @@ pub struct Guest {
     pub spec: manifest::Guest,
     index: usize,
     phase: Phase,
+    /// Where its volumes are: the data partition.
+    data: PathBuf,
+    volumes: Preparation,
     healthy: bool,
     /// What is wrong or what it waits for; empty if nothing.
     detail: String,
@@ -96,6 +104,8 @@ impl Guest {
             spec,
             index,
             phase: Phase::Waiting(None),
+            data: Path::new(data::MOUNT).to_owned(),
+            volumes: Preparation::default(),
             healthy: false,
             detail: String::new(),
             restarts: record.restarts,
@@ -159,16 +169,24 @@ impl Guest {
         }
     }
 
-    /// What goes on with it, and since when: it starts or stops.
+    /// Whether something is still written to its volumes: it runs, or they are being prepared.
+    pub fn holds_data(&self) -> bool {
+        self.is_running() || self.volumes.since().is_some()
+    }
+
+    /// What goes on with it, and since when: its volumes are prepared, it starts or stops.
     pub fn activity(&self) -> Option<(Instant, String)> {
         match &self.phase {
+            Phase::Waiting(_) | Phase::Stopped | Phase::Failed => {
+                self.volumes.since().map(|since| (since, format!("preparing the volumes of {}", self.spec.name)))
+            }
             Phase::Running(Running { stopping: Some(stopping), .. }) => {
                 Some((stopping.begun(), format!("stopping {}", self.spec.name)))
             }
             Phase::Running(Running { proven: false, since, .. }) => {
                 Some((*since, format!("starting {}", self.spec.name)))
             }
-            _ => None,
+            Phase::Running(_) => None,
         }
     }
 
@@ -215,31 +233,55 @@ impl Guest {
     }
 
     fn start(&mut self, manifest: &Manifest, now: Instant) {
-        match self.spawn(manifest) {
+        let user = (self.index, process::uid(self.index));
+        let started = match self.volumes.take(&self.data, &self.spec, user, &self.events, now) {
+            Ok(Some(volumes)) => self.spawn(manifest, &volumes),
+            Ok(None) => {
+                self.detail = "its volumes are being prepared".into();
+                return;
+            }
+            Err(error) => Err(StartError::Thread(error)),
+        };
+        match started {
             Ok(process) => {
                 log::info!("{}: started (monitor {})", self.spec.name, process.pid);
                 self.take_over(process, now);
                 self.detail = "it is starting".into();
                 self.remember(None);
             }
-            Err(error) => {
-                log::error!("{}: {error}", self.spec.name);
-                self.detail = error.to_string();
-                self.phase = Phase::Waiting(Some(now + self.delays.next(Duration::ZERO)));
-            }
+            Err(error) => self.postpone(&error, now),
         }
     }
 
-    fn spawn(&self, manifest: &Manifest) -> Result<Process, StartError> {
+    /// It could not be started; that is tried again.
+    fn postpone(&mut self, error: &StartError, now: Instant) {
+        log::error!("{}: {error}", self.spec.name);
+        self.detail = error.to_string();
+        self.phase = Phase::Waiting(Some(now + self.delays.next(Duration::ZERO)));
+    }
+
+    /// The preparation of its volumes has ended.
+    pub fn prepared(&mut self, prepared: Result<Vec<volumes::Ready>, volumes::Error>, now: Instant) {
+        self.volumes = Preparation::None;
+        let waits = matches!(self.phase, Phase::Waiting(_));
+        match prepared {
+            Ok(volumes) if waits => self.volumes = Preparation::Done(volumes),
+            // Stopped meanwhile: at its next start they are looked at again.
+            Ok(_) => {}
+            Err(error) if waits => self.postpone(&error.into(), now),
+            Err(error) => log::error!("{}: {error}", self.spec.name),
+        }
+    }
+
+    fn spawn(&self, manifest: &Manifest, volumes: &[volumes::Ready]) -> Result<Process, StartError> {
         let uid = process::uid(self.index);
         let folder = folder::prepare(&self.spec.name, uid)?;
-        let volumes = volumes::prepare(&self.spec, uid)?;
-        for volume in &volumes {
+        for volume in volumes {
             let about = format!("volume {}/{}", self.spec.name, volume.name);
             // As in `take_over`.
             let _ = self.events.send(Event::Problem(about, volume.differs.clone()));
         }
-        let config = config::write(manifest, self.index, &self.spec, &folder, &volumes)?;
+        let config = config::write(manifest, self.index, &self.spec, &folder, volumes)?;
         let group = cgroup::prepare(&self.spec)?;
         cgroup::clear(&group)?;
         Ok(Process::start(&config, folder::log(&folder)?, uid, cgroup::door(&group)?)?)
@@ -344,6 +386,7 @@ impl Guest {
             Phase::Running(Running { stopping: Some(_), .. }) | Phase::Stopped | Phase::Failed => {}
             Phase::Waiting(_) => {
                 self.phase = Phase::Stopped;
+                self.volumes.forget();
                 self.detail = String::new();
                 self.remember(None);
             }
@@ -479,3 +522,6 @@ impl fmt::Display for End {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

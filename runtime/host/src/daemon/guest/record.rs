@@ -41,6 +41,6 @@ impl Record {
     }
 }
 
-fn path(guest: &str) -> PathBuf {
+pub(super) fn path(guest: &str) -> PathBuf {
     PathBuf::from(FOLDER).join(format!("{guest}.json"))
 }

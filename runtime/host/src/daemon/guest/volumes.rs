@@ -121,29 +121,30 @@ fn claim_in(base: &Path, manifest: &Manifest) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes or grows the guest's volumes and gives them to `uid`. The guest does not run.
-pub fn prepare(spec: &Guest, uid: u32) -> Result<Vec<Ready>, Error> {
-    prepare_in(Path::new(data::MOUNT), spec, uid)
-}
-
-fn prepare_in(base: &Path, spec: &Guest, uid: u32) -> Result<Vec<Ready>, Error> {
+/// Makes or grows the guest's volumes on the data partition, which is mounted at `base`, and gives them to `uid`. The guest
+/// does not run, and nobody else prepares them. Takes as long as the disk takes to write them.
+pub fn prepare(base: &Path, spec: &Guest, uid: u32) -> Result<Vec<Ready>, Error> {
     if spec.volumes.is_empty() {
         return Ok(Vec::new());
     }
     let all = base.join(FOLDER);
     let own = folder(base, &spec.name);
-    for (folder, above) in [(&all, base), (&own, all.as_path())] {
+    for folder in [&all, &own] {
         match DirBuilder::new().mode(FOLDER_MODE).create(folder) {
-            Ok(()) => sync_folder(above)?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(failed("make", folder)(error)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make", folder)(error)),
+            _ => {}
         }
         // The builder makes the first one shut, and a guest may have come back into the recipe.
         if fs::metadata(folder).map_err(failed("look at", folder))?.mode() & 0o7777 != FOLDER_MODE {
             fs::set_permissions(folder, Permissions::from_mode(FOLDER_MODE)).map_err(failed("open", folder))?;
         }
     }
-    spec.volumes.iter().map(|volume| prepare_one(&own, volume, uid)).collect()
+    let ready = spec.volumes.iter().map(|volume| prepare_one(&own, volume, uid)).collect::<Result<_, _>>()?;
+    // Whoever made or renamed something here may have been killed before this: what a guest relies on is synced each time.
+    for folder in [own.as_path(), &all, base] {
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("sync", folder))?;
+    }
+    Ok(ready)
 }
 
 fn prepare_one(folder: &Path, volume: &Volume, uid: u32) -> Result<Ready, Error> {
@@ -154,10 +155,12 @@ fn prepare_one(folder: &Path, volume: &Volume, uid: u32) -> Result<Ready, Error>
             let length = length(&file, &path)?;
             if length < wanted {
                 // A hole; the guest's file system grows into it when it is mounted.
-                file.set_len(wanted).and_then(|()| file.sync_all()).map_err(failed("grow", &path))?;
+                file.set_len(wanted).map_err(failed("grow", &path))?;
                 log::info!("{} was grown from {} to {} MiB", path.display(), length / MIB, volume.size_mib);
             }
             give(&file, uid).map_err(failed("give to its guest", &path))?;
+            // Also what an earlier daemon was killed over.
+            file.sync_all().map_err(failed("sync", &path))?;
             let differs = (length > wanted).then(|| {
                 let (has, says) = (length / MIB, volume.size_mib);
                 format!(
@@ -217,7 +220,7 @@ fn make(folder: &Path, volume: &Volume, uid: u32) -> Result<(), Error> {
         let _ = fs::remove_file(&partial);
         return Err(Error::Make { name, mib, source });
     }
-    sync_folder(folder)
+    Ok(())
 }
 
 fn write(partial: &Path, volume: &Volume, uid: u32) -> Result<(), Ext4Error> {
@@ -259,10 +262,6 @@ fn give(file: &File, uid: u32) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(FILE_MODE))
 }
 
-fn sync_folder(folder: &Path) -> Result<(), Error> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("sync", folder))
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
@@ -296,7 +295,7 @@ mod tests {
     #[test]
     fn a_volume_is_made_once_grown_when_the_recipe_grows_it_and_never_shrunk() {
         let base = tempfile::tempdir().unwrap();
-        let ready = prepare_in(base.path(), &guest(&[("a", 32), ("b", 64)]), 2007).unwrap();
+        let ready = prepare(base.path(), &guest(&[("a", 32), ("b", 64)]), 2007).unwrap();
         let path = ready[0].path.clone();
         assert_eq!(
             ready.iter().map(|ready| (&*ready.name, &ready.differs)).collect::<Vec<_>>(),
@@ -307,12 +306,12 @@ mod tests {
         e2fsck(&path);
         let text = fs::read(&path).unwrap();
 
-        let grown = prepare_in(base.path(), &guest(&[("a", 4096)]), 2008).unwrap();
+        let grown = prepare(base.path(), &guest(&[("a", 4096)]), 2008).unwrap();
         let metadata = fs::metadata(&path).unwrap();
         assert_eq!((metadata.len(), metadata.uid(), &grown[0].differs), (4096 * MIB, 2008, &None));
         assert!(metadata.blocks() * 512 < MIB, "{} blocks", metadata.blocks());
 
-        let kept = prepare_in(base.path(), &guest(&[("a", 32)]), 2007).unwrap();
+        let kept = prepare(base.path(), &guest(&[("a", 32)]), 2007).unwrap();
         let said = kept[0].differs.as_deref().unwrap();
         assert!(said.contains("has 4096 MiB, the recipe says 32") && said.contains("never shrunk"), "{said}");
         let mut now = vec![0; text.len()];
@@ -341,7 +340,7 @@ mod tests {
             ("text", "a file of 6 bytes"),
             ("two", "a file with 2 names"),
         ] {
-            let error = prepare_in(base.path(), &guest(&[(name, 128)]), 2007).unwrap_err();
+            let error = prepare(base.path(), &guest(&[(name, 128)]), 2007).unwrap_err();
             assert!(matches!(&error, Error::Foreign { .. }) && error.to_string().contains(what), "{error}");
         }
         assert_eq!(fs::read_to_string(base.path().join("target")).unwrap(), "target");
@@ -361,7 +360,7 @@ mod tests {
             assert!(Command::new(arguments[0]).args(&arguments[1..]).arg(base.path()).status().unwrap().success());
         };
         mount(&["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs"]);
-        let result = prepare_in(base.path(), &guest(&[("a", 256)]), 2007);
+        let result = prepare(base.path(), &guest(&[("a", 256)]), 2007);
         let left = names(&folder(base.path(), &guest(&[]).name));
         mount(&["umount"]);
         let error = result.unwrap_err().to_string();
@@ -379,7 +378,7 @@ mod tests {
         let own = folder(base.path(), &guest(&[]).name);
         fs::create_dir_all(&own).unwrap();
         fs::write(own.join(".a.new"), vec![7; 100_000]).unwrap();
-        let ready = prepare_in(base.path(), &guest(&[("a", 32)]), 2007).unwrap();
+        let ready = prepare(base.path(), &guest(&[("a", 32)]), 2007).unwrap();
         e2fsck(&ready[0].path);
         assert_eq!(names(&own), ["a"]);
     }
@@ -388,7 +387,7 @@ mod tests {
     fn volumes_follow_their_guest_when_its_user_changes_and_are_shut_when_it_is_gone() {
         let base = tempfile::tempdir().unwrap();
         let spec = guest(&[("a", 32)]);
-        let path = prepare_in(base.path(), &spec, 2990).unwrap().remove(0).path;
+        let path = prepare(base.path(), &spec, 2990).unwrap().remove(0).path;
         let mut manifest = sample::manifest();
         claim_in(base.path(), &manifest).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().uid(), process::uid(0));
