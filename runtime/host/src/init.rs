@@ -9,6 +9,8 @@ pub mod watchdog;
 use std::{
     fmt, fs,
     process::ExitCode,
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -46,6 +48,9 @@ pub const DAEMON_DEADLINE: Duration = Duration::from_secs(240);
 const TERM_DEADLINE: Duration = Duration::from_secs(60);
 /// How long to wait for killed processes to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
+/// How long writing everything out may take. A slow stick needs minutes for what memory holds; a disk that does not answer
+/// holds whoever waits for it for ever. Ends before the watchdog's last meal is used up, which can only reset the machine.
+const WRITE_DEADLINE: Duration = Duration::from_secs(500);
 
 /// The kernel must not choose PID 1 when memory runs out.
 const OOM_INIT: &str = "-1000";
@@ -122,6 +127,15 @@ fn supervise(daemon: &mut Daemon, watchdog: &mut Watchdog, voice: &Voice) -> End
             return end;
         }
         daemon.advance(now, voice);
+        // Guests may still serve from memory. But nobody restarts one that fails, nobody can stop them cleanly or look at the
+        // rack from afar, a rack far away stays so, and what the kernel does not get from its disk or driver no guest gets.
+        if daemon.is_stuck(now) {
+            voice.show(format_args!(
+                "the daemon was killed and does not end: the kernel waits for a disk or a driver that does not answer; the \
+                 guests are told to shut down, then the machine ends"
+            ));
+            return ending.map_or(End::Reboot, |(end, _)| end);
+        }
         watchdog.feed(now, voice);
         let deadlines = [Some(watchdog.deadline()), daemon.deadline(), ending.map(|(_, deadline)| deadline)];
         let next = deadlines.into_iter().flatten().min();
@@ -187,8 +201,16 @@ fn finish(end: End, voice: &Voice) -> ! {
         }
     }
     voice.show(format_args!("writing everything to disk"));
-    rustix::fs::sync();
-    unmount_data(voice);
+    let written = within(WRITE_DEADLINE, || {
+        rustix::fs::sync();
+        unmount_data(&Voice::open());
+    });
+    if !written {
+        voice.show(format_args!(
+            "a disk does not answer: not everything could be written to it in {} s, and the machine ends without",
+            WRITE_DEADLINE.as_secs()
+        ));
+    }
     loop {
         let Err(error) = match end {
             End::PowerOff => power::power_off(),
@@ -197,6 +219,24 @@ fn finish(end: End, voice: &Voice) -> ! {
         voice.show(format_args!("the machine could not be ended: {error}"));
         // PID 1 must not end, whatever happens.
         signals::Set::of(&[libc::SIGCHLD]).wait(Some(KILL_DEADLINE));
+    }
+}
+
+/// Does what may never come to an end in a thread of its own; false if it has not ended within `patience`. Where there is no
+/// thread to be had it is done here.
+fn within(patience: Duration, work: fn()) -> bool {
+    let (ended, end) = mpsc::channel();
+    let thread = thread::Builder::new().spawn(move || {
+        work();
+        // Nobody waits any more.
+        let _ = ended.send(());
+    });
+    match thread {
+        Ok(_) => end.recv_timeout(patience).is_ok(),
+        Err(_) => {
+            work();
+            true
+        }
     }
 }
 
@@ -228,5 +268,23 @@ fn unmount_data(voice: &Voice) {
                 voice.say(format_args!("{DATA} could not be made read-only: {error}"));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_ends_is_not_waited_for_without_end_and_what_ends_no_longer_than_it_takes() {
+        let begun = Instant::now();
+        assert!(!within(Duration::from_millis(20), || thread::park_timeout(WRITE_DEADLINE)));
+        assert!(within(WRITE_DEADLINE, || ()));
+        assert!(begun.elapsed() < WRITE_DEADLINE / 4);
+        let before = TERM_DEADLINE + KILL_DEADLINE + WRITE_DEADLINE;
+        assert!(
+            before < Duration::from_secs(watchdog::END_TIMEOUT_S as u64),
+            "the watchdog resets what is to switch off"
+        );
     }
 }

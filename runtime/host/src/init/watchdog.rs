@@ -21,7 +21,7 @@ pub const DEVICE: &str = "/dev/watchdog0";
 const TIMEOUT_S: i32 = 30;
 /// What the end of the machine may take: processes ended, everything written to a slow stick. No watchdog here takes
 /// much more (iTCO: 613 s).
-const END_TIMEOUT_S: i32 = 600;
+pub(super) const END_TIMEOUT_S: i32 = 600;
 /// It is fed so many times within its timeout.
 const MEALS: u32 = 3;
 /// Between two looks for a watchdog whose driver may come.
