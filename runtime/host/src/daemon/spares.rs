@@ -8,7 +8,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use rackstick_image::{
@@ -65,54 +65,91 @@ pub enum Error {
 pub struct Store {
     list: Spares,
     version: String,
+    /// Below which the files are.
+    root: PathBuf,
     /// One looks at disks at a time: they are mounted at the same place.
     reading: Mutex<()>,
+    /// Modules that somebody loads or has loaded: nothing of theirs is dropped before they are in the kernel, and their
+    /// firmware never. Held while files are dropped, never while a disk is read.
+    wanted: Mutex<BTreeSet<String>>,
 }
 
 impl Store {
     /// Those of this version.
     pub fn open(version: &str) -> Result<Self, Error> {
         let text = fs::read_to_string(spares::PATH).map_err(|source| Error::NoList { source })?;
-        Ok(Self { list: Spares::parse(&text)?, version: version.to_owned(), reading: Mutex::default() })
+        Ok(Self::below("/".into(), Spares::parse(&text)?, version))
     }
 
-    /// Puts the module's file and its firmware back to where they were.
+    fn below(root: PathBuf, list: Spares, version: &str) -> Self {
+        Self { list, version: version.to_owned(), root, reading: Mutex::default(), wanted: Mutex::default() }
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the module's file and its firmware where they are looked for, until it is in the kernel: puts back what was
+    /// dropped, and what is still there is not dropped now.
     pub fn read_back(&self, module: &Module) -> Result<(), Error> {
-        let file = format!("{}/{}", modules::directory(&system::uname().release().to_string_lossy()), module.path);
-        let wanted: Vec<(&str, Sha256)> = self
-            .list
+        let missing = self.want(module);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.in_any_uki(|uki| restore(uki, &self.root, &missing))
+    }
+
+    /// The module is wanted; gives what is missing for that.
+    fn want(&self, module: &Module) -> Vec<(&str, Sha256)> {
+        let mut wanted = self.wanted();
+        wanted.insert(module.name.clone());
+        let file = file_of(module);
+        self.list
             .paths()
             .filter(|path| *path == file || is_firmware_of(module, path))
-            .filter(|path| !Path::new(path).exists())
+            .filter(|path| !self.path(path).exists())
             .filter_map(|path| Some((path, self.list.digest(path)?)))
-            .collect();
-        self.in_any_uki(|uki| restore(uki, Path::new("/"), &wanted))
+            .collect()
     }
 
     /// Drops what no driver in the kernel needs, if it can be read back. Gives how many bytes that were.
     pub fn drop_unneeded(&self, all: &[Module]) -> Result<u64, Error> {
         let sizes: BTreeMap<&str, u64> =
-            self.list.paths().filter_map(|path| Some((path, fs::metadata(path).ok()?.len()))).collect();
+            self.list.paths().filter_map(|path| Some((path, fs::metadata(self.path(path)).ok()?.len()))).collect();
         if sizes.is_empty() {
             return Ok(0);
         }
         self.in_any_uki(|uki| holds(uki, &sizes))?;
-        let loaded: Vec<&Module> = all.iter().filter(|module| is_loaded(&module.name)).collect();
-        let mut dropped = 0;
-        for (path, size) in sizes {
-            // A driver may ask for its firmware again when its link goes up or its device was reset.
-            if loaded.iter().any(|module| is_firmware_of(module, path)) {
-                continue;
-            }
-            fs::remove_file(path).map_err(|source| Error::File { path: path.into(), source })?;
-            dropped += size;
-        }
+        let dropped = self.remove(all, &sizes)?;
         match fs::remove_dir_all(MICROCODE) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(Error::File { path: MICROCODE.into(), source })
             }
             _ => Ok(dropped),
         }
+    }
+
+    fn remove(&self, all: &[Module], sizes: &BTreeMap<&str, u64>) -> Result<u64, Error> {
+        let wanted = self.wanted();
+        let loaded = |module: &&Module| is_loaded(&module.name);
+        let (loaded, others): (Vec<&Module>, Vec<&Module>) = all.iter().partition(loaded);
+        let coming: Vec<&Module> = others.into_iter().filter(|module| wanted.contains(&module.name)).collect();
+        let files: BTreeSet<String> = coming.iter().map(|module| file_of(module)).collect();
+        let mut dropped = 0;
+        for (path, size) in sizes {
+            // A driver may ask for its firmware again when its link goes up or its device was reset.
+            if files.contains(*path) || loaded.iter().chain(&coming).any(|module| is_firmware_of(module, path)) {
+                continue;
+            }
+            let path = self.path(path);
+            fs::remove_file(&path).map_err(|source| Error::File { path, source })?;
+            dropped += size;
+        }
+        Ok(dropped)
     }
 
     /// Has `take` try each UKI of this version on each ESP until it is content with one.
@@ -141,6 +178,11 @@ impl Store {
         }
         Err(Error::NoUki { said })
     }
+}
+
+/// Where the module is in the initramfs.
+fn file_of(module: &Module) -> String {
+    format!("{}/{}", modules::directory(&system::uname().release().to_string_lossy()), module.path)
 }
 
 /// Whether the file at `path` is firmware that the module may ask for.
@@ -314,17 +356,43 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_driver_keeps_its_own_firmware_only() {
-        let module = Module {
-            name: "r8169".into(),
-            path: "r8169.ko.xz".into(),
+    fn module(name: &str, firmware: &[&str]) -> Module {
+        Module {
+            name: name.into(),
+            path: format!("kernel/{name}.ko.xz"),
             depends: Vec::new(),
             soft_before: Vec::new(),
             soft_after: Vec::new(),
             weak: Vec::new(),
-            firmware: vec!["rtl_nic/rtl8168h-2.fw".into(), "rtl_nic/rtl81??a-*.fw".into()],
-        };
+            firmware: firmware.iter().map(|name| (*name).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn what_is_dropped_is_nothing_of_a_driver_that_is_being_loaded() {
+        let root = tempfile::tempdir().unwrap();
+        let [comes, spare] = [module("test_comes", &["comes.bin"]), module("test_spare", &["spare.bin", "comes.bin"])];
+        let files = [file_of(&comes), file_of(&spare)].into_iter();
+        let firmware = ["comes.bin", "spare.bin"].map(|name| format!("{FIRMWARE}{name}.xz"));
+        let mut list = Spares::default();
+        files.chain(firmware).for_each(|path| list.add(path, b"content"));
+        let store = Store::below(root.path().into(), list, "1");
+        for path in store.list.paths() {
+            write_whole(&store.path(path), b"content").unwrap();
+        }
+        let sizes: BTreeMap<&str, u64> = store.list.paths().map(|path| (path, 7)).collect();
+        // Between the moment when a driver is wanted and that when the kernel has it, and asks for its firmware.
+        assert_eq!(store.want(&comes), []);
+        assert_eq!(store.remove(&[comes.clone(), spare.clone()], &sizes).unwrap(), 14);
+        assert_eq!(store.want(&comes), []);
+        // Another that is wanted now has to be read back, with all that it may ask for.
+        let missing: Vec<String> = store.want(&spare).into_iter().map(|(path, _)| path.to_owned()).collect();
+        assert_eq!(missing, [format!("{FIRMWARE}spare.bin.xz"), file_of(&spare)]);
+    }
+
+    #[test]
+    fn a_driver_keeps_its_own_firmware_only() {
+        let module = module("r8169", &["rtl_nic/rtl8168h-2.fw", "rtl_nic/rtl81??a-*.fw"]);
         for path in ["/lib/firmware/rtl_nic/rtl8168h-2.fw.xz", "/lib/firmware/rtl_nic/rtl8125a-3.fw"] {
             assert!(is_firmware_of(&module, path), "{path}");
         }
