@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashSet,
+    ffi::CStr,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -17,13 +18,22 @@ use rustix::{io::Errno, system};
 /// `MODULE_INIT_COMPRESSED_FILE` of linux/module.h: the kernel decompresses the file itself.
 const COMPRESSED_FILE: i32 = 4;
 
-/// Puts the files of a module that is not in memory any more back to where they were; the text says why it can't.
+/// The parameter by which a module is done with its own start, and does not wait for all devices that are being started side
+/// by side (kernel/module/main.c, `do_init_module`).
+const ALONE: &CStr = c"async_probe";
+/// What aliases of devices begin with their bus and a colon; these begin with other things.
+const NO_BUSES: [&str; 2] = ["cpu:", "devname:"];
+
+/// Sees to it that a module's files are where it is loaded from, before it is loaded: those that are not in memory any more
+/// are put back, and none goes before the module is in the kernel. The text says why it can't.
 pub type ReadBack = Box<dyn Fn(&Module) -> Result<(), String> + Send + Sync>;
 
 /// Loads modules. Can be used by several threads at once: the kernel lets each module be loaded by one of them.
 pub struct Loader {
     directory: PathBuf,
     index: Index,
+    /// Names of those that drive devices.
+    drivers: HashSet<String>,
     /// Names that need no second look.
     loaded: Mutex<HashSet<String>>,
     read_back: Option<ReadBack>,
@@ -97,10 +107,11 @@ impl Loader {
         let path = PathBuf::from(format::path(release));
         let text = fs::read_to_string(&path).map_err(|source| LoadError::NoIndex { path: path.clone(), source })?;
         let index = Index::parse(&text).map_err(|source| LoadError::BadIndex { path, source })?;
-        Ok(Self { directory: format::directory(release).into(), index, loaded: Mutex::default(), read_back: None })
+        let directory = format::directory(release).into();
+        Ok(Self { directory, drivers: drivers(&index), index, loaded: Mutex::default(), read_back: None })
     }
 
-    /// Has `read_back` called for every module whose file is gone, before it is loaded.
+    /// Has `read_back` called for every module before it is loaded.
     pub fn with_read_back(mut self, read_back: ReadBack) -> Self {
         self.read_back = Some(read_back);
         self
@@ -164,11 +175,20 @@ impl Loader {
         // The kernel would decompress the whole file before it says that it has the module already.
         if !is_live(&module.name) {
             let path = self.directory.join(&module.path);
-            if let Some(read_back) = self.read_back.as_ref().filter(|_| !path.exists()) {
-                read_back(module).map_err(|reason| LoadError::Absent { module: module.name.clone(), reason })?;
+            let absent = |reason| LoadError::Absent { module: module.name.clone(), reason };
+            if let Some(read_back) = &self.read_back {
+                read_back(module).map_err(absent)?;
             }
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(absent(format!("{} is not there", path.display())));
+                }
+                other => other,
+            };
+            // What drives no device brings none that somebody waits for, and must not wait for others' devices.
+            let parameters = if self.drivers.contains(&module.name) { c"" } else { ALONE };
             let started = Instant::now();
-            match insert(&path) {
+            match file.and_then(|file| insert(&file, &path, parameters)) {
                 Ok(()) => log::debug!("loaded {} in {} ms", module.name, started.elapsed().as_millis()),
                 Err(error) if Errno::from_io_error(&error) == Some(Errno::EXIST) => {}
                 Err(source) => return Err(LoadError::Refused { module: module.name.clone(), path, source }),
@@ -183,18 +203,30 @@ impl Loader {
     }
 }
 
+/// The names of all modules that drive devices, by their aliases.
+fn drivers(index: &Index) -> HashSet<String> {
+    let of_device = |alias: &str| alias.contains(':') && !NO_BUSES.iter().any(|other| alias.starts_with(other));
+    let mut drivers = HashSet::new();
+    for (_, module) in index.aliases().filter(|(alias, _)| of_device(alias)) {
+        // A driver has up to some hundred aliases.
+        if let Some(module) = module.filter(|module| !drivers.contains(&module.name)) {
+            drivers.insert(module.name.clone());
+        }
+    }
+    drivers
+}
+
 /// Whether the module has finished loading. Without `/sys` the answer is no, and the kernel decides.
 fn is_live(name: &str) -> bool {
     fs::read(Path::new("/sys/module").join(name).join("initstate")).is_ok_and(|state| state.starts_with(b"live"))
 }
 
-fn insert(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
+fn insert(file: &File, path: &Path, parameters: &CStr) -> io::Result<()> {
     let flags = match path.extension() {
         Some(extension) if extension == "ko" => 0,
         _ => COMPRESSED_FILE,
     };
-    Ok(system::finit_module(&file, c"", flags)?)
+    Ok(system::finit_module(file, parameters, flags)?)
 }
 
 /// What `/sbin/modprobe` does when the kernel calls it: `modprobe -q -- NAME`. `arguments` are those after the program's
@@ -221,4 +253,45 @@ pub fn modprobe(arguments: impl Iterator<Item = String>) -> ExitCode {
         }
     }
     code
+}
+
+#[cfg(test)]
+mod tests {
+    use rackstick_image::modules::ModuleInfo;
+
+    use super::*;
+
+    #[test]
+    fn what_drives_no_device_waits_for_none() {
+        let info = |name: &str, aliases: &[&str]| {
+            let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            let module = Module {
+                name: name.into(),
+                path: format!("{name}.ko.xz"),
+                depends: Vec::new(),
+                soft_before: Vec::new(),
+                soft_after: Vec::new(),
+                weak: Vec::new(),
+                firmware: Vec::new(),
+            };
+            ModuleInfo { module, aliases: names(aliases), release: "6".into() }
+        };
+        // As the kernel has them.
+        let index = Index::new(
+            vec![
+                info("ahci", &["pci:v00008086d00002922sv*sd*bc*sc*i*", "pci:v*d*sv*sd*bc01sc06i01*"]),
+                info("virtio_net", &["virtio:d00000001v*"]),
+                info("sd_mod", &["block-major-8-*", "scsi:t-0x00*"]),
+                info("libata", &[]),
+                info("kvm_amd", &["cpu:type:x86,ven*fam*mod*:feature:*00C2*"]),
+                info("tun", &["devname:net/tun", "char-major-10-200"]),
+                info("ext4", &["fs-ext4", "crypto-crc32c"]),
+            ],
+            "",
+            b"",
+        );
+        let mut found: Vec<String> = drivers(&index).into_iter().collect();
+        found.sort();
+        assert_eq!(found, ["ahci", "sd_mod", "virtio_net"]);
+    }
 }

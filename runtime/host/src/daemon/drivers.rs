@@ -1,10 +1,14 @@
 //! Drivers: of the devices that are there, then of those that come. One queue for both: what is found in `/sys` or told
 //! by the kernel goes in, a few threads load. What guests wait for goes first, then disks; nobody waits for the rest.
 
+mod queue;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
     io,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc::Sender},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        mpsc::{Sender, sync_channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -16,29 +20,9 @@ use rackstick_linux::{
     uevent::{Next, Uevent, UeventError, Uevents},
 };
 
+use self::queue::{Queue, Rank};
 use super::{Event, plugged};
 
-/// Where the drivers are, in the kernel's tree, that guests wait for; the first are loaded first.
-const URGENT: [&str; 7] = [
-    "kernel/arch/x86/kvm/",
-    "kernel/drivers/virtio/",
-    "kernel/drivers/nvme/",
-    "kernel/drivers/block/",
-    "kernel/drivers/pci/",
-    "kernel/drivers/bus/",
-    "kernel/drivers/net/",
-];
-/// Those that may bring a disk with the data partition, each by several layers of drivers: where the data is elsewhere,
-/// guests need not wait for them.
-const DISKS: [&str; 7] = [
-    "kernel/drivers/ata/",
-    "kernel/drivers/usb/",
-    "kernel/drivers/scsi/",
-    "kernel/drivers/mmc/",
-    "kernel/drivers/message/",
-    "kernel/drivers/target/",
-    "kernel/drivers/ufs/",
-];
 /// How much the threads that load disks' and all other drivers yield to what guests wait for (nice(2)).
 const NICE: i32 = 10;
 /// Threads of each kind for each processor: some wait for their hardware while others compute.
@@ -51,6 +35,8 @@ const MOST_NAMED_FAILURES: usize = 8;
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 /// What the problem of drivers that can't be had is about.
 const ABSENT: &str = "absent drivers";
+/// What the problem of drivers that don't come back is about.
+const HANGING: &str = "hanging drivers";
 
 /// Why no drivers can be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -78,92 +64,15 @@ pub struct Drivers {
     events: Sender<Event>,
 }
 
-/// How soon a driver is loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
-    /// By its place in [`URGENT`].
-    Urgent(usize),
-    /// By its place in [`DISKS`].
-    Disk(usize),
-    Late,
-}
-
-impl Rank {
-    fn of(module: &Module) -> Self {
-        let place = |folders: &[&str]| folders.iter().position(|folder| module.path.starts_with(folder));
-        place(&URGENT).map(Self::Urgent).or_else(|| place(&DISKS).map(Self::Disk)).unwrap_or(Self::Late)
-    }
-
-    fn is_urgent(self) -> bool {
-        matches!(self, Self::Urgent(_))
-    }
-}
-
-#[derive(Default)]
-struct Queue {
-    /// In the order in which they are loaded.
-    waiting: BTreeMap<(Rank, usize), String>,
-    /// How many are being found or loaded: those before [`Rank::Late`], and late ones.
-    busy: usize,
-    busy_late: usize,
-    /// How many were queued so far.
-    pushed: usize,
-    /// Modules that were queued; those that failed are taken out again once all have been tried.
-    seen: HashSet<String>,
-    /// Whether all that was there at the start has been tried.
-    settled: bool,
-    failed: Vec<String>,
-    /// Of those, why; not of drivers that only found no hardware.
-    failures: Vec<LoadError>,
-    /// Modules that could not be read back; tried again when a disk comes.
-    absent: BTreeSet<String>,
-    /// How many partitions have come since the start.
-    partitions: u64,
-}
-
-impl Queue {
-    fn push(&mut self, name: &str, rank: Rank) {
-        if self.seen.insert(name.to_owned()) {
-            self.pushed += 1;
-            self.waiting.insert((rank, self.pushed), name.to_owned());
-        }
-    }
-
-    /// The next for a thread that loads only what is urgent, or only what is not. Late ones only when all others are
-    /// loaded.
-    fn next(&mut self, urgent: bool) -> Option<(Rank, String)> {
-        let key = *self.waiting.keys().find(|(rank, _)| rank.is_urgent() == urgent)?;
-        if key.0 == Rank::Late && !self.needed_done() {
-            return None;
-        }
-        let name = self.waiting.remove(&key)?;
-        *self.busy_of(key.0) += 1;
-        Some((key.0, name))
-    }
-
-    fn busy_of(&mut self, rank: Rank) -> &mut usize {
-        if rank == Rank::Late { &mut self.busy_late } else { &mut self.busy }
-    }
-
-    /// Whether all but late ones are loaded.
-    fn needed_done(&self) -> bool {
-        self.busy == 0 && self.waiting.keys().all(|(rank, _)| *rank == Rank::Late)
-    }
-
-    fn done(&self) -> bool {
-        self.busy == 0 && self.busy_late == 0 && self.waiting.is_empty()
-    }
-}
-
 impl Drivers {
-    /// Begins to load. `read_back`: how to get at modules that are not in memory any more.
+    /// Begins to load. `read_back`: how to get at files that are not in memory any more.
     pub fn start(read_back: ReadBack, events: &Sender<Event>) -> Result<Arc<Self>, Error> {
         let drivers = Arc::new(Self {
             // Before the first look, so that nothing is missed between the two.
             uevents: Uevents::open()?,
             loader: Loader::open()?.with_read_back(read_back),
             reading: Mutex::default(),
-            queue: Mutex::new(Queue { busy: 1, ..Queue::default() }),
+            queue: Mutex::default(),
             changed: Condvar::new(),
             events: events.clone(),
         });
@@ -178,7 +87,8 @@ impl Drivers {
         let follower = drivers.clone();
         thread::Builder::new().name("hotplug".into()).spawn(move || follower.follow())?;
         drivers.look()?;
-        drivers.finished(Rank::Urgent(0));
+        drivers.lock().looked();
+        drivers.changed.notify_all();
         Ok(drivers)
     }
 
@@ -207,7 +117,7 @@ impl Drivers {
         loaded
     }
 
-    /// Waits until `condition` holds; false if it does not though all drivers but late ones are loaded. It is asked
+    /// Waits until `condition` holds; false if it does not though all drivers but late ones are loaded or hang. It is asked
     /// after each driver.
     pub fn wait_for(&self, condition: impl Fn() -> bool) -> bool {
         let mut queue = self.lock();
@@ -226,10 +136,10 @@ impl Drivers {
 
     /// Waits until all drivers but late ones are loaded, but no longer than `patience`; says whether they are.
     pub fn wait_at_most(&self, patience: Duration) -> bool {
-        needed_within(patience, &self.queue, &self.changed)
+        queue::needed_within(patience, &self.queue, &self.changed)
     }
 
-    /// Waits until the drivers of all devices that were there at the start are loaded, and says what failed.
+    /// Waits until the drivers of all devices that were there at the start are loaded or hang, and says what failed.
     pub fn settle(&self) {
         let mut queue = self.lock();
         while !queue.done() {
@@ -280,48 +190,95 @@ impl Drivers {
         self.changed.notify_all();
     }
 
-    fn work(&self, urgent: bool) {
+    fn work(self: &Arc<Self>, urgent: bool) {
         if !urgent && let Err(error) = rustix::process::setpriority_process(None, NICE) {
             log::debug!("drivers that nobody waits for are loaded at full priority: {error}");
         }
         loop {
-            let (rank, name) = self.take(urgent);
-            let loaded = self.loader.load(&name);
-            self.note(name, loaded);
-            // What this driver brought is queued before it counts as loaded.
-            self.read_events();
-            self.finished(rank);
+            let (name, patience) = self.take(urgent);
+            let (come_back, back) = sync_channel(1);
+            let (drivers, loading) = (self.clone(), name.clone());
+            // A thread for each: one that hangs in the kernel keeps none of those that load the others.
+            let thread = thread::Builder::new().name(name.clone()).spawn(move || {
+                drivers.bring(&loading);
+                // Nobody waits any more.
+                let _ = come_back.send(());
+            });
+            match thread {
+                Ok(_) if back.recv_timeout(patience).is_ok() => {}
+                Ok(_) => self.give_up(&name, patience),
+                Err(error) => {
+                    log::warn!("{name}: it is waited for without end, as no thread can be started for it: {error}");
+                    self.bring(&name);
+                }
+            }
         }
     }
 
-    fn take(&self, urgent: bool) -> (Rank, String) {
+    /// Loads a driver.
+    fn bring(&self, name: &str) {
+        let loaded = self.loader.load(name);
+        self.note(name.to_owned(), loaded);
+        // What this driver brought is queued before it counts as loaded.
+        self.read_events();
+        let mut queue = self.lock();
+        let hung = queue.hanging().count();
+        queue.finished(name);
+        let left: Vec<String> = queue.hanging().map(str::to_owned).collect();
+        drop(queue);
+        self.changed.notify_all();
+        if left.len() < hung {
+            self.tell_hanging(&left);
+        }
+    }
+
+    fn take(&self, urgent: bool) -> (String, Duration) {
         let mut queue = self.lock();
         loop {
             if let Some(next) = queue.next(urgent) {
-                return next;
+                return (next, queue.patience());
             }
             queue = self.wait(queue);
         }
     }
 
-    fn finished(&self, rank: Rank) {
+    /// A driver has not come back in time: it is not waited for any more.
+    fn give_up(&self, name: &str, patience: Duration) {
         let mut queue = self.lock();
-        let busy = queue.busy_of(rank);
-        *busy = busy.saturating_sub(1);
+        let hangs = queue.give_up(name);
+        let hanging: Vec<String> = queue.hanging().map(str::to_owned).collect();
+        drop(queue);
         self.changed.notify_all();
+        if hangs {
+            log::warn!("driver {name} has not come back after {} s; it is not waited for", patience.as_secs());
+            self.tell_hanging(&hanging);
+        }
+    }
+
+    fn tell_hanging(&self, names: &[String]) {
+        let what = (!names.is_empty()).then(|| {
+            format!(
+                "drivers wait for a device that does not answer ({}): the rack goes on without them; look for a broken disk or card \
+                 that one of them drives, and take it out",
+                names.join(", ")
+            )
+        });
+        self.problem(HANGING, what);
     }
 
     fn note(&self, name: String, loaded: Result<(), LoadError>) {
         let mut queue = self.lock();
         let error = match loaded {
             Ok(()) => {
-                if queue.settled {
+                if queue.hanging().any(|hanging| hanging == name) {
+                    log::info!("driver {name} has come back");
+                } else if queue.settled {
                     log::info!("driver {name} loaded for a device that was plugged in");
                 }
                 let last = queue.absent.remove(&name) && queue.absent.is_empty();
                 drop(queue);
                 if last {
-                    self.problem(None);
+                    self.problem(ABSENT, None);
                 }
                 return;
             }
@@ -347,12 +304,12 @@ impl Drivers {
     /// A module can't be had now.
     fn miss(&self, name: &str, error: &LoadError) {
         self.lock().absent.insert(name.to_owned());
-        self.problem(Some(format!("the driver {name} is wanted and can't be loaded: {error}")));
+        self.problem(ABSENT, Some(format!("the driver {name} is wanted and can't be loaded: {error}")));
     }
 
-    fn problem(&self, what: Option<String>) {
+    fn problem(&self, about: &str, what: Option<String>) {
         // The main loop is gone only when the daemon ends.
-        let _ = self.events.send(Event::Problem(ABSENT.into(), what));
+        let _ = self.events.send(Event::Problem(about.into(), what));
     }
 
     /// Follows the kernel's events for ever.
@@ -412,7 +369,7 @@ impl Drivers {
         queue.partitions += 1;
         let absent: Vec<String> = queue.absent.iter().cloned().collect();
         for name in absent {
-            queue.push(&name, Rank::Urgent(0));
+            queue.push(&name, Rank::FIRST);
         }
         self.changed.notify_all();
     }
@@ -423,66 +380,5 @@ impl Drivers {
 
     fn wait<'a>(&self, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
         self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Waits until all drivers but late ones are loaded, as [`Drivers::wait_at_most`] says.
-fn needed_within(patience: Duration, queue: &Mutex<Queue>, changed: &Condvar) -> bool {
-    let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
-    let waited = changed.wait_timeout_while(queue, patience, |queue| !queue.needed_done());
-    waited.unwrap_or_else(PoisonError::into_inner).0.needed_done()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_driver_that_never_returns_is_not_waited_for_without_end() {
-        let (queue, changed) = (Mutex::new(Queue { busy: 1, ..Queue::default() }), Condvar::new());
-        assert!(!needed_within(Duration::from_millis(10), &queue, &changed));
-        // One that is slow, however, is waited for, and no longer than it takes.
-        thread::scope(|scope| {
-            let waiting = scope.spawn(|| needed_within(Duration::from_secs(60), &queue, &changed));
-            queue.lock().unwrap().busy = 0;
-            changed.notify_all();
-            assert!(waiting.join().unwrap());
-        });
-    }
-
-    fn module(path: &str) -> Module {
-        Module {
-            name: path.rsplit('/').next().unwrap().into(),
-            path: path.into(),
-            depends: Vec::new(),
-            soft_before: Vec::new(),
-            soft_after: Vec::new(),
-            weak: Vec::new(),
-            firmware: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn guests_wait_neither_for_a_slow_disk_nor_for_a_sensor() {
-        let mut queue = Queue::default();
-        for path in ["kernel/drivers/hwmon/k10temp", "kernel/drivers/ata/ahci", "kernel/arch/x86/kvm/kvm-amd"] {
-            let module = module(path);
-            queue.push(&module.name, Rank::of(&module));
-            queue.push(&module.name, Rank::of(&module));
-        }
-        let (rank, name) = queue.next(true).unwrap();
-        assert_eq!(name, "kvm-amd");
-        assert_eq!(queue.next(true), None);
-        // Another thread meanwhile, at low priority: the disk, and no sensor before both are done.
-        let (disk, name) = queue.next(false).unwrap();
-        assert_eq!(name, "ahci");
-        assert_eq!(queue.next(false), None);
-        for loaded in [rank, disk] {
-            assert!(!queue.needed_done());
-            *queue.busy_of(loaded) -= 1;
-        }
-        assert!(queue.needed_done() && !queue.done());
-        assert_eq!(queue.next(false), Some((Rank::Late, "k10temp".to_owned())));
-        assert!(queue.needed_done() && !queue.done());
     }
 }
