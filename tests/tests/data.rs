@@ -66,7 +66,7 @@ fn a_growth_cut_in_the_middle_is_finished_and_the_stick_is_the_same_rack_in_anot
     is_clean(&image.path);
 }
 
-/// A stick that is as full as its disk, has errors on record, and a twin in the next port.
+/// A stick that is as full as its disk, has errors on record, and a fresh twin on a disk that is there long before it.
 #[test]
 fn a_full_and_damaged_partition_with_a_twin_is_reported_and_the_rack_boots() {
     let folder = place::test_folder("faulty");
@@ -82,13 +82,17 @@ fn a_full_and_damaged_partition_with_a_twin_is_reported_and_the_rack_boots() {
 
     let drive = format!("if=none,id=twin,format=raw,snapshot=on,file={}", twin.display());
     let qemu = ["-drive", &drive, "-device", "virtio-blk-pci,drive=twin"].map(str::to_owned).to_vec();
-    let mut rack = Rack::start("faulty-boot", &image, Options { persist: true, qemu, ..Options::default() });
+    let mut rack =
+        Rack::start("faulty-boot", &image, Options { persist: true, disk: Disk::Usb, qemu, ..Options::default() });
     let status = rack.until_status("three problems", BOOT_LIMIT, |status| status.problems.len() >= 3);
     println!("{:#?}", status.problems);
     assert!(has_problem(&status, "is full"), "{:?}", status.problems);
     assert!(has_problem(&status, "log 1"), "what takes the space: {:?}", status.problems);
     assert!(has_problem(&status, "the last in ext4_find_entry"), "{:?}", status.problems);
-    assert!(has_problem(&status, "is left alone"), "{:?}", status.problems);
+    let taken = status.data.as_ref().map(|data| data.device.as_str());
+    assert_eq!(taken, Some("sda2"), "{:?}", status.problems);
+    let twice = |problem: &String| problem.contains("sda2 (") && problem.contains("vda2 is left alone");
+    assert!(status.problems.iter().any(twice), "{:?}", status.problems);
     for problem in &status.problems {
         rack.until_console(problem, Duration::from_secs(10));
     }

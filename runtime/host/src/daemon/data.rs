@@ -5,6 +5,7 @@ pub mod find;
 mod gpt;
 mod grow;
 mod resize;
+mod settle;
 mod watch;
 
 use std::{
@@ -78,7 +79,7 @@ pub fn bring_up(guid: &str, drivers: Option<&Drivers>, events: &Sender<Event>) -
     let device = loop {
         // Before the look at the disks, so that none is missed between the two.
         let known = drivers.map(Drivers::partitions);
-        let error = match mount_it(guid) {
+        let error = match mount_it(guid, drivers) {
             Ok(device) => break device,
             Err(error) => error,
         };
@@ -126,7 +127,7 @@ pub fn status() -> Option<rack::Data> {
 }
 
 /// Waits for the partition and mounts it, if it is not mounted yet.
-fn mount_it(guid: &str) -> Result<PathBuf, Error> {
+fn mount_it(guid: &str, drivers: Option<&Drivers>) -> Result<PathBuf, Error> {
     match find::mounted() {
         Mounted::Yes(device) => return Ok(device),
         Mounted::Gone => return Err(Error::Gone),
@@ -134,9 +135,20 @@ fn mount_it(guid: &str) -> Result<PathBuf, Error> {
     }
     let uevents = Uevents::open().map_err(Error::Uevents)?;
     let deadline = Instant::now() + DEADLINE;
+    let mut settled = false;
     let device = loop {
-        if let Some(first) = find::candidates(guid).into_iter().next() {
-            break first.device;
+        match find::candidates(guid).into_iter().next() {
+            Some(first) if settled || !first.is_fresh() => break first.device,
+            Some(first) => {
+                log::info!(
+                    "no rack has used {} yet; another that one has may be coming",
+                    find::describe(&first.device)
+                );
+                settle::wait(drivers, &uevents).map_err(Error::Uevents)?;
+                settled = true;
+                continue;
+            }
+            None => {}
         }
         if !disks_changed(&uevents, deadline).map_err(Error::Uevents)? {
             return Err(Error::Missing { guid: guid.to_owned(), seconds: DEADLINE.as_secs() });

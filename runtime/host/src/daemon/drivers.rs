@@ -139,6 +139,14 @@ impl Drivers {
         queue::needed_within(patience, &self.queue, &self.changed)
     }
 
+    /// Waits until all drivers that may bring disks are loaded or hang.
+    pub fn wait_for_disks(&self) {
+        let mut queue = self.lock();
+        while !queue.disks_done() {
+            queue = self.wait(queue);
+        }
+    }
+
     /// Waits until the drivers of all devices that were there at the start are loaded or hang, and says what failed.
     pub fn settle(&self) {
         let mut queue = self.lock();

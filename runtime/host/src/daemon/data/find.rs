@@ -1,6 +1,6 @@
-//! Which disk holds the data partition. Two sticks flashed with one image hold it both: the one that was mounted more
-//! often is taken, so that a fresh copy never takes the place of a rack's own data; of equals, the first by its place
-//! on the buses, which stays the same while nobody plugs the disks differently.
+//! Which disk holds the data partition. Two sticks flashed with one image hold it both: the one to which more was written
+//! is taken, so that a fresh copy never takes the place of a rack's own data; of equals, the first by its place on the
+//! buses, which stays the same while nobody plugs the disks differently.
 
 use std::{
     cmp::Reverse,
@@ -11,7 +11,10 @@ use std::{
 
 use rackstick_linux::mount;
 
-use super::{MOUNT, gpt, resize::SuperBlock};
+use super::{
+    MOUNT, gpt,
+    resize::{SuperBlock, Use},
+};
 
 /// The partition type of an ESP (UEFI specification 2.10, section 5.3.3).
 const ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
@@ -25,8 +28,15 @@ pub struct Candidate {
     pub device: PathBuf,
     /// Where its disk is on the buses: the path in sysfs.
     place: PathBuf,
-    /// How often its file system was mounted for writing; none if it is no ext4.
-    mounts: Option<u16>,
+    /// How far its file system was used; none if it is no ext4.
+    usage: Option<Use>,
+}
+
+impl Candidate {
+    /// Whether no rack has used it yet.
+    pub fn is_fresh(&self) -> bool {
+        self.usage.is_some_and(|usage| !usage.mounted)
+    }
 }
 
 /// All partitions with this GUID that disks have now, the one to take first.
@@ -38,7 +48,7 @@ pub fn candidates(guid: &str) -> Vec<Candidate> {
 }
 
 fn rank(candidates: &mut [Candidate]) {
-    candidates.sort_by(|a, b| (Reverse(a.mounts), &a.place).cmp(&(Reverse(b.mounts), &b.place)));
+    candidates.sort_by(|a, b| (Reverse(a.usage), &a.place).cmp(&(Reverse(b.usage), &b.place)));
 }
 
 fn candidate(disk: &Path, guid: &str) -> Option<Candidate> {
@@ -46,7 +56,7 @@ fn candidate(disk: &Path, guid: &str) -> Option<Candidate> {
     let device = partition_device(disk, number)?;
     let super_block = File::open(&device).and_then(|file| SuperBlock::read(&file)).ok().flatten();
     let place = fs::canonicalize(disk).unwrap_or_else(|_| disk.to_owned());
-    Some(Candidate { device, place, mounts: super_block.map(|super_block| super_block.mounts) })
+    Some(Candidate { device, place, usage: super_block.map(|super_block| super_block.usage) })
 }
 
 /// All ESPs of all disks, as far as they can be read.
@@ -127,17 +137,27 @@ mod tests {
 
     #[test]
     fn of_two_sticks_the_one_that_served_before_is_taken_whatever_order_they_are_found_in() {
-        let candidate = |name: &str, place: &str, mounts| Candidate {
+        const MADE: u64 = 600;
+        let candidate = |name: &str, place: &str, usage: Option<(u64, u16)>| Candidate {
             device: Path::new("/dev").join(name),
             place: place.into(),
-            mounts,
+            usage: usage.map(|(written_kib, mounts)| Use {
+                written_kib,
+                mounts,
+                mounted: written_kib > MADE || mounts > 0,
+            }),
         };
-        let used = candidate("sdc2", "/sys/devices/pci0/usb2", Some(7));
-        let fresh = candidate("sda2", "/sys/devices/pci0/usb1", Some(0));
-        let other = candidate("sdb2", "/sys/devices/pci0/usb3", Some(0));
+        // It was checked since, which makes the count of mounts 0.
+        let used = candidate("sdc2", "/sys/devices/pci0/usb2", Some((70_000, 0)));
+        let tried = candidate("sde2", "/sys/devices/pci0/usb0", Some((5000, 7)));
+        // Its power was cut before the kernel noted what was written.
+        let cut = candidate("sdf2", "/sys/devices/pci0/usb8", Some((MADE, 1)));
+        let fresh = candidate("sda2", "/sys/devices/pci0/usb1", Some((MADE, 0)));
+        let other = candidate("sdb2", "/sys/devices/pci0/usb3", Some((MADE, 0)));
         let broken = candidate("sdd2", "/sys/devices/pci0/ata1", None);
-        let expected = [&used, &fresh, &other, &broken].map(Clone::clone);
-        for turn in 0..4 {
+        let expected = [&used, &tried, &cut, &fresh, &other, &broken].map(Clone::clone);
+        assert_eq!(expected.each_ref().map(Candidate::is_fresh), [false, false, false, true, true, false]);
+        for turn in 0..expected.len() {
             let mut found = expected.to_vec();
             found.rotate_left(turn);
             rank(&mut found);

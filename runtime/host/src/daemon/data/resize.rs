@@ -13,12 +13,14 @@ const BLKPG_NAME_LENGTH: usize = 64;
 const SUPER_BLOCK: u64 = 1024;
 const BLOCKS_COUNT_LO: usize = 0x4;
 const LOG_BLOCK_SIZE: usize = 0x18;
+const MOUNT_TIME: usize = 0x2c;
 const MAGIC: usize = 0x38;
 const MOUNT_COUNT: usize = 0x34;
 const FEATURE_INCOMPAT: usize = 0x60;
 const BLOCKS_COUNT_HI: usize = 0x150;
 const INCOMPAT_64BIT: u32 = 0x80;
-const HEAD: usize = 0x154;
+const KBYTES_WRITTEN: usize = 0x178;
+const HEAD: usize = 0x180;
 
 /// `struct blkpg_ioctl_arg`.
 #[repr(C)]
@@ -70,8 +72,21 @@ pub struct SuperBlock {
     pub block_size: u64,
     /// Whether it can have 2^32 blocks and more.
     pub wide: bool,
-    /// How often it was mounted for writing.
+    /// How far it was used.
+    pub usage: Use,
+}
+
+/// How far a file system was used; the one that was used more is the larger. A copy is equal to what it is a copy of until one
+/// of them is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Use {
+    /// What was written to it, in KiB, also by whoever made it. The kernel notes it when it is unmounted and about once an
+    /// hour.
+    pub written_kib: u64,
+    /// How often it was mounted for writing; `e2fsck -f` makes this 0.
     pub mounts: u16,
+    /// Whether it was ever mounted for writing: has a time of that.
+    pub mounted: bool,
 }
 
 impl SuperBlock {
@@ -89,7 +104,9 @@ impl SuperBlock {
         let wide = word(FEATURE_INCOMPAT) & INCOMPAT_64BIT != 0;
         let high = if wide { u64::from(word(BLOCKS_COUNT_HI)) << 32 } else { 0 };
         let blocks = high | u64::from(word(BLOCKS_COUNT_LO));
-        Ok(Some(Self { blocks, block_size, wide, mounts: short(MOUNT_COUNT) }))
+        let written_kib = u64::from(word(KBYTES_WRITTEN)) | u64::from(word(KBYTES_WRITTEN + 4)) << 32;
+        let usage = Use { written_kib, mounts: short(MOUNT_COUNT), mounted: word(MOUNT_TIME) != 0 };
+        Ok(Some(Self { blocks, block_size, wide, usage }))
     }
 
     /// How many blocks it can have on a partition of this many bytes.

@@ -187,6 +187,7 @@ fn of_two_disks_with_one_image_the_one_that_was_mounted_before_is_taken() {
     let second = Loop::with_partitions(&copy);
     let target = folder.path().join("mounted");
     let taken = |guid: &str| find::candidates(guid).into_iter().map(|found| found.device).collect::<Vec<_>>();
+    assert!(find::candidates(&guid).iter().all(find::Candidate::is_fresh));
     for used in [&second, &first, &first] {
         mount_at(&used.partition(2), &target).unwrap();
         drop(Unmount(target.clone()));
@@ -194,6 +195,9 @@ fn of_two_disks_with_one_image_the_one_that_was_mounted_before_is_taken() {
         assert_eq!(found.len(), 2, "{found:?}");
     }
     // The first was used twice, the second once.
+    assert_eq!(taken(&guid)[0], first.partition(2));
+    // A check of the file system makes the count of its mounts 0.
+    run("e2fsck", &["-fy", first.partition(2).to_str().unwrap()]);
     assert_eq!(taken(&guid)[0], first.partition(2));
 }
 

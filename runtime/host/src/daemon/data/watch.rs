@@ -212,8 +212,8 @@ fn full(facts: &Facts, name: &str) -> Option<String> {
 fn twice(facts: &Facts, name: &str) -> Option<String> {
     (!facts.others.is_empty()).then(|| {
         format!(
-            "more than one disk holds this rack's data partition: {name} is used, {} is left alone; the one mounted \
-             most often was taken; pull out the one that you don't want",
+            "more than one disk holds this rack's data partition: {name} is used, {} is left alone; of those \
+             that were there the one most written to was taken; pull out the one that you don't want",
             facts.others.join(" and ")
         )
     })

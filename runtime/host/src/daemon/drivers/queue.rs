@@ -30,6 +30,8 @@ const DISKS: [&str; 7] = [
     "kernel/drivers/target/",
     "kernel/drivers/ufs/",
 ];
+/// Of the first, those that bring no disk.
+const NO_DISKS: [&str; 2] = ["kernel/arch/x86/kvm/", "kernel/drivers/net/"];
 /// How long one driver is waited for. Controllers with many disks and some network cards take many seconds to start.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long while another hangs: the kernel lets nobody who brought a driver go before all devices that are being started side
@@ -59,6 +61,15 @@ impl Rank {
 
     fn is_urgent(self) -> bool {
         matches!(self, Self::Urgent(_))
+    }
+
+    /// Whether it may bring disks, by itself or by what is behind it.
+    fn brings_disks(self) -> bool {
+        match self {
+            Self::Urgent(place) => URGENT.get(place).is_some_and(|folder| !NO_DISKS.contains(folder)),
+            Self::Disk(_) => true,
+            Self::Late => false,
+        }
     }
 }
 
@@ -142,6 +153,12 @@ impl Queue {
         self.looked && self.busy.values().all(late) && self.waiting.keys().all(|(rank, _)| late(rank))
     }
 
+    /// Whether all that may bring disks are loaded.
+    pub fn disks_done(&self) -> bool {
+        self.looked
+            && !self.busy.values().chain(self.waiting.keys().map(|(rank, _)| rank)).any(|rank| rank.brings_disks())
+    }
+
     /// Whether all are loaded.
     pub fn done(&self) -> bool {
         self.looked && self.busy.is_empty() && self.waiting.is_empty()
@@ -213,6 +230,23 @@ mod tests {
         assert!(queue.needed_done() && !queue.done());
         queue.finished("k10temp");
         assert!(queue.done());
+    }
+
+    #[test]
+    fn disks_are_there_when_all_controllers_have_their_drivers_whatever_network_cards_do() {
+        let mut queue = queue(&[
+            "kernel/drivers/net/igb",
+            "kernel/drivers/virtio/virtio_pci",
+            "kernel/drivers/usb/xhci",
+            "k/drivers/leds",
+        ]);
+        for controller in ["virtio_pci", "xhci"] {
+            assert!(!queue.disks_done());
+            assert_eq!(queue.next(controller == "virtio_pci").as_deref(), Some(controller));
+            assert!(!queue.disks_done());
+            queue.finished(controller);
+        }
+        assert!(queue.disks_done() && !queue.needed_done());
     }
 
     #[test]

@@ -327,7 +327,14 @@ fn the_file_system_says_how_large_it_is() {
         let name = Path::new(&image).to_str().unwrap();
         run("mke2fs", &[&["-q", "-t", "ext4", "-b", "4096"], options, &[name]].concat());
         let found = SuperBlock::read(&File::open(&image).unwrap()).unwrap().unwrap();
-        assert_eq!(found, SuperBlock { blocks: size / 4096, block_size: 4096, wide, mounts: 0 });
+        assert_eq!((found.blocks, found.block_size, found.wide), (size / 4096, 4096, wide));
+        assert_eq!((found.usage.mounts, found.usage.mounted), (0, false));
+        let said = Command::new("dumpe2fs").args(["-h", name]).output().unwrap();
+        let written = format!("{} kB", found.usage.written_kib);
+        assert!(
+            String::from_utf8_lossy(&said.stdout).contains(&format!("Lifetime writes:          {written}")),
+            "{written}"
+        );
         // 16 TiB is all that 32 bits can count.
         let most = found.blocks_in(32 << 40);
         assert_eq!(most, if wide { 32 << 28 } else { u64::from(u32::MAX) });
