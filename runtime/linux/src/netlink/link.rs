@@ -5,7 +5,10 @@ use std::{fmt, str::FromStr};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{
+        BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, LinkAttribute, LinkFlags,
+        LinkInfo, LinkLayerType, LinkMessage,
+    },
 };
 use rustix::io::Errno;
 
@@ -69,6 +72,8 @@ pub struct Link {
     pub carrier: bool,
     /// Index of the bridge it belongs to.
     pub master: Option<u32>,
+    /// Whether that bridge sends through it: a moment after it became its port, or had its carrier again.
+    pub forwards: bool,
     /// MTU in bytes.
     pub mtu: u32,
 }
@@ -85,6 +90,7 @@ impl Link {
             up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
             master: None,
+            forwards: false,
             mtu: 0,
         };
         for attribute in message.attributes {
@@ -94,10 +100,15 @@ impl Link {
                 LinkAttribute::Controller(index) => link.master = Some(index),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::LinkInfo(infos) => {
-                    link.kind = infos.into_iter().find_map(|info| match info {
-                        LinkInfo::Kind(kind) => Some(kind.to_string()),
-                        _ => None,
-                    });
+                    for info in infos {
+                        match info {
+                            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+                            LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+                                link.forwards = port.contains(&InfoBridgePort::State(BridgePortState::Forwarding));
+                            }
+                            _ => {}
+                        }
+                    }
                 }
                 _ => {}
             }

@@ -98,8 +98,9 @@ mod tests {
     fn card(index: u32, device: &str, carrier: bool) -> Card {
         let name = format!("eth{index}");
         let place = Place::of(&name, Some(device));
+        let (mac, kind, master) = (None, None, None);
         let link =
-            Link { index, name, mac: None, ethernet: true, kind: None, up: true, carrier, master: None, mtu: 1500 };
+            Link { index, name, mac, ethernet: true, kind, up: true, carrier, master, forwards: false, mtu: 1500 };
         Card { link, place }
     }
 

@@ -57,6 +57,8 @@ struct Port {
     mac: Mac,
     /// Since when the cable is out.
     unplugged: Option<Instant>,
+    /// Whether the bridge sends through it. Until then what is sent is lost, and DHCP asks again only after seconds.
+    forwards: bool,
 }
 
 impl Uplink {
@@ -198,7 +200,7 @@ impl<'a> Running<'a> {
     }
 
     fn is_connected(&self) -> bool {
-        self.port.as_ref().is_some_and(|port| port.unplugged.is_none())
+        self.port.as_ref().is_some_and(|port| port.unplugged.is_none() && port.forwards)
     }
 
     /// Looks at the cards: whether the uplink's is still there and has its cable, else which is to be taken. Gives the
@@ -215,6 +217,8 @@ impl<'a> Running<'a> {
                     if !link.up {
                         self.netlink.set_up(link.index, true)?;
                     }
+                    // The kernel tells when that changes.
+                    port.forwards = link.forwards;
                     match (link.carrier, port.unplugged) {
                         (false, None) => port.unplugged = Some(now),
                         (true, Some(_)) => {
@@ -277,7 +281,8 @@ impl<'a> Running<'a> {
         }
         log::info!("uplink {}: {} is its network card, of {}", self.uplink.name, card.shown(), self.seen);
         let unplugged = (!card.link.carrier).then_some(now);
-        self.port = Some(Port { index: card.link.index, name: card.link.name.clone(), mac, unplugged });
+        let (index, name, forwards) = (card.link.index, card.link.name.clone(), card.link.forwards);
+        self.port = Some(Port { index, name, mac, unplugged, forwards });
         self.start(mac, now)
     }
 

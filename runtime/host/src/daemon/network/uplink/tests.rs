@@ -163,6 +163,42 @@ fn the_rack_gets_its_address_route_and_resolver_from_a_real_dhcp_server() {
 }
 
 #[test]
+fn nothing_is_asked_before_the_bridge_sends_it_to_the_cable() {
+    in_namespace(|| {
+        let manifest = manifest();
+        bring_up(&manifest, |_| 0).unwrap();
+        let router = Machine::new("nic", None, "10.9.0.1/24", None);
+        let server = serve(&router, "10.9.0.50,10.9.0.59,255.255.255.0,2m", "option:router,10.9.0.1");
+        // A bridge that takes its time: two seconds of listening, two of learning.
+        run("ip link set br-lan type bridge stp_state 1 forward_delay 200");
+        for rule in ["table inet t", "chain inet t out { type filter hook output priority 0; }"] {
+            run(&format!("nft add {rule}"));
+        }
+        run("nft add rule inet t out udp dport 67 counter");
+        let asked = || !run("nft list chain inet t out").contains("counter packets 0 ");
+        let uplinks = Uplinks::start(&manifest);
+        let deadline = Instant::now() + PATIENCE_OF_TESTS;
+        let forwards = || run("ip -d link show nic").contains("state forwarding");
+        let mut refused = 0;
+        loop {
+            let asked = asked();
+            if forwards() {
+                break;
+            }
+            assert!(!asked, "it was asked while the bridge sent nothing, after {refused} looks");
+            assert!(Instant::now() < deadline, "the bridge never forwards");
+            refused += 1;
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert!(refused > 10, "the bridge took no time");
+        let forwarded = Instant::now();
+        assert!(uplinks.address().starts_with("10.9.0."));
+        println!("asked in {refused} looks: never; address {:?} after the bridge forwards", forwarded.elapsed());
+        end(server);
+    });
+}
+
+#[test]
 fn without_a_dhcp_server_the_rack_takes_an_address_of_its_own_until_one_answers() {
     in_namespace(|| {
         let manifest = manifest();
