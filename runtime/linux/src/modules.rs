@@ -152,8 +152,12 @@ impl Loader {
     fn load_with_dependencies(&self, target: &Module) -> Result<(), LoadError> {
         let mut failures = Vec::new();
         let mut target_failed = false;
+        // What drives no device brings none that somebody waits for, and must not wait for others' devices; nor for those of
+        // what it only needs to be there.
+        let parameters = if self.drivers.contains(&target.name) { c"" } else { ALONE };
         for module in self.index.closure(&[&target.name])? {
-            if let Err(error) = self.load_one(module) {
+            let parameters = if self.drivers.contains(&module.name) { parameters } else { ALONE };
+            if let Err(error) = self.load_one(module, parameters) {
                 target_failed |= module.name == target.name;
                 failures.push(error);
             }
@@ -168,7 +172,7 @@ impl Loader {
         Ok(())
     }
 
-    fn load_one(&self, module: &Module) -> Result<(), LoadError> {
+    fn load_one(&self, module: &Module, parameters: &CStr) -> Result<(), LoadError> {
         if self.known(&module.name) {
             return Ok(());
         }
@@ -185,8 +189,6 @@ impl Loader {
                 }
                 other => other,
             };
-            // What drives no device brings none that somebody waits for, and must not wait for others' devices.
-            let parameters = if self.drivers.contains(&module.name) { c"" } else { ALONE };
             let started = Instant::now();
             match file.and_then(|file| insert(&file, &path, parameters)) {
                 Ok(()) => log::debug!("loaded {} in {} ms", module.name, started.elapsed().as_millis()),

@@ -134,6 +134,22 @@ impl Drivers {
         }
     }
 
+    /// Waits until `condition` holds; false if it does not though no driver hangs any more. It is asked after each driver.
+    pub fn wait_for_hanging(&self, condition: impl Fn() -> bool) -> bool {
+        let mut queue = self.lock();
+        loop {
+            // In this order, as above.
+            let hangs = queue.any_hangs();
+            if condition() {
+                return true;
+            }
+            if !hangs {
+                return false;
+            }
+            queue = self.wait(queue);
+        }
+    }
+
     /// Waits until all drivers but late ones are loaded, but no longer than `patience`; says whether they are.
     pub fn wait_at_most(&self, patience: Duration) -> bool {
         queue::needed_within(patience, &self.queue, &self.changed)
@@ -230,13 +246,13 @@ impl Drivers {
         // What this driver brought is queued before it counts as loaded.
         self.read_events();
         let mut queue = self.lock();
-        let hung = queue.hanging().count();
+        let hung = queue.hangs(name);
         queue.finished(name);
-        let left: Vec<String> = queue.hanging().map(str::to_owned).collect();
+        let suspects = queue.suspects();
         drop(queue);
         self.changed.notify_all();
-        if left.len() < hung {
-            self.tell_hanging(&left);
+        if hung {
+            self.tell_hanging(&suspects);
         }
     }
 
@@ -253,13 +269,13 @@ impl Drivers {
     /// A driver has not come back in time: it is not waited for any more.
     fn give_up(&self, name: &str, patience: Duration) {
         let mut queue = self.lock();
-        let hangs = queue.give_up(name);
-        let hanging: Vec<String> = queue.hanging().map(str::to_owned).collect();
+        let hangs = queue.give_up(name, patience);
+        let suspects = queue.suspects();
         drop(queue);
         self.changed.notify_all();
         if hangs {
             log::warn!("driver {name} has not come back after {} s; it is not waited for", patience.as_secs());
-            self.tell_hanging(&hanging);
+            self.tell_hanging(&suspects);
         }
     }
 
@@ -278,7 +294,7 @@ impl Drivers {
         let mut queue = self.lock();
         let error = match loaded {
             Ok(()) => {
-                if queue.hanging().any(|hanging| hanging == name) {
+                if queue.hangs(&name) {
                     log::info!("driver {name} has come back");
                 } else if queue.settled {
                     log::info!("driver {name} loaded for a device that was plugged in");

@@ -103,19 +103,31 @@ fn open_devices(drivers: Option<&Drivers>, watch: Watch, doing: Doing<'_>, event
         drivers.load(&MONITOR_MODULES);
         drivers.wait_for(|| Path::new(KVM).exists());
     }
-    if let Err(error) = give_devices() {
-        send(Event::Problem("devices".into(), Some(error.to_string())));
-    }
-    send(Event::Kvm(Path::new(KVM).exists()));
+    give_devices(events);
     if let Some(drivers) = drivers {
         drivers.wait_for(|| false);
     }
     watch.end();
     drop(doing);
     send(Event::Devices);
+    // KVM's own driver may be among those that are no longer waited for.
+    if let Some(drivers) = drivers
+        && !Path::new(KVM).exists()
+        && drivers.wait_for_hanging(|| Path::new(KVM).exists())
+    {
+        give_devices(events);
+    }
 }
 
-fn give_devices() -> io::Result<()> {
+/// Lets monitors open what they need, and says whether virtual machines can run.
+fn give_devices(events: &Sender<Event>) {
+    let send = |event| events.send(event).is_ok();
+    let given = chown_devices().err().map(|error| error.to_string());
+    send(Event::Problem("devices".into(), given));
+    send(Event::Kvm(Path::new(KVM).exists()));
+}
+
+fn chown_devices() -> io::Result<()> {
     for device in DEVICES.into_iter().filter(|device| Path::new(device).exists()) {
         chown(device, Some(0), Some(process::GROUP))?;
         fs::set_permissions(device, fs::Permissions::from_mode(0o660))?;

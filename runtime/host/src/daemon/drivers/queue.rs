@@ -33,10 +33,10 @@ const DISKS: [&str; 7] = [
 /// Of the first, those that bring no disk.
 const NO_DISKS: [&str; 2] = ["kernel/arch/x86/kvm/", "kernel/drivers/net/"];
 /// How long one driver is waited for. Controllers with many disks and some network cards take many seconds to start.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long while another hangs: the kernel lets nobody who brought a driver go before all devices that are being started side
 /// by side have answered (`async_synchronize_full`), so all would wait for that one, though their own devices are there.
-const PATIENCE_BESIDE_A_HANGING_ONE: Duration = Duration::from_secs(2);
+const PATIENCE_BESIDE_A_HANGING_ONE: Duration = Duration::from_secs(5);
 
 /// How soon a driver is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,8 +80,9 @@ pub struct Queue {
     waiting: BTreeMap<(Rank, usize), String>,
     /// Those that are being loaded and waited for.
     busy: BTreeMap<String, Rank>,
-    /// Those that are being loaded for so long that nobody waits for them any more.
-    hanging: BTreeSet<String>,
+    /// Those that are being loaded for so long that nobody waits for them any more, and whether they had their full time: the
+    /// others may only be held up by these.
+    hanging: BTreeMap<String, bool>,
     /// Whether all devices that were there at the start are queued.
     looked: bool,
     /// How many were queued so far.
@@ -123,7 +124,7 @@ impl Queue {
 
     /// How long the one just taken is waited for.
     pub fn patience(&self) -> Duration {
-        if self.hanging.is_empty() { PATIENCE } else { PATIENCE_BESIDE_A_HANGING_ONE }
+        if self.any_hangs() { PATIENCE_BESIDE_A_HANGING_ONE } else { PATIENCE }
     }
 
     /// All devices that were there at the start are queued.
@@ -138,13 +139,27 @@ impl Queue {
     }
 
     /// Patience with a driver is at an end; true if it has not come back meanwhile.
-    pub fn give_up(&mut self, name: &str) -> bool {
-        self.busy.remove(name).is_some() && self.hanging.insert(name.to_owned())
+    pub fn give_up(&mut self, name: &str, patience: Duration) -> bool {
+        let hangs = self.busy.remove(name).is_some();
+        if hangs {
+            self.hanging.insert(name.to_owned(), patience >= PATIENCE);
+        }
+        hangs
     }
 
-    /// Those that nobody waits for any more.
-    pub fn hanging(&self) -> impl Iterator<Item = &str> {
-        self.hanging.iter().map(String::as_str)
+    /// Whether nobody waits for this one any more.
+    pub fn hangs(&self, name: &str) -> bool {
+        self.hanging.contains_key(name)
+    }
+
+    /// Whether there is one that nobody waits for any more.
+    pub fn any_hangs(&self) -> bool {
+        !self.hanging.is_empty()
+    }
+
+    /// Those that may be what the others are held up by.
+    pub fn suspects(&self) -> Vec<String> {
+        self.hanging.iter().filter(|(_, had_its_time)| **had_its_time).map(|(name, _)| name.clone()).collect()
     }
 
     /// Whether all but late ones are loaded.
@@ -254,17 +269,18 @@ mod tests {
         let mut queue = queue(&["kernel/drivers/ata/ahci", "kernel/drivers/usb/xhci", "kernel/drivers/watchdog/itco"]);
         assert_eq!(queue.next(false).as_deref(), Some("ahci"));
         assert_eq!(queue.patience(), PATIENCE);
-        assert!(queue.give_up("ahci"));
+        assert!(queue.give_up("ahci", PATIENCE));
         // The next is held up by the first, in the kernel: it gets less time.
         assert_eq!((queue.next(false).as_deref(), queue.patience()), (Some("xhci"), PATIENCE_BESIDE_A_HANGING_ONE));
         queue.finished("xhci");
-        assert!(!queue.give_up("xhci"), "it has come back");
+        assert!(!queue.give_up("xhci", PATIENCE_BESIDE_A_HANGING_ONE), "it has come back");
         assert_eq!((queue.next(false).as_deref(), queue.needed_done()), (Some("itco"), true));
-        queue.finished("itco");
+        assert!(queue.give_up("itco", PATIENCE_BESIDE_A_HANGING_ONE));
         assert!(queue.done());
-        assert_eq!(queue.hanging().collect::<Vec<_>>(), ["ahci"]);
+        assert_eq!((queue.hangs("itco"), queue.suspects()), (true, vec!["ahci".to_owned()]));
         // It came back at last: it is no trouble any more.
         queue.finished("ahci");
-        assert_eq!((queue.hanging().count(), queue.patience()), (0, PATIENCE));
+        queue.finished("itco");
+        assert_eq!((queue.any_hangs(), queue.patience()), (false, PATIENCE));
     }
 }
