@@ -249,9 +249,12 @@ impl Rack {
             if idle && guest.holds_data() {
                 self.first_guest.get_or_insert(watch);
             }
-            if waited && guest.is_running() {
+            if waited
+                && guest.is_running()
+                && let Some(watch) = self.first_guest.take()
+            {
                 // Only the first counts.
-                self.first_guest.take().map(Watch::end);
+                watch.end();
             }
         }
         let count = self.guests.iter().filter(|guest| guest.is_healthy()).count();
