@@ -73,20 +73,20 @@ fn an_image_recipe_leads_to_the_rack_recipe_that_names_it() {
 }
 
 /// A rack with one guest on the LAN.
-fn on_the_lan(network: &str, address: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("web.toml"), "").unwrap();
+fn on_the_lan(network: &str, address: &str) -> io::Result<tempfile::TempDir> {
+    let folder = tempfile::tempdir()?;
+    fs::write(folder.path().join("web.toml"), "")?;
     let recipe = format!(
         "[rack]\nname = 'lab'\nversion = '1'\nbase = 'debian:trixie'\n[networks.lan]\nuplink = 'auto'\n{network}\n\
          [guests.web]\nimage = 'web.toml'\nmemory = '64 MiB'\naddress = {{ lan = '{address}' }}\n"
     );
-    fs::write(folder.path().join("rack.toml"), recipe).unwrap();
-    folder
+    fs::write(folder.path().join("rack.toml"), recipe)?;
+    Ok(folder)
 }
 
 #[test]
 fn a_guest_without_a_way_out_is_warned_of_and_the_recipe_still_fine() {
-    let folder = on_the_lan("", "192.168.1.20/24");
+    let folder = on_the_lan("", "192.168.1.20/24").unwrap();
     let output = check(folder.path(), "rack.toml").unwrap();
     let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert_eq!(output.status.code(), Some(0), "{stderr}");
@@ -97,14 +97,14 @@ fn a_guest_without_a_way_out_is_warned_of_and_the_recipe_still_fine() {
         assert!(stderr.contains(part), "no {part}: {stderr}");
     }
     for (network, address) in [("gateway = '192.168.1.1'", "192.168.1.20/24"), ("", "dhcp")] {
-        let folder = on_the_lan(network, address);
+        let folder = on_the_lan(network, address).unwrap();
         assert_eq!(String::from_utf8(check(folder.path(), "rack.toml").unwrap().stderr).unwrap(), "");
     }
 }
 
 #[test]
 fn the_mac_address_of_a_guest_on_the_lan_is_said_and_made_as_the_documentation_says() {
-    let stdout = check(on_the_lan("", "dhcp").path(), "rack.toml").unwrap().stdout;
+    let stdout = check(on_the_lan("", "dhcp").unwrap().path(), "rack.toml").unwrap().stdout;
     // Of another program: the names with their lengths, hashed.
     let script = r"for name in mac lab web lan; do printf '\003\0\0\0\0\0\0\0%s' $name; done | sha256sum | head -c 12";
     let hash = Command::new("sh").args(["-c", script]).output().unwrap().stdout;

@@ -22,8 +22,8 @@ pub struct Args {
 /// Checks the recipe, then the lock.
 pub fn run(args: Args) -> Result<(), report::Error> {
     let rack = recipe::load(&args.recipe)?;
-    let lock = lock_state(&args.recipe, &rack)?;
     report::warn(&rack.warnings);
+    let lock = lock_state(&args.recipe, &rack)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}: rack {} {} is fine", args.recipe.display(), rack.name, rack.version)?;
     writeln!(out, "  guests:   {}", listed(&guests(&rack)))?;
