@@ -31,13 +31,13 @@ struct Cli {
     command: commands::Command,
 }
 
-/// 0: done; 1: failed, and stderr says why; 2: wrong usage (clap's own exit code).
+/// 0: done; 1: failed, and stderr says why; 2: wrong usage (clap's own exit code); more as a command's help says.
 fn main() -> ExitCode {
     if let Some(code) = layers::stage::part_of_stage() {
         return code;
     }
     match Cli::parse().command.run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             report::print(error.as_ref());
             ExitCode::FAILURE

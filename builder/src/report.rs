@@ -3,7 +3,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, ThemeCharacters};
+use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, Severity, SourceCode, ThemeCharacters};
 use rackstick_image::recipe::{Diagnostic, Diagnostics};
 
 /// What a command fails with. Any `thiserror` enum converts with `?`.
@@ -16,6 +16,17 @@ const NARROWEST: usize = 40;
 
 /// Writes the error to stderr.
 pub fn print(error: &(dyn std::error::Error + 'static)) {
+    write(|look| text(error, look));
+}
+
+/// Writes warnings to stderr.
+pub fn warn(warnings: &[Diagnostic]) {
+    if !warnings.is_empty() {
+        write(|look| drawn(warnings, Severity::Warning, look));
+    }
+}
+
+fn write(text: impl FnOnce(Look) -> String) {
     let stderr = std::io::stderr();
     let terminal = stderr.is_terminal();
     // A terminal that does not know its width, as on a serial line, says 0.
@@ -24,7 +35,7 @@ pub fn print(error: &(dyn std::error::Error + 'static)) {
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let look = Look { terminal, colour, width: width.unwrap_or(UNWRAPPED).max(NARROWEST) };
     // Where stderr itself fails there is nobody left to tell; the exit code still says it.
-    _ = stderr.lock().write_all(text(error, look).as_bytes());
+    _ = stderr.lock().write_all(text(look).as_bytes());
 }
 
 /// What the output can show.
@@ -37,10 +48,8 @@ struct Look {
 
 /// The error as text.
 fn text(error: &(dyn std::error::Error + 'static), look: Look) -> String {
-    let handler = handler(look);
     if let Some(Diagnostics(all)) = chain(error).find_map(|cause| cause.downcast_ref()) {
-        let drawn: Vec<String> = all.iter().map(|diagnostic| draw(&handler, diagnostic)).collect();
-        return drawn.join("\n");
+        return drawn(all, Severity::Error, look);
     }
     let mut out = format!("error: {error}\n");
     for cause in chain(error).skip(1) {
@@ -55,40 +64,63 @@ fn chain<'a>(
     std::iter::successors(Some(error), |cause| cause.source())
 }
 
+fn drawn(all: &[Diagnostic], severity: Severity, look: Look) -> String {
+    let handler = handler(look);
+    let drawn: Vec<String> = all.iter().map(|diagnostic| draw(&handler, diagnostic, severity)).collect();
+    drawn.join("\n")
+}
+
 fn handler(look: Look) -> GraphicalReportHandler {
     let characters = if look.terminal { ThemeCharacters::unicode() } else { ThemeCharacters::ascii() };
-    let characters = ThemeCharacters { error: "error:".to_owned(), ..characters };
+    let characters = ThemeCharacters { error: "error:".to_owned(), warning: "warning:".to_owned(), ..characters };
     let styles = if look.colour { GraphicalTheme::unicode().styles } else { GraphicalTheme::none().styles };
     GraphicalReportHandler::new_themed(GraphicalTheme { characters, styles }).with_links(false).with_width(look.width)
 }
 
-#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+#[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 struct Drawn {
+    severity: Severity,
     message: String,
-    #[source_code]
     file: NamedSource<String>,
-    #[label(collection)]
-    marks: [LabeledSpan; 1],
-    #[help]
+    mark: LabeledSpan,
     hint: Option<String>,
 }
 
-fn draw(handler: &GraphicalReportHandler, diagnostic: &Diagnostic) -> String {
+impl miette::Diagnostic for Drawn {
+    fn severity(&self) -> Option<Severity> {
+        Some(self.severity)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        Some(&self.file)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        Some(Box::new(std::iter::once(self.mark.clone())))
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
+        self.hint.as_ref().map(|hint| Box::new(hint) as Box<dyn std::fmt::Display>)
+    }
+}
+
+fn draw(handler: &GraphicalReportHandler, diagnostic: &Diagnostic, severity: Severity) -> String {
     let source = &diagnostic.place.source;
     let start = diagnostic.place.span.start.min(source.text.len());
     let end = diagnostic.place.span.end.clamp(start, source.text.len());
     let label = Some(diagnostic.label.clone()).filter(|label| !label.is_empty());
     let drawn = Drawn {
+        severity,
         message: diagnostic.message.clone(),
         file: NamedSource::new(source.path.display().to_string(), source.text.clone()),
-        marks: [LabeledSpan::new_primary_with_span(label, (start, end - start))],
+        mark: LabeledSpan::new_primary_with_span(label, (start, end - start)),
         hint: diagnostic.hint.clone(),
     };
     let mut out = String::new();
     match handler.render_report(&mut out, &drawn) {
         Ok(()) => out,
-        Err(std::fmt::Error) => format!("error: {diagnostic}\n"),
+        Err(std::fmt::Error) => format!("{severity:?}: {diagnostic}\n"),
     }
 }
 

@@ -58,6 +58,66 @@ fn the_recipes_that_users_copy_are_right() {
 }
 
 #[test]
+fn an_image_recipe_leads_to_the_rack_recipe_that_names_it() {
+    for (folder, image, rack) in [
+        ("", "recipes/images/web.toml", "recipes/lab.toml"),
+        ("recipes", "images/web.toml", "lab.toml"),
+        ("recipes/images", "web.toml", "../lab.toml"),
+    ] {
+        let output = check(&project().join(folder), image).unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(stderr.matches("error:").count(), 1, "{stderr}");
+        assert!(stderr.contains("this is an image recipe"), "{stderr}");
+        assert!(stderr.lines().any(|line| line.contains("help: ") && line.ends_with(&format!(": {rack}"))), "{stderr}");
+    }
+}
+
+/// A rack with one guest on the LAN.
+fn on_the_lan(network: &str, address: &str) -> io::Result<tempfile::TempDir> {
+    let folder = tempfile::tempdir()?;
+    fs::write(folder.path().join("web.toml"), "")?;
+    let recipe = format!(
+        "[rack]\nname = 'lab'\nversion = '1'\nbase = 'debian:trixie'\n[networks.lan]\nuplink = 'auto'\n{network}\n\
+         [guests.web]\nimage = 'web.toml'\nmemory = '64 MiB'\naddress = {{ lan = '{address}' }}\n"
+    );
+    fs::write(folder.path().join("rack.toml"), recipe)?;
+    Ok(folder)
+}
+
+#[test]
+fn a_guest_without_a_way_out_is_warned_of_and_the_recipe_still_fine() {
+    let folder = on_the_lan("", "192.168.1.20/24").unwrap();
+    let output = check(folder.path(), "rack.toml").unwrap();
+    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert!(stdout.contains(" is fine\n"), "{stdout}");
+    for part in
+        ["warning: guest `web` has no way out", "[rack.toml:11:19]", "[networks.lan]", "gateway = \"192.168.1.1\""]
+    {
+        assert!(stderr.contains(part), "no {part}: {stderr}");
+    }
+    for (network, address) in [("gateway = '192.168.1.1'", "192.168.1.20/24"), ("", "dhcp")] {
+        let folder = on_the_lan(network, address).unwrap();
+        assert_eq!(String::from_utf8(check(folder.path(), "rack.toml").unwrap().stderr).unwrap(), "");
+    }
+}
+
+#[test]
+fn the_mac_address_of_a_guest_on_the_lan_is_said_and_made_as_the_documentation_says() {
+    let stdout = check(on_the_lan("", "dhcp").unwrap().path(), "rack.toml").unwrap().stdout;
+    // Of another program: the names with their lengths, hashed.
+    let script = r"for name in mac lab web lan; do printf '\003\0\0\0\0\0\0\0%s' $name; done | sha256sum | head -c 12";
+    let hash = Command::new("sh").args(["-c", script]).output().unwrap().stdout;
+    let mut pairs: Vec<u8> =
+        hash.chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect();
+    pairs[0] = pairs[0] & 0xfc | 2;
+    let mac: Vec<String> = pairs.iter().map(|byte| format!("{byte:02x}")).collect();
+    let stdout = String::from_utf8(stdout).unwrap();
+    assert_eq!(mac.len(), 6);
+    assert!(stdout.contains(&format!("web (DHCP on lan, MAC {}, 64 MiB)", mac.join(":"))), "{stdout}");
+}
+
+#[test]
 fn a_lock_of_other_packages_no_longer_fits() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("rack.toml"), "[rack]\nname = 'a'\nversion = '1'\nbase = 'debian:trixie'\n").unwrap();

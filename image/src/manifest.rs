@@ -139,6 +139,32 @@ pub struct Guest {
     pub after: Vec<String>,
 }
 
+impl Guest {
+    /// Which of its interfaces has its default route: if forwards lead to it, one on a private network, for answers to
+    /// come back the same way; else one on the LAN that has a router. In both cases a private network with NAT comes
+    /// before those that lead nowhere.
+    pub fn way_out(&self, networks: &BTreeMap<String, Network>) -> Option<usize> {
+        let first = |wanted: &dyn Fn(&Network, Address) -> bool| {
+            let fits = |at: &Interface| networks.get(&at.network).is_some_and(|network| wanted(network, at.address));
+            self.interfaces.iter().position(fits)
+        };
+        let with_router = || {
+            first(&|network, address| match network {
+                Network::Uplink { gateway, .. } => address == Address::Dhcp || gateway.is_some(),
+                Network::Private { .. } => false,
+            })
+        };
+        let with_nat = || first(&|network, _| matches!(network, Network::Private { nat: Some(_), .. }));
+        let bridged = || first(&|network, _| matches!(network, Network::Uplink { .. }));
+        let private = || first(&|network, _| matches!(network, Network::Private { .. }));
+        if self.forwards.is_empty() {
+            with_router().or_else(with_nat).or_else(bridged).or_else(private)
+        } else {
+            with_nat().or_else(private).or_else(with_router).or_else(bridged)
+        }
+    }
+}
+
 /// A guest's interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

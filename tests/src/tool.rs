@@ -15,6 +15,8 @@ use crate::place;
 pub struct Said {
     /// Whether it exited with 0.
     pub success: bool,
+    /// What it exited with; none if a signal ended it.
+    pub code: Option<i32>,
     /// Standard output.
     pub stdout: String,
     /// Standard error.
@@ -26,7 +28,7 @@ pub fn run(command: &mut Command) -> Said {
     let Output { status, stdout, stderr } =
         command.output().unwrap_or_else(|error| panic!("can't start {command:?}: {error}; run ci/setup"));
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Said { success: status.success(), stdout: text(stdout), stderr: text(stderr) }
+    Said { success: status.success(), code: status.code(), stdout: text(stdout), stderr: text(stderr) }
 }
 
 /// Runs a program and returns its standard output. Panics with all it said if it fails.

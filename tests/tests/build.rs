@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    io::{Seek, Write},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -117,18 +118,62 @@ fn a_device_is_said_to_be_driven_or_not_before_anything_is_bought() {
         ("8086:10d3", &["PCI 8086:10d3 is driven by e1000e (network cards"]),
         ("0bda:8153", &["USB 0bda:8153 is driven by r8152 (USB network adapters"]),
         ("144d:a808:0108", &["PCI 144d:a808:0108 is driven by nvme (disks"]),
+        // As they are pasted; of lspci's line the class is known.
+        ("[8086:15b8] (rev 10)", &["PCI 8086:15b8 is driven by e1000e (network cards"]),
+        (
+            "01:00.0 Non-Volatile memory controller [0108]: Samsung NVMe SSD Controller SM981/PM981/PM983 [144d:a808]",
+            &["PCI 144d:a808:0108 is driven by nvme (disks"],
+        ),
+        ("Bus 001 Device 002: ID 0bda:8153 Realtek Semiconductor Corp. RTL8153", &["USB 0bda:8153 is driven by r8152"]),
     ] {
         let said = ask(id);
         assert!(said.success && lines.iter().all(|line| said.stdout.contains(line)), "{id}: {said:?}");
     }
-    for (id, why) in [
-        ("8086:2723", "leaves out its driver iwlwifi"),
-        ("dead:beef", "names PCI dead:beef or USB dead:beef"),
-        ("8086", "is no device"),
+    for (id, code, why) in [
+        ("8086:2723", 1, "leaves out its driver iwlwifi"),
+        ("dead:beef:0200", 1, "is for PCI dead:beef:0200"),
+        ("8086", 1, "is no device"),
+        // An NVMe disk, which is driven by its class alone: that can't be known from its id.
+        ("144d:a808", 3, "names PCI 144d:a808 or USB 144d:a808 itself: its class decides"),
     ] {
         let said = ask(id);
-        assert!(!said.success && said.stdout.is_empty() && said.stderr.contains(why), "{id}: {said:?}");
+        assert!(said.code == Some(code) && said.stdout.is_empty() && said.stderr.contains(why), "{id}: {said:?}");
     }
+    let classes = ask("144d:a808").stderr;
+    for class in ["0106 (ahci)", "0108 (nvme)", "0c03 (xhci_pci)", "03 (usbhid)", "0806 (usb_storage)"] {
+        assert!(classes.contains(class), "no {class}: {classes}");
+    }
+}
+
+#[test]
+fn a_whole_pc_is_judged_by_what_lspci_says_of_it() {
+    let ask = |list: &str| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(list.as_bytes()).unwrap();
+        file.rewind().unwrap();
+        let recipe = place::clone().join("recipes/lab.toml");
+        tool::run(tool::rackstick().args(["inspect", "--hardware", "-"]).arg(recipe).stdin(file))
+    };
+    let driven = "00:00.0 Host bridge [0600]: Intel Corporation 8th Gen Core Processor Host Bridge [8086:3ec2] (rev 07)\n\
+                  00:14.0 USB controller [0c03]: Intel Corporation Cannon Lake PCH USB 3.1 xHCI [8086:a36d] (rev 10)\n\
+                  \tKernel driver in use: xhci_hcd\n\
+                  00:17.0 SATA controller [0106]: Intel Corporation Cannon Lake PCH SATA AHCI Controller [8086:a352]\n\
+                  00:1f.6 Ethernet controller [0200]: Intel Corporation Ethernet Connection (7) I219-V [8086:15bc]\n";
+    let said = ask(driven);
+    let lines: Vec<&str> = said.stdout.lines().collect();
+    assert_eq!((said.code, lines.len()), (Some(0), 4), "{said:?}");
+    let drivers = ["needs no driver", "xhci_pci (USB", "ahci (disks", "e1000e (network cards"];
+    assert!(lines.iter().zip(drivers).all(|(line, driver)| line.contains(driver)), "{said:?}");
+
+    // The worst of all is the exit status; all others are answered nevertheless.
+    let disk = "Bus 002 Device 003: ID dead:beef A disk\n";
+    let said = ask(&format!("{disk}{driven}"));
+    assert_eq!((said.code, said.stdout.lines().count()), (Some(3), 5), "{said:?}");
+    let sound = "00:1f.3 Audio device [0403]: Intel Corporation Cannon Lake PCH cAVS [8086:a348] (rev 10)\n";
+    let said = ask(&format!("{disk}{sound}{driven}"));
+    assert_eq!((said.code, said.stdout.lines().count()), (Some(1), 6), "{said:?}");
+    assert!(said.stdout.contains("Sound"), "{said:?}");
+    assert_eq!(ask("\n").code, Some(1));
 }
 
 #[test]

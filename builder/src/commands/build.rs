@@ -51,6 +51,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     let started = Instant::now();
     let progress = Progress::stderr();
     let rack = recipe::load(&args.recipe)?;
+    report::warn(&rack.warnings);
     // What would fail at the end fails now.
     let runtime = Runtime::find()?;
     fs::create_dir_all(&args.output).map_err(|source| OutputError { path: args.output.clone(), source })?;

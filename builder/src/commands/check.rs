@@ -22,6 +22,7 @@ pub struct Args {
 /// Checks the recipe, then the lock.
 pub fn run(args: Args) -> Result<(), report::Error> {
     let rack = recipe::load(&args.recipe)?;
+    report::warn(&rack.warnings);
     let lock = lock_state(&args.recipe, &rack)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}: rack {} {} is fine", args.recipe.display(), rack.name, rack.version)?;
@@ -46,17 +47,23 @@ fn lock_state(recipe: &Path, rack: &Rack) -> Result<String, LockError> {
 
 fn guests(rack: &Rack) -> Vec<String> {
     let guests = rack.guests.iter().map(|(name, guest)| {
-        let addresses: Vec<String> = guest.addresses.iter().map(address).collect();
+        let addresses: Vec<String> =
+            guest.addresses.iter().map(|(network, at)| address(rack, name, network, at)).collect();
         let memory = format!("{} MiB", guest.memory_mib);
         format!("{name} ({})", [addresses, vec![memory]].concat().join(", "))
     });
     guests.collect()
 }
 
-fn address((network, address): (&String, &Address)) -> String {
-    match address.known() {
+/// A guest's address on a network; on a LAN with the MAC address by which its DHCP server knows the guest.
+fn address(rack: &Rack, guest: &str, network: &str, address: &Address) -> String {
+    let known = match address.known() {
         Some(address) => address.to_string(),
         None => format!("DHCP on {network}"),
+    };
+    match rack.networks.get(network) {
+        Some(Network::Uplink { .. }) => format!("{known}, MAC {}", recipe::mac(&rack.name, guest, network)),
+        _ => known,
     }
 }
 

@@ -1,26 +1,42 @@
-//! `rackstick inspect RECIPE --hardware ID | --drivers`: what the racks of a recipe are made for, before one is bought or
+//! `rackstick inspect --hardware ID RECIPE`, `rackstick inspect --drivers RECIPE`: what the racks of a recipe are made for, before one is bought or
 //! flashed. Goes by the recipe's lock: the kernel and the firmware that it pins.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use rackstick_image::recipe;
 
 use crate::{
     archive::{self, Mirrors},
-    hardware::{self, Drivers, Firmware, classes::Verdict, device::Device, document},
+    hardware::{
+        self, Drivers, Firmware,
+        answer::{Answer, Answers, Says, Status},
+        device::Device,
+        document, pasted,
+    },
     kernel::Kernel,
     lock,
     progress::Progress,
     report, sets,
 };
 
+/// Longest list of devices in bytes: a file named by mistake is cut before it fills the memory.
+const LIST_MAX: u64 = 1 << 20;
+
 /// Say what hardware a rack drives
+///
+/// The exit status of --hardware is 0 if the device is driven, 1 if not, and 3 if that depends on its class, which was not
+/// given. Of several devices it is the worst: 1, then 3, then 0.
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("question").required(true)))]
 pub struct Args {
     /// Whether a rack drives this device, and with what: VENDOR:DEVICE as `lspci -nn` or `lsusb` shows it, like
-    /// 8086:10d3; with its class after it, like 144d:a808:0108, also drivers for the whole class count. Exits with 1
-    /// if nothing drives it
+    /// 8086:10d3; with its class after it, like 144d:a808:0108, also drivers for the whole class count (two digits are a
+    /// class of USB, four or six of PCI). Or a whole line of theirs; `-` reads such lines from standard input and answers each
     #[arg(long, value_name = "ID", group = "question")]
     hardware: Option<String>,
     /// All that a rack drives, as a document
@@ -33,10 +49,15 @@ pub struct Args {
     mirror: Vec<String>,
 }
 
-/// Nothing drives the device.
+/// Nothing drives the device, or nothing that names it.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 struct NotDriven(Vec<String>);
+
+/// An empty list.
+#[derive(Debug, thiserror::Error)]
+#[error("no device on standard input; give it the output of `lspci -nn` or `lsusb`")]
+struct NothingGiven;
 
 /// A lock without a kernel.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +70,12 @@ struct NoKernel;
 struct IsImage(PathBuf);
 
 /// Answers.
-pub fn run(args: Args) -> Result<(), report::Error> {
-    let devices = args.hardware.as_deref().map(Device::parse).transpose()?;
+pub fn run(args: Args) -> Result<ExitCode, report::Error> {
+    let devices = match args.hardware.as_deref() {
+        None => None,
+        Some("-") => Some(from_stdin()?),
+        Some(text) => Some(vec![pasted::devices(text)?]),
+    };
     if args.recipe.extension().is_some_and(|extension| extension == "img") {
         return Err(IsImage(args.recipe).into());
     }
@@ -67,84 +92,60 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     let of_firmware = packages.iter().filter(|(name, _)| hardware::is_firmware(name));
     let firmware = Firmware::read(of_firmware.map(|(name, path)| (name.as_str(), path.as_path())))?;
     let drivers = Drivers::choose(&kernel, &firmware)?;
-    match devices {
-        Some(devices) => answer(&devices, &drivers, &kernel),
+    let answers = Answers::new(&kernel, &drivers);
+    match devices.as_deref() {
+        Some([devices]) if args.hardware.as_deref() != Some("-") => one(devices, &answers),
+        Some(devices) => list(devices, &answers),
         None => {
             let versions: BTreeMap<&str, &str> =
                 lock.packages.iter().map(|(name, package)| (name.as_str(), package.version.as_str())).collect();
-            print!("{}", document::write(&kernel, &drivers, &versions)?);
-            Ok(())
+            write!(io::stdout(), "{}", document::write(&kernel, &drivers, &versions)?)?;
+            Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-fn answer(devices: &[Device], drivers: &Drivers, kernel: &Kernel) -> Result<(), report::Error> {
-    let mut driven = false;
-    for device in devices {
-        if device.is_builtin(&drivers.modules.index) {
-            driven = true;
-            println!("{device} is driven by what is built into Linux {}", kernel.release);
+/// For one device: who drives it on stdout, or else what is wrong on stderr.
+fn one(devices: &[Device], answers: &Answers<'_>) -> Result<ExitCode, report::Error> {
+    let Answer { status, verdicts, firmware } = answers.of(devices)?;
+    let mut lines: Vec<String> = verdicts.into_iter().flat_map(Says::lines).collect();
+    match status {
+        Status::Driven => {
+            lines.extend(firmware.into_iter().map(|line| format!("  {line}")));
+            writeln!(io::stdout(), "{}", lines.join("\n"))?;
         }
-        for module in device.drivers(&drivers.modules.index) {
-            driven = true;
-            let class = match hardware::classes::verdict(&module.path) {
-                Verdict::Taken(class) => class.name,
-                Verdict::LeftOut(_) | Verdict::Unnamed => "needed by another driver",
-            };
-            println!("{device} is driven by {} ({class}; {})", module.name, module.path);
-            if let Some(line) = firmware(&module.firmware, drivers) {
-                println!("  {line}");
-            }
+        Status::NotDriven => report::print(&NotDriven(lines)),
+        Status::CantTell => {
+            lines.push(answers.classes());
+            report::print(&NotDriven(lines));
         }
     }
-    if driven { Ok(()) } else { Err(NotDriven(why_not(devices, kernel)?).into()) }
+    Ok(status.exit_code())
 }
 
-/// Which firmware a module may ask for, and whether the image has it.
-fn firmware(names: &[String], drivers: &Drivers) -> Option<String> {
-    let missing: Vec<&str> =
-        names.iter().filter(|name| drivers.firmware.missing.contains_key(*name)).map(String::as_str).collect();
-    Some(match (names, missing.as_slice()) {
-        ([], _) => return None,
-        ([only], []) => format!("it may ask for the firmware {only}, which is in the image"),
-        (all, []) => {
-            format!("it may ask for {} files of firmware, which are all in the image: {}", all.len(), all.join(", "))
-        }
-        (all, missing) => format!(
-            "it may ask for {} files of firmware; Debian does not have, and so the image lacks: {}",
-            all.len(),
-            missing.join(", ")
-        ),
-    })
+/// For many devices: a line for each on stdout, whatever the answer.
+fn list(devices: &[Vec<Device>], answers: &Answers<'_>) -> Result<ExitCode, report::Error> {
+    let mut worst = Status::Driven;
+    let mut classes_matter = false;
+    let mut out = io::stdout().lock();
+    for devices in devices {
+        let answer = answers.of(devices)?;
+        let lines: Vec<String> = answer.verdicts.into_iter().map(Says::line).collect();
+        writeln!(out, "{}", lines.join("; "))?;
+        worst = worst.max(answer.status);
+        classes_matter |= answer.status == Status::CantTell;
+    }
+    if classes_matter {
+        writeln!(io::stderr(), "{}", answers.classes())?;
+    }
+    Ok(worst.exit_code())
 }
 
-/// What the whole kernel has for devices that a rack does not drive, one line each.
-fn why_not(devices: &[Device], kernel: &Kernel) -> Result<Vec<String>, report::Error> {
-    let index = kernel.all_modules()?;
-    let mut lines = Vec::new();
-    for device in devices {
-        for module in device.drivers(&index) {
-            let why = match hardware::classes::verdict(&module.path) {
-                Verdict::LeftOut(exception) => format!(": {}", exception.why),
-                Verdict::Taken(_) | Verdict::Unnamed => String::new(),
-            };
-            lines.push(format!(
-                "{device} is not driven: a rack leaves out its driver {} ({}){why}",
-                module.name, module.path
-            ));
-        }
-    }
-    if lines.is_empty() {
-        let names: Vec<String> = devices.iter().map(ToString::to_string).collect();
-        lines.push(format!("nothing in Linux {} names {}", kernel.release, names.join(" or ")));
-        if !devices.iter().all(Device::has_class) {
-            lines.push(
-                "If it belongs to a class that needs no driver of its own (SATA, NVMe, USB controllers, sticks), ask again \
-                 with the class after the id: `lspci -nn` shows it in brackets, like 144d:a808:0108, `lsusb -v` as \
-                 bInterfaceClass, like 0781:5567:08"
-                    .to_owned(),
-            );
-        }
-    }
-    Ok(lines)
+/// The devices of a list on standard input, a line each.
+fn from_stdin() -> Result<Vec<Vec<Device>>, report::Error> {
+    let mut text = String::new();
+    io::stdin().take(LIST_MAX).read_to_string(&mut text)?;
+    let lines = text.lines().filter(|line| !pasted::is_detail(line));
+    let devices = lines.map(pasted::devices).collect::<Result<Vec<_>, _>>()?;
+    if devices.is_empty() { Err(NothingGiven.into()) } else { Ok(devices) }
 }

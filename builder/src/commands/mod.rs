@@ -6,6 +6,8 @@ mod inspect;
 mod lock;
 mod run;
 
+use std::process::ExitCode;
+
 use crate::report;
 
 /// What to do.
@@ -19,14 +21,15 @@ pub enum Command {
 }
 
 impl Command {
-    /// Does it.
-    pub fn run(self) -> Result<(), report::Error> {
+    /// Does it: what the command exits with, if it is not clear from whether it succeeded.
+    pub fn run(self) -> Result<ExitCode, report::Error> {
         match self {
-            Self::Build(args) => build::run(args),
-            Self::Check(args) => check::run(args),
-            Self::Inspect(args) => inspect::run(args),
-            Self::Lock(args) => lock::run(args),
-            Self::Run(args) => run::run(args),
+            Self::Build(args) => build::run(args)?,
+            Self::Check(args) => check::run(args)?,
+            Self::Inspect(args) => return inspect::run(args),
+            Self::Lock(args) => lock::run(args)?,
+            Self::Run(args) => run::run(args)?,
         }
+        Ok(ExitCode::SUCCESS)
     }
 }

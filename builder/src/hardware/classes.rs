@@ -1,5 +1,5 @@
 //! Which drivers a host has: classes of devices, each with the folders of the kernel package that hold their drivers. The
-//! aim is that any spare PC or server boots, finds its disks, and is reached through whatever wired NIC it has.
+//! aim is that any spare PC or server boots, finds its disks, and is reached through its wired NIC.
 //!
 //! What a chosen module needs comes along by itself, also out of folders that are left out here. `docs/hardware.md` is
 //! this table with what the locked kernel makes of it.
@@ -60,7 +60,7 @@ pub const CLASSES: &[Class] = &[
     },
     Class {
         name: "network cards",
-        why: "Every wired NIC on PCI, and the PHYs behind some of them",
+        why: "Wired NICs on PCI for which Linux has a driver, but for those below, and the PHYs behind some of them",
         take: &["drivers/net/ethernet/", "drivers/net/phy/"],
         except: &[
             Exception {

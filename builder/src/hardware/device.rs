@@ -11,9 +11,9 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[error(
     "`{0}` is no device: give VENDOR:DEVICE as `lspci -nn` or `lsusb` shows it, like 8086:10d3, with pci: or usb: before \
-     it if only one bus is meant, or what stands in a file `modalias` under /sys"
+     it if only one bus is meant, or a whole line of theirs, or what stands in a file `modalias` under /sys"
 )]
-pub struct IdError(String);
+pub struct IdError(pub(super) String);
 
 /// A device on one bus, as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +65,19 @@ impl Bus {
         }
     }
 
+    /// The class that an alias is for, whatever the device's vendor and id: four digits, or the two that it names.
+    pub fn class_alone(self, alias: &str) -> Option<String> {
+        let alias = alias.strip_prefix(self.prefix())?;
+        let field = |name: &str| fields(alias).find(|(key, _)| *key == name).map_or("*", |(_, value)| value);
+        let plain = |value: &&str| value.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if self.id().into_iter().any(|name| field(name) != "*") {
+            return None;
+        }
+        let [class, subclass, _] = self.class().map(field);
+        let subclass = Some(subclass).filter(plain).unwrap_or_default();
+        Some(class).filter(plain).map(|class| format!("{class}{subclass}").to_ascii_lowercase())
+    }
+
     /// How many hexadecimal digits an id has in an alias.
     fn digits(self) -> usize {
         match self {
@@ -85,7 +98,8 @@ impl fmt::Display for Device {
 }
 
 impl Device {
-    /// The devices that a user may mean: one on each bus, unless the bus is said.
+    /// The devices that a user may mean: one on each bus, unless the bus is said or the class has as many digits as it has
+    /// on one bus: two of USB, which are enough there, and four or six of PCI.
     pub fn parse(text: &str) -> Result<Vec<Self>, IdError> {
         let wrong = || IdError(text.to_owned());
         let text = text.trim();
@@ -96,7 +110,9 @@ impl Device {
         }
         if text.starts_with(|c: char| c.is_ascii_hexdigit()) && text.chars().all(|c| c.is_ascii_hexdigit() || c == ':')
         {
-            let devices: Vec<Self> = [Bus::Pci, Bus::Usb].into_iter().filter_map(|bus| Self::on(bus, text)).collect();
+            let pci = Self::on(Bus::Pci, text);
+            let usb = Self::on(Bus::Usb, text).filter(|_| pci.as_ref().is_none_or(|device| !device.has_class()));
+            let devices: Vec<Self> = pci.into_iter().chain(usb).collect();
             return if devices.is_empty() { Err(wrong()) } else { Ok(devices) };
         }
         let bus = text.split(':').next().unwrap_or_default();
@@ -135,6 +151,14 @@ impl Device {
             Self::Modalias(_) => true,
             Self::Id { bus, fields, .. } => fields.len() > bus.id().len(),
         }
+    }
+
+    /// Whether it is a bridge of PCI to the processor, to ISA or to more of PCI (PCI Code and ID Assignment, section
+    /// 1.7), which the kernel's bus code handles.
+    pub fn is_bridge(&self) -> bool {
+        let Self::Id { bus: Bus::Pci, fields, .. } = self else { return false };
+        let value = |name| fields.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str());
+        value("bc") == Some("06") && matches!(value("sc"), Some("00" | "01" | "04"))
     }
 
     /// The modules with an alias for this device. Without its class only those that name the device itself: a driver
@@ -237,8 +261,32 @@ mod tests {
         assert_eq!(only("1b21:0612:010685"), [""; 0], "another interface");
         assert_eq!(only("1b21:0612:0200"), [""; 0]);
         assert_eq!(only("0781:5567:08"), ["usb_storage"]);
+        assert_eq!(only("usb:0781:5567:0806"), ["usb_storage"]);
+        assert_eq!(only("0781:5567:0806"), [""; 0], "four digits are a class of PCI unless the bus is said");
         assert_eq!(only("0781:5567:09"), [""; 0], "a hub's class is that of the device, not of an interface");
         assert_eq!(only("8086:10d3:0200"), ["e1000e"]);
+    }
+
+    #[test]
+    fn classes_with_a_driver_for_all_their_devices_are_known() {
+        assert_eq!(Bus::Pci.class_alone("pci:v*d*sv*sd*bc01sc06i01*").as_deref(), Some("0106"));
+        assert_eq!(Bus::Pci.class_alone("pci:v*d*sv*sd*bc0Csc*i*").as_deref(), Some("0c"));
+        assert_eq!(Bus::Usb.class_alone("usb:v*p*d*dc*dsc*dp*ic08isc06ip50in*").as_deref(), Some("0806"));
+        for other in [
+            "pci:v00001B4Bd*sv*sd*bc01sc06i01*",
+            "pci:v00008086d000010D3sv*sd*bc*sc*i*",
+            "usb:v*p*d*dc09dsc*dp*ic*isc*ip*in*",
+            "virtio:d00000001v*",
+        ] {
+            assert_eq!((Bus::Pci.class_alone(other), Bus::Usb.class_alone(other)), (None, None), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_bridge_is_known_by_its_class() {
+        let is_bridge = |text| Device::parse(text).unwrap().iter().any(Device::is_bridge);
+        assert!(is_bridge("8086:1237:0600") && is_bridge("8086:7000:0601") && is_bridge("1b36:000c:060400"));
+        assert!(!is_bridge("8086:1237") && !is_bridge("8086:7113:0680") && !is_bridge("usb:8086:1237:06"));
     }
 
     #[test]

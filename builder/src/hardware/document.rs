@@ -14,11 +14,15 @@ use crate::kernel::Kernel;
 const INTRODUCTION: &str = "\
 # Hardware
 
-What a rack drives: any PC or server with UEFI, a 64-bit AMD or Intel processor with virtualization, and a wired network. This file
-is written by `rackstick inspect --drivers recipes/lab.toml` from the table in `builder/src/hardware/classes.rs` and the kernel
-and firmware of `recipes/lab.lock`; a test fails if it is out of date.
+What a rack drives: any PC or server with UEFI, a 64-bit AMD or Intel processor with virtualization, and a wired NIC for which there is
+a driver below. This file is written by `rackstick inspect --drivers recipes/lab.toml` from the table in
+`builder/src/hardware/classes.rs` and the kernel and firmware of `recipes/lab.lock`; a test fails if it is out of date.
 
-`rackstick inspect --hardware 8086:10d3 RECIPE` answers for one device, by the numbers that `lspci -nn` or `lsusb` shows.
+`rackstick inspect --hardware 8086:10d3 RECIPE` answers for one device, by the numbers that `lspci -nn` or `lsusb` shows, or by a
+whole line of theirs. Some drivers name devices, others whole classes (NVMe, SATA, USB controllers, sticks, keyboards): for those the
+class must be known, as it is from a line of `lspci -nn`, or from a third number, 144d:a808:0108. It exits with 0 if the device is
+driven, 1 if not, and 3 if its class decides and was not given. For a whole PC: `lspci -nn | rackstick inspect --hardware - RECIPE`,
+which exits with the worst of all answers: 1, then 3.
 
 ";
 

@@ -1,11 +1,13 @@
 //! What hardware a rack drives: the table of classes, the kernel's modules that it takes, the firmware these load into
 //! their devices, and the processors' microcode.
 
+pub mod answer;
 pub mod classes;
 pub mod device;
 pub mod document;
 mod firmware;
 pub mod microcode;
+pub mod pasted;
 
 pub use firmware::{Chosen, Firmware};
 

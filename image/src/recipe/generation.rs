@@ -62,7 +62,7 @@ pub fn manifest(
     })
 }
 
-fn network_of(network: &Network) -> manifest::Network {
+pub(super) fn network_of(network: &Network) -> manifest::Network {
     match network {
         Network::Uplink { nic, address, gateway, resolver } => manifest::Network::Uplink {
             nic: nic.clone(),
@@ -78,7 +78,7 @@ fn network_of(network: &Network) -> manifest::Network {
     }
 }
 
-fn guest_of(rack: &str, name: &str, guest: &Guest) -> manifest::Guest {
+pub(super) fn guest_of(rack: &str, name: &str, guest: &Guest) -> manifest::Guest {
     let interfaces = guest.addresses.iter().map(|(network, &address)| manifest::Interface {
         network: network.clone(),
         mac: mac(rack, name, network),
@@ -103,8 +103,8 @@ fn guest_of(rack: &str, name: &str, guest: &Guest) -> manifest::Guest {
 }
 
 /// The MAC address of a guest on a network, always the same: the first six bytes of a SHA-256 with the "locally
-/// administered" bit set and the "group" bit clear (IEEE 802, section 8.4).
-fn mac(rack: &str, guest: &str, network: &str) -> String {
+/// administered" bit set and the "group" bit clear (IEEE 802, section 8.4). How it is made stands in `docs/recipes.md`.
+pub fn mac(rack: &str, guest: &str, network: &str) -> String {
     let Guid([first, rest @ ..]) = guid::derive(&[b"mac", rack.as_bytes(), guest.as_bytes(), network.as_bytes()]);
     let mut text = format!("{:02x}", first & 0xfc | 0x02);
     for byte in &rest[..5] {

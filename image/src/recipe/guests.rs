@@ -199,11 +199,19 @@ fn addresses<'a>(
 /// A guest's address on a private network; else what is wrong with it, and what it could be.
 fn private_address(network: &str, subnet: &Ipv4Net, text: &str) -> Result<Address, (String, String)> {
     let Ok(address) = text.parse::<Ipv4Addr>() else {
-        let hint = "an address is four numbers from 0 to 255, for example `10.20.0.80`";
-        return Err((format!("`{}` is not an IPv4 address", shown(text)), hint.to_owned()));
+        let without_prefix = text.parse::<Ipv4Net>().ok().map(|net| net.addr());
+        let hint = match without_prefix.filter(|address| unusable(subnet, *address).is_none()) {
+            _ if text == "dhcp" => {
+                let range = possible(subnet);
+                format!("the address that stands here is what the rack's own DHCP gives to the guest; {range}")
+            }
+            Some(address) => format!("write `{address}`: the prefix length is that of the network's `subnet`"),
+            None => "an address is four numbers from 0 to 255, for example `10.20.0.80`".to_owned(),
+        };
+        return Err((format!("`{}` is not an IPv4 address", shown(text)), hint));
     };
-    match unusable(network, subnet, address) {
-        Some(wrong) => Err(wrong),
+    match unusable(subnet, address) {
+        Some(why) => Err((format!("{address} is {why} network `{network}`"), possible(subnet))),
         None => Ok(Address::Static { address, prefix: subnet.prefix_len() }),
     }
 }
@@ -249,23 +257,24 @@ fn bridged_address(
     Ok(Address::Static { address, prefix: net.prefix_len() })
 }
 
-/// Why a guest can't have the address, and what it could have.
-fn unusable(network: &str, subnet: &Ipv4Net, address: Ipv4Addr) -> Option<(String, String)> {
-    let gateway = networks::gateway(subnet);
-    let last = Ipv4Addr::from_bits(subnet.broadcast().to_bits().saturating_sub(1));
-    let second = Ipv4Addr::from_bits(gateway.to_bits().saturating_add(1));
-    let message = if !subnet.contains(&address) {
-        format!("{address} is outside {subnet}, the subnet of network `{network}`")
-    } else if address == gateway {
-        format!("{address} is the rack's own address on network `{network}`")
+/// What the address is that a guest can't have.
+fn unusable(subnet: &Ipv4Net, address: Ipv4Addr) -> Option<String> {
+    if !subnet.contains(&address) {
+        Some(format!("outside {subnet}, the subnet of"))
+    } else if address == networks::gateway(subnet) {
+        Some("the rack's own address on".to_owned())
     } else if !networks::is_host(subnet, address) {
-        format!("{address} is not a host's address in {subnet}")
+        Some(format!("not a host's address in {subnet}, the subnet of"))
     } else {
-        return None;
-    };
-    let range =
-        if second == last { format!("it can only be {last}") } else { format!("{second} to {last} are possible") };
-    Some((message, range))
+        None
+    }
+}
+
+/// Which addresses guests can have.
+fn possible(subnet: &Ipv4Net) -> String {
+    let last = Ipv4Addr::from_bits(subnet.broadcast().to_bits().saturating_sub(1));
+    let second = Ipv4Addr::from_bits(networks::gateway(subnet).to_bits().saturating_add(1));
+    if second == last { format!("it can only be {last}") } else { format!("{second} to {last} are possible") }
 }
 
 fn forwards<'a>(

@@ -14,18 +14,21 @@ use super::{
     error::{Diagnostic, Diagnostics, LoadError, Place, Source},
     guests::{self, Draft},
     image::Image,
-    images,
+    images, mistaken,
     names::{self, shown},
     networks,
     rack::Rack,
     reader::{Report, Table, Text},
-    shapes,
+    shapes, warnings,
 };
 
 /// Largest recipe in bytes: a file named by mistake is refused before it fills the memory.
 pub const RECIPE_MAX: u64 = 1 << 20;
 /// The bases that images can be made from.
 pub const BASES: &[&str] = &["debian:trixie"];
+
+/// What the TOML reader says of a key or name that stands twice in a table.
+const DUPLICATE_KEY: &str = "duplicate key";
 
 /// Loads a rack recipe and the image recipes that it names, and checks everything that can be known without network
 /// and lock.
@@ -40,6 +43,10 @@ pub fn load(path: &Path) -> Result<Rack, LoadError> {
 pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<Rack, Vec<Diagnostic>> {
     let source = decode(path, bytes)?;
     let root = syntax(&source)?;
+    if let Some(key) = mistaken::key_of_an_image_recipe(root.get_ref()) {
+        let place = Place { source: Arc::clone(&source), span: key };
+        return Err(vec![Diagnostic::new(place, mistaken::MESSAGE).hint(mistaken::hint(path))]);
+    }
     let mut report = Report::new(Arc::clone(&source));
     let table = Table::new(&mut report, &shapes::RECIPE, "the rack recipe", 0..0, root.get_ref());
     let head = head(&mut report, &table);
@@ -69,7 +76,10 @@ pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<Rack, Vec<Diagnostic>
         Some(Rack { networks, guests, images, ..head })
     });
     match rack {
-        Some(rack) if found.is_empty() => Ok(rack),
+        Some(mut rack) if found.is_empty() => {
+            rack.warnings = warnings::find(&rack, &source, root.get_ref());
+            Ok(rack)
+        }
         _ => Err(found),
     }
 }
@@ -121,6 +131,7 @@ fn head(report: &mut Report, root: &Table<'_>) -> Option<Rack> {
         networks: BTreeMap::new(),
         guests: BTreeMap::new(),
         images: BTreeMap::new(),
+        warnings: Vec::new(),
     })
 }
 
@@ -202,7 +213,7 @@ fn image(name: &str, source: Arc<Source>) -> Result<Image, Vec<Diagnostic>> {
     if found.is_empty() { Ok(image) } else { Err(found) }
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(RECIPE_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > RECIPE_MAX {
@@ -227,7 +238,13 @@ fn decode(path: &Path, bytes: Vec<u8>) -> Result<Arc<Source>, Vec<Diagnostic>> {
 
 fn syntax(source: &Arc<Source>) -> Result<Spanned<DeTable<'_>>, Vec<Diagnostic>> {
     DeTable::parse(&source.text).map_err(|error| {
-        let place = Place { source: Arc::clone(source), span: error.span().unwrap_or(0..0) };
-        vec![Diagnostic::new(place, error.message()).hint("recipes are written in TOML, see https://toml.io")]
+        let span = error.span().unwrap_or(0..0);
+        let key = source.text.get(span.clone()).unwrap_or_default();
+        let wrong = if error.message() == DUPLICATE_KEY {
+            (format!("`{}` is there already", shown(key)), "leave one out, or give it another name")
+        } else {
+            (error.message().to_owned(), "recipes are written in TOML, see https://toml.io")
+        };
+        vec![Diagnostic::new(Place { source: Arc::clone(source), span }, wrong.0).hint(wrong.1)]
     })
 }

@@ -60,13 +60,15 @@ pub(super) fn is_interface(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
 }
 
-/// The MAC address of one station that the text names, in lower case; none if it names none.
+/// The MAC address of one station that the text names, in lower case with colons; none if it names none. Other systems
+/// write it with dashes.
 pub(super) fn mac(text: &str) -> Option<String> {
-    let parts: Vec<&str> = text.split(':').collect();
+    let separator = if text.contains('-') { '-' } else { ':' };
+    let parts: Vec<&str> = text.split(separator).collect();
     let pair = |part: &&str| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
     let bytes = (parts.len() == 6 && parts.iter().all(pair)).then(|| u8::from_str_radix(parts[0], 16).ok())??;
     // The lowest bit of the first byte stands for a group of stations (IEEE 802, section 8.2.2).
-    (bytes & 1 == 0).then(|| text.to_ascii_lowercase())
+    (bytes & 1 == 0).then(|| parts.join(":").to_ascii_lowercase())
 }
 
 /// The systemd unit that the text names, with its suffix; none if it can't name one that can be enabled.

@@ -48,8 +48,8 @@ pub(super) fn is_host(subnet: &Ipv4Net, address: Ipv4Addr) -> bool {
 /// What is compared between networks.
 #[derive(Default)]
 struct Seen<'a> {
-    /// NICs: the name or `auto`.
-    nics: Vec<(Text<'a>, &'a str)>,
+    /// NICs, and where each is named.
+    nics: Vec<(Nic, Range<usize>, &'a str)>,
     subnets: Vec<(Ipv4Net, Range<usize>, &'a str)>,
     nats: Vec<(Text<'a>, &'a str)>,
     /// Uplinks that bring a default route, or may: where the recipe says so.
@@ -133,7 +133,7 @@ fn uplink<'a>(report: &mut Report, seen: &mut Seen<'a>, name: &'a str, table: &T
         (None, _) => None,
     };
     seen.ways_out.extend(way_out.map(|span| (span, name)));
-    seen.nics.push((text, name));
+    seen.nics.push((nic.clone(), text.span, name));
     // What is wrong with either was reported; nothing else depends on them.
     Some(Network::Uplink { nic, address: address?, gateway: gateway.flatten(), resolver: resolver.flatten() })
 }
@@ -234,13 +234,11 @@ pub(super) fn usable(net: &Ipv4Net) -> bool {
 }
 
 fn check_nics(report: &mut Report, seen: &Seen<'_>) {
-    for (index, (nic, _)) in seen.nics.iter().enumerate() {
-        let other = seen.nics[..index]
-            .iter()
-            .find(|(other, _)| other.value == nic.value || other.value == "auto" || nic.value == "auto");
-        if let Some((_, other)) = other {
+    for (index, (nic, span, _)) in seen.nics.iter().enumerate() {
+        let same = |other: &Nic| other == nic || *other == Nic::Auto || *nic == Nic::Auto;
+        if let Some((_, _, other)) = seen.nics[..index].iter().find(|(other, ..)| same(other)) {
             report.wrong(
-                nic.span.clone(),
+                span.clone(),
                 format!("this could be the NIC of network `{other}`"),
                 r#"with several uplinks each names its own NIC, and none is `"auto"`"#,
             );

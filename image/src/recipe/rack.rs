@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
-use super::{error::Placed, image::Image};
+use super::{
+    error::{Diagnostic, Placed},
+    image::Image,
+};
 use crate::manifest::{Address, Forward, Health, Nic, UplinkAddress};
 
 /// A rack recipe with the image recipes that it names.
@@ -24,6 +27,8 @@ pub struct Rack {
     pub guests: BTreeMap<String, Guest>,
     /// Image recipes by name; guests that name the same file share one.
     pub images: BTreeMap<String, Image>,
+    /// What is allowed, but probably not meant.
+    pub warnings: Vec<Diagnostic>,
 }
 
 /// One network.

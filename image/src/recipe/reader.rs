@@ -228,6 +228,13 @@ impl<'a> Table<'a> {
     }
 }
 
+/// The value of a key within tables: the last of the path, each other one being a table's.
+pub(super) fn value<'a>(root: &'a DeTable<'a>, path: &[&str]) -> Option<&'a Spanned<DeValue<'a>>> {
+    let (first, rest) = path.split_first()?;
+    let (_, found) = root.iter().find(|(key, _)| key.get_ref() == first)?;
+    if rest.is_empty() { Some(found) } else { value(found.get_ref().as_table()?, rest) }
+}
+
 /// The value as a string, if it is one.
 pub(super) fn text<'a>(value: &'a Spanned<DeValue<'a>>) -> Option<Text<'a>> {
     value.get_ref().as_str().map(|text| Text { value: text, span: value.span() })

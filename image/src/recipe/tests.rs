@@ -113,6 +113,90 @@ fn a_guest_on_the_lan_asks_dhcp_or_has_an_address_with_a_prefix() {
 }
 
 #[test]
+fn a_guest_goes_out_where_there_is_a_router() {
+    let way_out = |networks: &str, address: &str, more: &str| {
+        let text = format!(
+            "{}[networks.nat]\nsubnet = '10.30.0.0/24'\nnat = 'lan'\n{networks}[guests.a]\nimage = 'web.toml'\n\
+             memory = '64 MiB'\naddress = {{ {address} }}\n{more}",
+            SMALL.replace("auto", "eth0")
+        );
+        let rack = load_text(&text).unwrap_or_else(|wrong| panic!("{wrong:?}"));
+        let manifest = manifest(&rack, built(&rack), guid::derive(&[b"data"])).unwrap();
+        let guest = &manifest.guests[0];
+        let network = guest.interfaces[guest.way_out(&manifest.networks).unwrap()].network.clone();
+        (network, rack.warnings.into_iter().map(|warning| warning.to_string()).collect::<Vec<_>>())
+    };
+    // Networks by name: `a` comes first, and leads nowhere.
+    let second = "[networks.a]\nuplink = 'eth1'\naddress = '192.0.2.9/24'\n";
+    let (own, dhcp, servers, nat) =
+        ("a = '192.0.2.20/24'", "lan = 'dhcp'", "servers = '10.20.0.3'", "nat = '10.30.0.3'");
+    let forward = "forward = ['lan:80/tcp']\n";
+    for (address, more, network) in [
+        (format!("{own}, {dhcp}, {nat}"), "", "lan"),
+        (format!("{own}, {servers}, {nat}"), "", "nat"),
+        (format!("{dhcp}, {servers}"), "", "lan"),
+        (format!("{dhcp}, {servers}, {nat}"), forward, "nat"),
+        (format!("{dhcp}, {servers}"), forward, "servers"),
+    ] {
+        assert_eq!(way_out(second, &address, more), (network.to_owned(), vec![]), "{address} {more}");
+    }
+    for address in [own.to_owned(), format!("{own}, {servers}")] {
+        let (network, warnings) = way_out(second, &address, "");
+        let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+        assert_eq!(network, "a");
+        assert!(warning.contains("network `a` has no `gateway`") && warning.contains("on `lan` too"), "{warning}");
+    }
+}
+
+#[test]
+fn a_mac_address_may_have_dashes_and_names_one_nic_however_it_is_written() {
+    let rack = load_text(&SMALL.replace("auto", "52-54-00-AB-CD-EF")).unwrap();
+    let Network::Uplink { nic, .. } = &rack.networks["lan"] else { panic!() };
+    assert_eq!(nic, &Nic::Mac("52:54:00:ab:cd:ef".to_owned()));
+    assert!(load_text(&SMALL.replace("auto", "52-54:00:ab:cd:ef")).is_err());
+    let second = "[networks.b]\nuplink = '52:54:00:ab:cd:ef'\naddress = '192.0.2.9/24'\n";
+    let twice = load_text(&format!("{}{second}", SMALL.replace("auto", "52-54-00-AB-CD-EF"))).unwrap_err();
+    assert!(twice[0].to_string().contains("this could be the NIC of network `lan`"), "{twice:?}");
+}
+
+#[test]
+fn a_volume_is_where_programs_keep_data_and_not_what_the_image_brings() {
+    let mounted = |mount: &str| {
+        load_text(&format!(
+            "{SMALL}[guests.a]\nimage = 'web.toml'\nmemory = '64 MiB'\nvolumes.v = {{ mount = '{mount}', size = '1 GiB' }}\n"
+        ))
+    };
+    for good in
+        ["/srv", "/home", "/opt/app", "/var/lib", "/var/lib/bind", "/etc/keys", "/usr/local", "/usr/local/share/x"]
+    {
+        assert!(mounted(good).is_ok(), "{good}");
+    }
+    for bad in [
+        "/",
+        "/usr",
+        "/usr/lib/systemd",
+        "/usr/localx",
+        "/usr/share/x",
+        "/boot/efi",
+        "/etc",
+        "/etc/systemd/system",
+        "/var",
+        "/var/lib/dpkg/info",
+        "/proc",
+        "/proc/x",
+        "/sys/fs",
+        "/dev/shm",
+        "/run/x",
+        "/tmp",
+        "/bin/x",
+        "/lib/modules",
+    ] {
+        let [wrong] = &mounted(bad).unwrap_err()[..] else { panic!("{bad}") };
+        assert!(wrong.hint.is_some() && wrong.to_string().contains(&format!("`{bad}`")), "{bad}: {wrong}");
+    }
+}
+
+#[test]
 fn guests_with_the_same_image_recipe_share_one_image() {
     let guests =
         "[guests.a]\nimage = 'web.toml'\nmemory = '64 MiB'\n[guests.b]\nimage = './web.toml'\nmemory = '1 GiB'\n";

@@ -15,7 +15,11 @@ use crate::volume::{NAME_MAX, SIZE_MAX_MIB, SIZE_MIN_MIB};
 /// Most volumes of a guest: with its layers and networks they share the 31 places of its bus.
 const VOLUMES_MAX: usize = 8;
 /// What comes from the image. A volume in their place would keep the old files for ever, whatever a new generation brings.
-const OF_THE_IMAGE: &[&str] = &["/bin", "/boot", "/etc", "/lib", "/lib64", "/sbin", "/usr", "/var"];
+const OF_THE_IMAGE: &[&str] = &["/", "/etc", "/var"];
+/// The same, with all folders in them: programs, what is known of installed packages, and which services there are.
+const WHOLLY_OF_THE_IMAGE: &[&str] = &["/boot", "/etc/systemd", "/usr", "/var/lib/dpkg"];
+/// What lies below one of those and is the administrator's all the same (FHS 3.0, section 4.9).
+const LOCAL: &str = "/usr/local";
 /// Symbolic links of Debian's images: what was mounted there would be mounted elsewhere.
 const LINKS: &[&str] = &["/bin", "/lib", "/lib64", "/sbin", "/var/lock", "/var/run"];
 
@@ -45,7 +49,10 @@ pub(super) fn read(report: &mut Report, guest: &Table<'_>) -> BTreeMap<String, V
 
 /// The path, if a volume can be mounted there beside the `others`.
 fn mount(report: &mut Report, others: &BTreeMap<String, Volume>, text: &Text<'_>) -> Option<String> {
-    let path = image_path(report, text)?.value;
+    let path = match text.value {
+        "/" => text.value.to_owned(),
+        _ => image_path(report, text)?.value,
+    };
     let mut wrong = |message: String, hint: &str| {
         report.wrong(text.span.clone(), message, hint);
         None
@@ -66,6 +73,14 @@ fn mount(report: &mut Report, others: &BTreeMap<String, Volume>, text: &Text<'_>
         return wrong(
             format!("`{path}` is the image's own"),
             "what a volume holds is kept, so a new image could not change it; mount it on a folder further down",
+        );
+    }
+    let owner = WHOLLY_OF_THE_IMAGE.iter().find(|folder| is_within(&path, folder) && !is_within(&path, LOCAL));
+    if let Some(folder) = owner {
+        return wrong(
+            format!("`{}` is the image's own, as all of `{folder}`", shown(&path)),
+            "what a volume holds is kept, so a new image could not change it; mount it where programs keep their data, \
+             for example below `/var/lib`, `/srv` or `/home`",
         );
     }
     if let Some((other, _)) = others.iter().find(|(_, v)| is_within(&path, &v.mount) || is_within(&v.mount, &path)) {

@@ -119,7 +119,7 @@ fn monitor_config(index: usize, spec: &Guest, image: &Image, folder: &Path, volu
 }
 
 fn guest_config(manifest: &Manifest, spec: &Guest, image: &Image) -> GuestConfig {
-    let default = network::routes::default_interface(manifest, spec);
+    let default = spec.way_out(&manifest.networks);
     let interfaces = spec.interfaces.iter().enumerate().map(|(index, interface)| guest::Interface {
         mac: interface.mac.clone(),
         address: match interface.address {

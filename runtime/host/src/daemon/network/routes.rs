@@ -7,25 +7,11 @@ use rackstick_image::manifest::{Address, Guest, Manifest, Network};
 /// The private network and address at which forwards reach a guest: those of the interface that has its default
 /// gateway, so that answers come back the same way.
 pub fn reachable<'a>(manifest: &Manifest, guest: &'a Guest) -> Option<(&'a str, Ipv4Addr)> {
-    let interface = guest.interfaces.get(default_interface(manifest, guest)?)?;
+    let interface = guest.interfaces.get(guest.way_out(&manifest.networks)?)?;
     match manifest.networks.get(&interface.network) {
         Some(Network::Private { .. }) => Some((&interface.network, interface.address.known()?)),
         _ => None,
     }
-}
-
-/// Which of a guest's interfaces has its default gateway: one that is bridged, unless forwards lead to the guest; else
-/// the first on a private network with NAT, else the first on a private network.
-pub fn default_interface(manifest: &Manifest, guest: &Guest) -> Option<usize> {
-    let first = |wanted: &dyn Fn(&Network) -> bool| {
-        guest.interfaces.iter().position(|interface| manifest.networks.get(&interface.network).is_some_and(wanted))
-    };
-    let bridged = || first(&|network| matches!(network, Network::Uplink { .. }));
-    let private = || {
-        first(&|network| matches!(network, Network::Private { nat: Some(_), .. }))
-            .or_else(|| first(&|network| matches!(network, Network::Private { .. })))
-    };
-    if guest.forwards.is_empty() { bridged().or_else(private) } else { private().or_else(bridged) }
 }
 
 /// The router of a network, for those that have an address without DHCP.

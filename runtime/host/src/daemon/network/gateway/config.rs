@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use rackstick_image::manifest::{Address, Guest, Manifest, Network};
 use serde::{Deserialize, Serialize};
 
-use super::super::{names, routes};
+use super::super::names;
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,7 +118,7 @@ fn hosts(manifest: &Manifest, network: &str, gateway: Ipv4Addr, uplink: Option<&
 fn leases(manifest: &Manifest, network: &str) -> Vec<Lease> {
     let mut leases = Vec::new();
     for guest in &manifest.guests {
-        let default = routes::default_interface(manifest, guest);
+        let default = guest.way_out(&manifest.networks);
         for (index, interface) in guest.interfaces.iter().enumerate() {
             if let (true, Address::Static { address, .. }) = (interface.network == network, interface.address) {
                 let (mac, name) = (interface.mac.clone(), guest.name.clone());
