@@ -15,7 +15,6 @@ mod uplink;
 
 use std::{
     fs, io,
-    path::Path,
     sync::{Arc, Mutex},
     thread,
 };
@@ -117,16 +116,16 @@ pub fn start_uplinks(
     gateway: gateway::Handle,
     report: impl Fn(News) + Send + Clone + 'static,
 ) -> Result<(), Error> {
-    start_uplinks_with(manifest, gateway, Path::new(RECORDS), report)
+    let (taking, records) = (Arc::new(Mutex::new(())), RECORDS.into());
+    let shared = uplink::Shared { taking, gateway, records, link_local_after: uplink::LINK_LOCAL_AFTER };
+    start_uplinks_with(manifest, &shared, report)
 }
 
 fn start_uplinks_with(
     manifest: &Arc<Manifest>,
-    gateway: gateway::Handle,
-    records: &Path,
+    shared: &uplink::Shared,
     report: impl Fn(News) + Send + Clone + 'static,
 ) -> Result<(), Error> {
-    let shared = uplink::Shared { taking: Arc::new(Mutex::new(())), gateway, records: records.to_owned() };
     for (name, network) in &manifest.networks {
         let Network::Uplink { nic, address, .. } = network else { continue };
         let uplink = uplink::Uplink {

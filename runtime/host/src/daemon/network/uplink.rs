@@ -26,7 +26,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// How long to wait for a card or its carrier before that is reported; it is waited for ever after.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long DHCP may stay without an answer before the rack takes an address of its own: three tries.
-const LINK_LOCAL_AFTER: Duration = Duration::from_secs(20);
+pub const LINK_LOCAL_AFTER: Duration = Duration::from_secs(20);
 /// The wait before something that the kernel refused is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -48,6 +48,8 @@ pub struct Shared {
     pub gateway: gateway::Handle,
     /// Where leases are remembered for a restarted daemon.
     pub records: PathBuf,
+    /// [`LINK_LOCAL_AFTER`]; tests have less time.
+    pub link_local_after: Duration,
 }
 
 /// The NIC that is the bridge's port.
@@ -183,7 +185,9 @@ impl<'a> Running<'a> {
                 self.dhcp.as_ref().map(dhcp::Session::deadline),
                 self.claim.as_ref().and_then(linklocal::Session::deadline),
                 self.failed.as_ref().map(|(_, at)| *at),
-                self.unanswered.filter(|_| self.claim.is_none()).map(|since| since + LINK_LOCAL_AFTER),
+                self.unanswered
+                    .filter(|_| self.claim.is_none())
+                    .map(|since| since + self.uplink.shared.link_local_after),
             ];
             // What has passed was seen to just now, unless the cable is out: the kernel tells when it is back.
             let next = deadlines.into_iter().flatten().filter(|deadline| *deadline > now || self.is_connected()).min();
@@ -392,7 +396,7 @@ impl Running<'_> {
 
     /// Claims an address of the rack's own once DHCP was without an answer for long.
     fn claim_address(&mut self, now: Instant) -> std::io::Result<()> {
-        let late = self.unanswered.is_some_and(|since| now >= since + LINK_LOCAL_AFTER);
+        let late = self.unanswered.is_some_and(|since| now >= since + self.uplink.shared.link_local_after);
         if late
             && self.claim.is_none()
             && let Some(port) = &self.port

@@ -1,7 +1,6 @@
 use std::{
     fs,
     net::UdpSocket,
-    path::Path,
     process::Child,
     sync::mpsc::{Receiver, channel},
     thread,
@@ -21,6 +20,8 @@ use super::{
 
 /// More than DHCP needs with a server that answers, or the claim of an address without one.
 const PATIENCE_OF_TESTS: Duration = Duration::from_secs(60);
+/// How soon a rack of tests gives up hope for DHCP and takes an address of its own.
+const SOON: Duration = Duration::from_secs(2);
 /// How long a thread that should be idle is looked at.
 const WINDOW: Duration = Duration::from_secs(2);
 
@@ -50,15 +51,16 @@ struct Uplinks {
 
 impl Uplinks {
     fn start(manifest: &Arc<Manifest>) -> Self {
-        Self::start_in(manifest, tempfile::tempdir().unwrap())
+        Self::start_in(manifest, tempfile::tempdir().unwrap(), LINK_LOCAL_AFTER)
     }
 
-    fn start_in(manifest: &Arc<Manifest>, records: TempDir) -> Self {
+    fn start_in(manifest: &Arc<Manifest>, records: TempDir, link_local_after: Duration) -> Self {
         let (send, news) = channel();
         let (order, orders) = channel();
-        let records_path: &Path = records.path();
+        let (gateway, taking) = (gateway::Handle::new(order), Arc::default());
+        let shared = Shared { taking, gateway, records: records.path().into(), link_local_after };
         let report = move |change| drop(send.send(change));
-        start_uplinks_with(manifest, gateway::Handle::new(order), records_path, report).unwrap();
+        start_uplinks_with(manifest, &shared, report).unwrap();
         Self { news, orders, records }
     }
 
@@ -155,7 +157,7 @@ fn the_rack_gets_its_address_route_and_resolver_from_a_real_dhcp_server() {
         end(server);
         bring_up(&manifest, |_| 0).unwrap();
         assert!(run("ip -4 addr show dev br-lan").contains(&address));
-        let again = Uplinks::start_in(&manifest, uplinks.records);
+        let again = Uplinks::start_in(&manifest, uplinks.records, LINK_LOCAL_AFTER);
         assert_eq!(again.address(), address);
         assert!(run("ip -4 addr show dev br-lan").contains(&address));
         assert!(run("ip route").contains("default via 10.9.0.1 dev br-lan"));
@@ -204,9 +206,11 @@ fn without_a_dhcp_server_the_rack_takes_an_address_of_its_own_until_one_answers(
         let manifest = manifest();
         bring_up(&manifest, |_| 0).unwrap();
         let neighbour = Machine::new("nic", None, "169.254.0.9/16", None);
-        let uplinks = Uplinks::start(&manifest);
+        let begun = Instant::now();
+        let uplinks = Uplinks::start_in(&manifest, tempfile::tempdir().unwrap(), SOON);
         let address = uplinks.address();
         assert!(address.starts_with("169.254.") && address.ends_with("/16"), "{address}");
+        assert!(begun.elapsed() > SOON);
         let problem = uplinks.problem();
         assert!(problem.contains("no DHCP server answers") && problem.contains("169.254."), "{problem}");
         let plain = address.trim_end_matches("/16");
