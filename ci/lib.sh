@@ -31,3 +31,15 @@ die() {
 # shellcheck disable=SC2034
 flags=(--locked --config
     "target.x86_64-unknown-linux-gnu.rustflags=['--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo']")
+
+as_root() {
+    if [[ $EUID == 0 ]]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "run me as root, or install sudo, so that I can do: $*"
+    fi
+}
+
+apt_get() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -qq "$@" >/dev/null; }
