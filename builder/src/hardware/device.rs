@@ -187,10 +187,11 @@ impl Device {
             Self::Id { bus, fields, .. } => (bus, fields),
         };
         let Some(alias) = alias.strip_prefix(bus.prefix()) else { return false };
-        let (mut names_device, mut names_class) = (true, false);
+        let (mut names_vendor, mut names_device, mut names_class) = (true, true, false);
         for (key, pattern) in fields(alias) {
             if bus.id().contains(&key) && pattern == "*" {
                 names_device = false;
+                names_vendor &= key != bus.id()[0];
             }
             if key == bus.class()[0] && pattern != "*" {
                 names_class = true;
@@ -201,7 +202,8 @@ impl Device {
                 return false;
             }
         }
-        names_device || names_class && self.has_class()
+        // Some drivers are for all that a vendor makes, as virtio's.
+        names_device || names_vendor && !names_class || names_class && self.has_class()
     }
 }
 
@@ -225,7 +227,9 @@ mod tests {
         Index::parse(
             "rackstick-modules 1\nb 8250_pci\nm ahci kernel/drivers/ata/ahci.ko.xz\nm e1000e kernel/e1000e.ko.xz\n\
              m r8152 kernel/r8152.ko.xz\nm tg3 kernel/tg3.ko.xz\nm usb_storage kernel/usb-storage.ko.xz\n\
+             m virtio_pci kernel/virtio_pci.ko.xz\n\
              a 0 pci:v*d*sv*sd*bc01sc06i01*\na 3 pci:v000014E4d00001684sv00001028sd*bc*sc*i*\n\
+             a 5 pci:v00001AF4d*sv*sd*bc*sc*i*\n\
              a 1 pci:v00008086d000010D3sv*sd*bc*sc*i*\na - pci:v00009710d00009835sv*sd*bc*sc*i*\n\
              a 4 usb:v*p*d*dc*dsc*dp*ic08isc06ip50in*\na 3 usb:v*p*d*dc09dsc*dp*ic*isc*ip*in*\n\
              a 2 usb:v0BDAp8153d*dc*dsc*dp*icFFisc*ip*in*\n",
@@ -249,6 +253,10 @@ mod tests {
         assert_eq!(drivers("8086:10d3")[1], ("USB 8086:10d3".to_owned(), vec![]));
         assert_eq!(only("usb:0bda:8153"), ["r8152"]);
         assert_eq!(only("pci:0bda:8153"), [""; 0]);
+        assert_eq!(
+            (only("1af4:1041"), only("1af4:1041:0200")),
+            (vec!["virtio_pci".to_owned()], vec!["virtio_pci".to_owned()])
+        );
         assert_eq!(only("14e4:1684"), ["tg3"], "the subsystem is not known, so it may be that one");
         assert_eq!(only("pci:v00008086d000010D3sv00008086sd0000A01Fbc02sc00i00"), ["e1000e"]);
     }

@@ -82,6 +82,7 @@ pub(crate) fn run() {
     let Err(error) = bring_up();
     log::error!("{}{error}", guest::CANT_START);
     log::error!("resetting this guest's machine; the rack's status and this console say the same");
+    rustix::fs::sync();
     let Err(error) = power::restart();
     log::error!("can't reset the machine: {error}");
 }

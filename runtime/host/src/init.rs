@@ -7,7 +7,8 @@ mod say;
 pub mod watchdog;
 
 use std::{
-    fmt, fs,
+    convert::Infallible,
+    fmt, fs, io,
     process::ExitCode,
     sync::mpsc,
     thread,
@@ -51,6 +52,10 @@ const KILL_DEADLINE: Duration = Duration::from_secs(5);
 /// How long writing everything out may take. A slow stick needs minutes for what memory holds; a disk that does not answer
 /// holds whoever waits for it for ever. Ends before the watchdog's last meal is used up, which can only reset the machine.
 const WRITE_DEADLINE: Duration = Duration::from_secs(500);
+
+/// How long the kernel may take to end the machine: it waits for drivers that are starting a device, also for one that never
+/// answers, and then there is no watchdog either, which it stops before.
+const DEVICE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The kernel must not choose PID 1 when memory runs out.
 const OOM_INIT: &str = "-1000";
@@ -212,14 +217,24 @@ fn finish(end: End, voice: &Voice) -> ! {
         ));
     }
     loop {
-        let Err(error) = match end {
-            End::PowerOff => power::power_off(),
-            End::Reboot => power::restart(),
+        let ended = match end {
+            End::PowerOff => within(DEVICE_DEADLINE, || refused(power::power_off())),
+            End::Reboot => within(DEVICE_DEADLINE, || refused(power::restart())),
         };
-        voice.show(format_args!("the machine could not be ended: {error}"));
+        if !ended {
+            voice.show(format_args!("a device does not let go of the machine, which is reset at once"));
+            if let Err(error) = power::reset() {
+                voice.show(format_args!("the machine could not be reset: {error}"));
+            }
+        }
         // PID 1 must not end, whatever happens.
         signals::Set::of(&[libc::SIGCHLD]).wait(Some(KILL_DEADLINE));
     }
+}
+
+fn refused(ended: io::Result<Infallible>) {
+    let Err(error) = ended;
+    Voice::open().show(format_args!("the machine could not be ended: {error}"));
 }
 
 /// Does what may never come to an end in a thread of its own; false if it has not ended within `patience`. Where there is no

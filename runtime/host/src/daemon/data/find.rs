@@ -147,6 +147,11 @@ mod tests {
                 mounted: written_kib > MADE || mounts > 0,
             }),
         };
+        // Its image was larger than that of the others, all of which counts as written.
+        let large = Candidate {
+            usage: Some(Use { written_kib: 900_000, mounts: 0, mounted: false }),
+            ..candidate("sdg2", "/sys/devices/pci0/usb9", None)
+        };
         // It was checked since, which makes the count of mounts 0.
         let used = candidate("sdc2", "/sys/devices/pci0/usb2", Some((70_000, 0)));
         let tried = candidate("sde2", "/sys/devices/pci0/usb0", Some((5000, 7)));
@@ -155,8 +160,8 @@ mod tests {
         let fresh = candidate("sda2", "/sys/devices/pci0/usb1", Some((MADE, 0)));
         let other = candidate("sdb2", "/sys/devices/pci0/usb3", Some((MADE, 0)));
         let broken = candidate("sdd2", "/sys/devices/pci0/ata1", None);
-        let expected = [&used, &tried, &cut, &fresh, &other, &broken].map(Clone::clone);
-        assert_eq!(expected.each_ref().map(Candidate::is_fresh), [false, false, false, true, true, false]);
+        let expected = [&used, &tried, &cut, &large, &fresh, &other, &broken].map(Clone::clone);
+        assert_eq!(expected.each_ref().map(Candidate::is_fresh), [false, false, false, true, true, true, false]);
         for turn in 0..expected.len() {
             let mut found = expected.to_vec();
             found.rotate_left(turn);

@@ -80,13 +80,13 @@ pub struct SuperBlock {
 /// of them is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Use {
+    /// Whether it was ever mounted for writing: has a time of that.
+    pub mounted: bool,
     /// What was written to it, in KiB, also by whoever made it. The kernel notes it when it is unmounted and about once an
     /// hour.
     pub written_kib: u64,
     /// How often it was mounted for writing; `e2fsck -f` makes this 0.
     pub mounts: u16,
-    /// Whether it was ever mounted for writing: has a time of that.
-    pub mounted: bool,
 }
 
 impl SuperBlock {

@@ -375,6 +375,7 @@ impl Guest {
 
     fn fail(&mut self, why: String) {
         log::error!("{}: {why}", self.spec.name);
+        self.volumes.forget();
         self.phase = Phase::Failed;
         self.remember(Some(why.clone()));
         self.detail = why;

@@ -1,7 +1,7 @@
 //! The preparation of a guest's volumes, in a thread of its own: it writes to the disk, and a slow stick may take its time
 //! for that without the main loop standing still.
 
-use std::{io, mem, path::Path, sync::mpsc::Sender, thread, time::Instant};
+use std::{io, mem, panic, path::Path, sync::mpsc::Sender, thread, time::Instant};
 
 use rackstick_image::manifest;
 
@@ -45,7 +45,9 @@ impl Preparation {
             Self::None => {
                 let (base, spec, events) = (base.to_owned(), spec.clone(), events.clone());
                 thread::Builder::new().name(format!("volumes {}", spec.name)).spawn(move || {
-                    let prepared = volumes::prepare(&base, &spec, uid);
+                    // A guest whose thread has ended without a word would wait for ever.
+                    let prepared = panic::catch_unwind(|| volumes::prepare(&base, &spec, uid))
+                        .unwrap_or_else(|_| Err(volumes::Error::Panicked(spec.name.clone())));
                     // The main loop is gone only when the daemon ends.
                     let _ = events.send(Event::Volumes { index, prepared });
                 })?;

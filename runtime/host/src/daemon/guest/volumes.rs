@@ -35,6 +35,11 @@ const MIB: u64 = 1 << 20;
 /// Why a volume can't be used. Nothing of it was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A fault of the rack itself; the log has the place.
+    #[error(
+        "{0}'s volumes could not be prepared: the rack has a fault, which its log tells (F2 on the screen); please report it"
+    )]
+    Panicked(String),
     /// It could not be made.
     #[error("volume {name} of {mib} MiB can't be made on the data partition: {source}")]
     Make {
