@@ -42,4 +42,14 @@ as_root() {
     fi
 }
 
+# This machine's Debian, as bookworm.
+debian_codename() { (. /etc/os-release && echo "${VERSION_CODENAME:-}"); }
+
+# The place from which this machine takes that Debian's packages; nothing if it is no Debian. Apt's variables, not the shell's.
+# shellcheck disable=SC2016
+debian_archive() {
+    apt-get indextargets --format '$(CODENAME) $(ORIGIN) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v codename="$(debian_codename)" '$1 == codename && $2 == "Debian" && $3 == "main" && !n++ { print $4 }'
+}
+
 apt_get() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -qq "$@" >/dev/null; }

@@ -120,30 +120,23 @@ impl Drivers {
     /// Waits until `condition` holds; false if it does not though all drivers but late ones are loaded or hang. It is asked
     /// after each driver.
     pub fn wait_for(&self, condition: impl Fn() -> bool) -> bool {
-        let mut queue = self.lock();
-        loop {
-            // In this order: what a driver brought is there before it counts as loaded.
-            let done = queue.needed_done();
-            if condition() {
-                return true;
-            }
-            if done {
-                return false;
-            }
-            queue = self.wait(queue);
-        }
+        self.wait_until(Queue::needed_done, condition)
     }
 
     /// Waits until `condition` holds; false if it does not though no driver hangs any more. It is asked after each driver.
     pub fn wait_for_hanging(&self, condition: impl Fn() -> bool) -> bool {
+        self.wait_until(|queue| !queue.any_hangs(), condition)
+    }
+
+    fn wait_until(&self, done: impl Fn(&Queue) -> bool, condition: impl Fn() -> bool) -> bool {
         let mut queue = self.lock();
         loop {
-            // In this order, as above.
-            let hangs = queue.any_hangs();
+            // In this order: what the last driver brought is there before it counts as loaded.
+            let done = done(&queue);
             if condition() {
                 return true;
             }
-            if !hangs {
+            if done {
                 return false;
             }
             queue = self.wait(queue);
@@ -157,10 +150,7 @@ impl Drivers {
 
     /// Waits until all drivers that may bring disks are loaded or hang.
     pub fn wait_for_disks(&self) {
-        let mut queue = self.lock();
-        while !queue.disks_done() {
-            queue = self.wait(queue);
-        }
+        self.wait_until(Queue::disks_done, || false);
     }
 
     /// Waits until the drivers of all devices that were there at the start are loaded or hang, and says what failed.
