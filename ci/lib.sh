@@ -16,9 +16,11 @@ fi
 CARGO_TARGET_DIR=$(realpath -m "$target")
 export CARGO_TARGET_DIR
 
-# Where binaries land: the target is named in .cargo/config.toml.
+# As in .cargo/config.toml.
+triple=x86_64-unknown-linux-gnu
+# Where binaries land.
 # shellcheck disable=SC2034 # used by the scripts that read this file
-release=$CARGO_TARGET_DIR/x86_64-unknown-linux-gnu/release
+release=$CARGO_TARGET_DIR/$triple/release
 
 say() { printf '\n== %s\n' "$*" >&2; }
 die() {
@@ -30,7 +32,22 @@ die() {
 # same bytes. Crates of the workspace are named by relative paths anyway.
 # shellcheck disable=SC2034
 flags=(--locked --config
-    "target.x86_64-unknown-linux-gnu.rustflags=['--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo']")
+    "target.$triple.rustflags=['--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo']")
+
+# Makes the target folder this clone's, and lets nobody else change it before this script ends: swapped binaries would spoil tests. Clones may share
+# it, and cargo tells old from new by times: what another clone compiled last would pass for this one's.
+own_target() {
+    mkdir -p "$CARGO_TARGET_DIR"
+    exec 9>"$CARGO_TARGET_DIR/.ci-test"
+    flock 9
+    local mark=$CARGO_TARGET_DIR/.clone profile
+    if [[ ! -e $mark || $(<"$mark") != "$PWD" ]]; then
+        for profile in dev release; do
+            cargo clean --quiet --profile "$profile" "${flags[@]}" --target "$triple" --workspace
+        done
+        echo "$PWD" >"$mark"
+    fi
+}
 
 as_root() {
     if [[ $EUID == 0 ]]; then

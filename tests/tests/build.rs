@@ -173,6 +173,9 @@ fn a_whole_pc_is_judged_by_what_lspci_says_of_it() {
     let said = ask(&format!("{disk}{sound}{driven}"));
     assert_eq!((said.code, said.stdout.lines().count()), (Some(1), 6), "{said:?}");
     assert!(said.stdout.contains("Sound"), "{said:?}");
+    let said = ask(&format!("/:  Bus 01.Port 1: Dev 1\n{driven}"));
+    assert_eq!((said.code, said.stdout.lines().count()), (Some(1), 5), "{said:?}");
+    assert!(said.stdout.starts_with("`/:  Bus 01.Port 1: Dev 1` is no device"), "{said:?}");
     assert_eq!(ask("\n").code, Some(1));
 }
 

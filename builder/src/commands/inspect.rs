@@ -15,7 +15,7 @@ use crate::{
     hardware::{
         self, Drivers, Firmware,
         answer::{Answer, Answers, Says, Status},
-        device::Device,
+        device::{Device, IdError},
         document, pasted,
     },
     kernel::Kernel,
@@ -69,12 +69,20 @@ struct NoKernel;
 #[error("{} is an image, not a recipe; name the recipe that it was built from, whose lock says what is in it", .0.display())]
 struct IsImage(PathBuf);
 
+/// What is asked for.
+enum Asked {
+    /// The devices that one id may mean.
+    One(Vec<Device>),
+    /// The same for each line of a list.
+    Many(Vec<Result<Vec<Device>, IdError>>),
+}
+
 /// Answers.
 pub fn run(args: Args) -> Result<ExitCode, report::Error> {
-    let devices = match args.hardware.as_deref() {
+    let asked = match args.hardware.as_deref() {
         None => None,
-        Some("-") => Some(from_stdin()?),
-        Some(text) => Some(vec![pasted::devices(text)?]),
+        Some("-") => Some(Asked::Many(from_stdin()?)),
+        Some(text) => Some(Asked::One(pasted::devices(text)?)),
     };
     if args.recipe.extension().is_some_and(|extension| extension == "img") {
         return Err(IsImage(args.recipe).into());
@@ -93,9 +101,9 @@ pub fn run(args: Args) -> Result<ExitCode, report::Error> {
     let firmware = Firmware::read(of_firmware.map(|(name, path)| (name.as_str(), path.as_path())))?;
     let drivers = Drivers::choose(&kernel, &firmware)?;
     let answers = Answers::new(&kernel, &drivers);
-    match devices.as_deref() {
-        Some([devices]) if args.hardware.as_deref() != Some("-") => one(devices, &answers),
-        Some(devices) => list(devices, &answers),
+    match asked {
+        Some(Asked::One(devices)) => one(&devices, &answers),
+        Some(Asked::Many(lines)) => list(lines, &answers),
         None => {
             let versions: BTreeMap<&str, &str> =
                 lock.packages.iter().map(|(name, package)| (name.as_str(), package.version.as_str())).collect();
@@ -123,13 +131,21 @@ fn one(devices: &[Device], answers: &Answers<'_>) -> Result<ExitCode, report::Er
     Ok(status.exit_code())
 }
 
-/// For many devices: a line for each on stdout, whatever the answer.
-fn list(devices: &[Vec<Device>], answers: &Answers<'_>) -> Result<ExitCode, report::Error> {
+/// For many devices: a line for each on stdout, whatever the answer. What can't be read may be a device that is not driven.
+fn list(lines: Vec<Result<Vec<Device>, IdError>>, answers: &Answers<'_>) -> Result<ExitCode, report::Error> {
     let mut worst = Status::Driven;
     let mut classes_matter = false;
     let mut out = io::stdout().lock();
-    for devices in devices {
-        let answer = answers.of(devices)?;
+    for line in lines {
+        let devices = match line {
+            Ok(devices) => devices,
+            Err(error) => {
+                writeln!(out, "{error}")?;
+                worst = Status::NotDriven;
+                continue;
+            }
+        };
+        let answer = answers.of(&devices)?;
         let lines: Vec<String> = answer.verdicts.into_iter().map(Says::line).collect();
         writeln!(out, "{}", lines.join("; "))?;
         worst = worst.max(answer.status);
@@ -142,10 +158,9 @@ fn list(devices: &[Vec<Device>], answers: &Answers<'_>) -> Result<ExitCode, repo
 }
 
 /// The devices of a list on standard input, a line each.
-fn from_stdin() -> Result<Vec<Vec<Device>>, report::Error> {
+fn from_stdin() -> Result<Vec<Result<Vec<Device>, IdError>>, report::Error> {
     let mut text = String::new();
     io::stdin().take(LIST_MAX).read_to_string(&mut text)?;
-    let lines = text.lines().filter(|line| !pasted::is_detail(line));
-    let devices = lines.map(pasted::devices).collect::<Result<Vec<_>, _>>()?;
+    let devices: Vec<_> = text.lines().filter(|line| !pasted::is_detail(line)).map(pasted::devices).collect();
     if devices.is_empty() { Err(NothingGiven.into()) } else { Ok(devices) }
 }
