@@ -6,12 +6,13 @@
 
 use std::time::Duration;
 
-use rackstick_api::rack::State;
+use rackstick_api::rack::{State, Status};
 use rackstick_tests::{
     client::curl,
     image::Image,
     rack::{BOOT_LIMIT, Disk, HEALTHY_LIMIT, Network, Nic, Options, Rack, guest},
 };
+use serde_json::json;
 
 /// What the guest serves, as in `tests/recipes/images/page.toml`.
 const PAGE: &str = "served by the matrix\n";
@@ -141,6 +142,38 @@ fn a_rack_without_kvm_and_nic_says_what_to_switch_on_and_stays_manageable() {
     });
     println!("{:#?}", status.problems);
     rack.until_console("switch on virtualization", CONSOLE_LIMIT);
+    rack.power_off();
+}
+
+fn complains(status: &Status, text: &str) -> bool {
+    status.problems.iter().any(|problem| problem.contains(text))
+}
+
+/// What `disk1` may transfer in a second, in bytes; 0: as much as it can.
+fn throttle(rack: &mut Rack, bytes: u64) {
+    let limits =
+        json!({ "bps": bytes, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0, "id": "disk1" });
+    rack.qmp().execute("block_set_io_throttle", limits);
+}
+
+/// A disk that the firmware could read and that then answers nothing: the kernel's drivers wait for it for minutes, and so does
+/// every driver that is loaded after them.
+#[test]
+fn a_disk_that_never_answers_is_reported_and_keeps_the_rack_from_neither_its_data_nor_its_network() {
+    let drive = "if=none,id=dead,driver=null-co,size=1G,read-zeroes=on";
+    let qemu = ["-drive", drive, "-device", "ich9-ahci,id=sata", "-device", "ide-hd,id=disk1,bus=sata.0,drive=dead"];
+    let options = Options { nics: vec![Nic::E1000e], qemu: qemu.map(str::to_owned).to_vec(), ..Options::default() };
+    let mut rack = Rack::start("dead-disk", Image::bare(), options);
+    rack.until_console("BdsDxe: starting Boot", BOOT_LIMIT);
+    throttle(&mut rack, 1);
+    let hang = "drivers wait for a device that does not answer";
+    rack.until_status("the disk to be reported, data and network to be there", BOOT_LIMIT, |status| {
+        complains(status, hang) && status.data.is_some() && status.addresses.contains_key("lan")
+    });
+    // It answers again, as a disk does whose cable was loose.
+    throttle(&mut rack, 0);
+    rack.until_status("the drivers to come back", BOOT_LIMIT, |status| !complains(status, hang));
+    rack.until_console("of drivers that no device wants are no longer in memory", BOOT_LIMIT);
     rack.power_off();
 }
 
