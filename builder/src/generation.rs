@@ -1,14 +1,15 @@
 //! From verified packages to one generation: images, manifest, host, disk image.
 
 mod disk;
+mod host;
 mod images;
+mod parts;
 mod uki;
 
 use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    thread,
 };
 
 use rackstick_image::{
@@ -19,15 +20,15 @@ use rackstick_image::{
 };
 use thiserror::Error;
 
+use self::parts::{Parts, PartsError};
 use crate::{
-    hardware::{self, Drivers, Firmware, microcode::MicrocodeError},
+    hardware::microcode::MicrocodeError,
     initrd::{self, InitrdError},
-    kernel::{Kernel, KernelError},
+    kernel::KernelError,
     layers,
     package::PackageError,
     progress::Progress,
     runtime::Runtime,
-    sets,
     store::{Store, StoreError},
 };
 
@@ -78,6 +79,17 @@ pub enum BuildError {
     /// The cache.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// It lacks a file.
+    #[error("the package {} holds no {file}; another version of it is needed", .package.display())]
+    NoFile {
+        /// The package.
+        package: PathBuf,
+        /// The file.
+        file: &'static str,
+    },
+    /// What is made of packages alone.
+    #[error(transparent)]
+    Parts(#[from] PartsError),
     /// The manifest.
     #[error(transparent)]
     Manifest(#[from] recipe::GenerationError),
@@ -140,26 +152,19 @@ pub fn build(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Buil
     let Inputs { rack, lock, .. } = inputs;
     let epoch = u32::try_from(lock.epoch).ok().filter(|epoch| *epoch >= EPOCH_MIN);
     let epoch = epoch.ok_or(BuildError::Epoch(lock.epoch))?;
-    let scratch = Scratch::new(&Store::open()?)?;
+    let store = Store::open()?;
+    let scratch = Scratch::new(&store)?;
+    let parts = Parts::open(&store)?;
 
-    let images = images::build(inputs, &scratch, epoch, progress)?;
+    let images = images::build(inputs, &scratch, &parts, epoch, progress)?;
     let job = progress.spinner("assembling", "host and disk image");
     let partition = guid::derive(&[b"data partition", rack.name.as_bytes(), rack.version.as_bytes()]);
     let manifest = recipe::manifest(rack, images.manifests, partition)?;
 
-    let image = inputs.named(sets::HOST, |name| name.starts_with("linux-image-"), "kernel")?;
-    let boot = inputs.named(sets::HOST, |name| name == "systemd-boot-efi", "boot loader")?;
-    let (kernel, firmware) = thread::scope(|scope| {
-        let firmware = scope.spawn(|| Firmware::read(inputs.all(sets::HOST, hardware::is_firmware)));
-        (Kernel::read(image), firmware.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    });
-    let (kernel, firmware) = (kernel?, firmware?);
-    let drivers = Drivers::choose(&kernel, &firmware)?;
+    let host = host::part(inputs, &parts, epoch)?;
     let host_initrd = scratch.file("host-initrd");
-    initrd::host(&host_initrd, inputs.runtime, &kernel, &drivers, &manifest, epoch)?;
-    let microcode = inputs.all(sets::HOST, hardware::is_microcode).map(|(_, package)| package);
-    let microcode = hardware::microcode::archive(microcode, epoch)?;
-    let uki = uki::write(&scratch.file("uki"), rack, &kernel, boot, microcode, &host_initrd)?;
+    initrd::host(&host_initrd, inputs.runtime, &host.file(host::DRIVERS), &manifest, epoch)?;
+    let uki = uki::write(&scratch.file("uki"), rack, &host, &host_initrd)?;
 
     let built = disk::write(output, &manifest, inputs.sector, partition, &uki, &images.files, epoch)?;
     job.done("host and disk image");

@@ -45,20 +45,23 @@ pub enum InitrdError {
     Manifest(#[from] serde_json::Error),
 }
 
-/// Writes the host's initrd to `out`: runtime, modules, firmware, and last the manifest. `epoch`: every file's time.
-pub fn host(
-    out: &Path,
-    runtime: &Runtime,
-    kernel: &Kernel,
-    drivers: &Drivers,
-    manifest: &Manifest,
-    epoch: u32,
-) -> Result<(), InitrdError> {
+/// Writes the host's initrd to `out`: runtime, then what [`drivers`] wrote, and last the manifest. `epoch`: every file's time.
+pub fn host(out: &Path, runtime: &Runtime, drivers: &Path, manifest: &Manifest, epoch: u32) -> Result<(), InitrdError> {
     let mut archive = create(out, epoch)?;
+    add_console(&mut archive)?;
     archive.file(HOST, PROGRAM, &runtime.host)?;
     archive.file(VMM, PROGRAM, &runtime.vmm)?;
     archive.symlink("init", HOST)?;
     archive.symlink("sbin/modprobe", &format!("/{HOST}"))?;
+    archive.append(drivers)?;
+    archive.bytes(manifest::PATH.trim_start_matches('/'), DATA, &serde_json::to_vec_pretty(manifest)?)?;
+    written(archive.finish()?)
+}
+
+/// Writes to `out` what is the same in the host's initrd of all racks with the same packages: modules, firmware, and the list
+/// of both.
+pub fn drivers(out: &Path, kernel: &Kernel, drivers: &Drivers, epoch: u32) -> Result<(), InitrdError> {
+    let mut archive = create(out, epoch)?;
     let mut spares = add_modules(&mut archive, kernel, &drivers.modules)?;
     for (name, content) in drivers.firmware.packed().map_err(InitrdError::Firmware)? {
         let path = modules::firmware_path(name);
@@ -66,24 +69,26 @@ pub fn host(
         spares.add(path, &content);
     }
     archive.bytes(spares::PATH.trim_start_matches('/'), DATA, spares.to_text().as_bytes())?;
-    archive.bytes(manifest::PATH.trim_start_matches('/'), DATA, &serde_json::to_vec_pretty(manifest)?)?;
-    finish(archive)
+    written(archive.piece()?)
 }
 
 /// Writes the guests' initrd to `out`.
 pub fn guest(out: &Path, runtime: &Runtime, kernel: &Kernel, epoch: u32) -> Result<(), InitrdError> {
     let mut archive = create(out, epoch)?;
+    add_console(&mut archive)?;
     archive.file("init", PROGRAM, &runtime.guest)?;
     add_modules(&mut archive, kernel, &kernel.modules(modules::wanted::GUEST)?)?;
-    finish(archive)
+    written(archive.finish()?)
 }
 
 fn create(out: &Path, epoch: u32) -> Result<Writer<BufWriter<File>>, InitrdError> {
     let file = File::create(out).map_err(cpio::Error::Output)?;
-    let mut archive = Writer::new(BufWriter::with_capacity(1 << 20, file), epoch);
-    // The kernel opens the console before anything has mounted a devtmpfs.
-    archive.char_device("dev/console", 0o600, 5, 1)?;
-    Ok(archive)
+    Ok(Writer::new(BufWriter::with_capacity(1 << 20, file), epoch))
+}
+
+/// The kernel opens the console before anything has mounted a devtmpfs.
+fn add_console(archive: &mut Writer<BufWriter<File>>) -> Result<(), InitrdError> {
+    Ok(archive.char_device("dev/console", 0o600, 5, 1)?)
 }
 
 /// Gives the list of the modules' files.
@@ -104,8 +109,7 @@ fn add_modules(
     Ok(spares)
 }
 
-fn finish(archive: Writer<BufWriter<File>>) -> Result<(), InitrdError> {
-    let out = archive.finish()?;
+fn written(out: BufWriter<File>) -> Result<(), InitrdError> {
     out.into_inner().map_err(|error| cpio::Error::Output(error.into_error()))?;
     Ok(())
 }

@@ -166,6 +166,20 @@ impl<W: Write> Writer<W> {
         self.header(&Entry { path, mode: S_IFCHR | mode & 0o7777, nlink: 1, size: 0, device: (major, minor) })
     }
 
+    /// Adds the entries of a [`Writer::piece`], which has no path in common with what is here but directories.
+    pub fn append(&mut self, piece: &Path) -> Result<(), Error> {
+        let failed = |error| Error::Source { path: piece.to_path_buf(), source: error };
+        let mut file = File::open(piece).map_err(failed)?;
+        self.position += io::copy(&mut file, &mut self.out)?;
+        self.pad()
+    }
+
+    /// Ends what is not an archive by itself, but a part of one, and gives the output back.
+    pub fn piece(mut self) -> Result<W, Error> {
+        self.out.flush()?;
+        Ok(self.out)
+    }
+
     /// Ends the archive and gives the output back.
     pub fn finish(mut self) -> Result<W, Error> {
         self.inode = 0;
@@ -311,6 +325,24 @@ mod tests {
         let console = fs::symlink_metadata(out.join("dev/console")).unwrap();
         assert!(console.file_type().is_char_device());
         assert_eq!(console.rdev(), 0x501);
+    }
+
+    #[test]
+    fn gnu_cpio_finds_the_entries_of_a_piece_among_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let piece = folder.path().join("piece");
+        let mut writer = Writer::new(Vec::new(), 0);
+        writer.bytes("lib/one", 0o644, b"1").unwrap();
+        fs::write(&piece, writer.piece().unwrap()).unwrap();
+
+        let mut writer = Writer::new(Vec::new(), 0);
+        writer.bytes("lib/zero", 0o644, b"seventeen bytes!!").unwrap();
+        writer.append(&piece).unwrap();
+        writer.bytes("two", 0o644, b"2").unwrap();
+        cpio(&["-id", "--quiet"], &writer.finish().unwrap(), folder.path());
+        for (path, content) in [("lib/zero", &b"seventeen bytes!!"[..]), ("lib/one", b"1"), ("two", b"2")] {
+            assert_eq!(fs::read(folder.path().join(path)).unwrap(), content);
+        }
     }
 
     #[test]

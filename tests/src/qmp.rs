@@ -127,9 +127,20 @@ impl Qmp {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process::{Child, Command};
 
     use super::*;
+
+    /// Not left behind when the test fails.
+    struct Qemu(Child);
+
+    impl Drop for Qemu {
+        fn drop(&mut self) {
+            // It has ended already where all is well.
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
 
     #[test]
     fn qemus_monitor_plugs_refuses_and_tells_of_events() {
@@ -146,8 +157,8 @@ mod tests {
             "-device",
             "pcie-root-port,id=slot0",
         ]);
-        let mut qemu =
-            command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display())).spawn().unwrap();
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
+        let mut qemu = Qemu(command.spawn().unwrap());
         let mut qmp = Qmp::connect(&socket);
         qmp.plug(json!({ "driver": "virtio-net-pci", "id": "nic0", "bus": "slot0" }));
         qmp.cable("nic0", false);
@@ -157,6 +168,6 @@ mod tests {
         qmp.until_event("RESUME", ANSWER_LIMIT);
         qmp.execute("quit", json!({}));
         assert_eq!(qmp.until_event("SHUTDOWN", ANSWER_LIMIT)["reason"], "host-qmp-quit");
-        assert!(qemu.wait().unwrap().success());
+        assert!(qemu.0.wait().unwrap().success());
     }
 }

@@ -15,7 +15,11 @@ use rackstick_image::{
     verity,
 };
 
-use super::{BuildError, Inputs, Scratch, write};
+use super::{
+    BuildError, Inputs, Scratch,
+    parts::{self, Part, Parts},
+    write,
+};
 use crate::{
     initrd,
     kernel::Kernel,
@@ -36,11 +40,19 @@ pub struct Images {
     pub manifests: BTreeMap<String, manifest::Image>,
     /// Every blob's file, once.
     pub files: BTreeMap<VerityDigest, PathBuf>,
+    /// Some of the files are in there.
+    _boot: Option<Part>,
 }
 
 /// Builds all images of the recipe: the base first, then what each adds to it at the same time.
-pub fn build(inputs: &Inputs, scratch: &Scratch, epoch: u32, progress: &Progress) -> Result<Images, BuildError> {
-    let mut images = Images { manifests: BTreeMap::new(), files: BTreeMap::new() };
+pub fn build(
+    inputs: &Inputs,
+    scratch: &Scratch,
+    parts: &Parts,
+    epoch: u32,
+    progress: &Progress,
+) -> Result<Images, BuildError> {
+    let mut images = Images { manifests: BTreeMap::new(), files: BTreeMap::new(), _boot: None };
     if inputs.rack.images.is_empty() {
         return Ok(images);
     }
@@ -51,7 +63,6 @@ pub fn build(inputs: &Inputs, scratch: &Scratch, epoch: u32, progress: &Progress
     let base = layers.base(&inputs.set("base"), &|_| ())?;
     job.done("layer base");
 
-    let kernel_package = inputs.named("kernel", |name| name.starts_with("linux-image-"), "kernel")?;
     let (own, kernel) = thread::scope(|scope| {
         let own: Vec<_> = inputs
             .rack
@@ -59,16 +70,17 @@ pub fn build(inputs: &Inputs, scratch: &Scratch, epoch: u32, progress: &Progress
             .iter()
             .map(|(name, image)| (name, scope.spawn(|| own_layer(inputs, &layers, &base, image, scratch, progress))))
             .collect();
-        let kernel = kernel(inputs, &layers, &base, kernel_package, scratch, epoch, progress);
+        let kernel = kernel(inputs, &layers, &base, parts, epoch, progress);
         let own: Vec<_> = own.into_iter().map(|(name, thread)| (name, thread.join())).collect();
         (own, kernel)
     });
     let (modules, boot) = kernel?;
 
     let base = images.add("base", &base.layer)?;
-    let modules = images.add(&format!("kernel {}", boot.release), &modules)?;
-    let kernel = images.add_file("vmlinux", &boot.vmlinux)?;
-    let initrd = images.add_file("initrd", &boot.initrd)?;
+    let release = String::from_utf8_lossy(&boot.read(RELEASE)?).into_owned();
+    let modules = images.add(&format!("kernel {release}"), &modules)?;
+    let kernel = images.add_file("vmlinux", &boot.file(VMLINUX))?;
+    let initrd = images.add_file("initrd", &boot.file(INITRD))?;
     for (name, layer) in own {
         let layer = layer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let own = images.add(name, &layer)?;
@@ -81,37 +93,36 @@ pub fn build(inputs: &Inputs, scratch: &Scratch, epoch: u32, progress: &Progress
         };
         images.manifests.insert(name.to_owned(), image);
     }
+    images._boot = Some(boot);
     Ok(images)
 }
 
-/// What boots a guest, beside layers.
-struct Boot {
-    release: String,
-    vmlinux: PathBuf,
-    initrd: PathBuf,
-}
+/// The unpacked kernel and the initrd of guests, by their names in the part that holds them.
+const VMLINUX: &str = "vmlinux";
+const INITRD: &str = "initrd";
+const RELEASE: &str = "release";
 
+/// The layer with the guests' kernel's modules, and what boots it.
 fn kernel(
     inputs: &Inputs,
     layers: &Layers,
     base: &Base,
-    package: &Path,
-    scratch: &Scratch,
+    parts: &Parts,
     epoch: u32,
     progress: &Progress,
-) -> Result<(Layer, Boot), BuildError> {
+) -> Result<(Layer, Part), BuildError> {
     let job = progress.spinner("building", "guest kernel");
-    let found = inputs.set("kernel").into_iter().find(|candidate| candidate.deb == package);
-    let found = found.ok_or_else(|| BuildError::Missing { set: "kernel".to_owned(), what: "kernel" })?;
-    let layer = layers.kernel(base, &found, &|_| ())?;
-    let kernel = Kernel::read(package)?;
-    let boot = Boot {
-        release: kernel.release.clone(),
-        vmlinux: scratch.file("vmlinux"),
-        initrd: scratch.file("guest-initrd"),
-    };
-    write(&boot.vmlinux, &kernel.vmlinux()?)?;
-    initrd::guest(&boot.initrd, inputs.runtime, &kernel, epoch)?;
+    let missing = || BuildError::Missing { set: "kernel".to_owned(), what: "kernel" };
+    let package = inputs.set("kernel").into_iter().find(|package| package.name.starts_with("linux-image-"));
+    let package = package.ok_or_else(missing)?;
+    let layer = layers.kernel(base, &package, &|_| ())?;
+    let init = parts::hash(&inputs.runtime.guest)?;
+    let boot = parts.get(&("guest", epoch, package.sha256, init), |folder| {
+        let kernel = Kernel::read(&package.deb)?;
+        write(&folder.join(RELEASE), kernel.release.as_bytes())?;
+        write(&folder.join(VMLINUX), &kernel.vmlinux()?)?;
+        initrd::guest(&folder.join(INITRD), inputs.runtime, &kernel, epoch).map_err(BuildError::from)
+    })?;
     job.done("guest kernel");
     Ok((layer, boot))
 }

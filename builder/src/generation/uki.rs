@@ -13,9 +13,9 @@ use rackstick_image::{
 };
 use thiserror::Error;
 
-use crate::{
-    kernel::Kernel,
-    package::{self, PackageError},
+use super::{
+    host,
+    parts::{Part, PartsError},
 };
 
 /// The host's kernel command line. A kernel that hangs or faults reboots the machine: nobody sits before it.
@@ -24,23 +24,13 @@ use crate::{
 /// rest is in the log on the screen's second terminal. `gpt`: a partition table whose growth was cut is read from its
 /// copy at the disk's end.
 const CMDLINE: &str = "gpt panic=10 oops=panic softlockup_panic=1 console=tty0 console=ttyS0,115200 quiet loglevel=3";
-const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
-const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 
 /// Why there is no UKI.
 #[derive(Debug, Error)]
 pub enum UkiError {
-    /// The boot loader's package.
+    /// What it is made of.
     #[error(transparent)]
-    Package(#[from] PackageError),
-    /// It lacks a file.
-    #[error("the package {} holds no {file}; another version of systemd-boot-efi is needed", .package.display())]
-    NoFile {
-        /// The package.
-        package: PathBuf,
-        /// The file.
-        file: &'static str,
-    },
+    Parts(#[from] PartsError),
     /// The stub can't be extended.
     #[error("can't make the UKI: {0}")]
     Uki(#[from] uki::UkiError),
@@ -67,31 +57,20 @@ pub struct Uki {
     pub loader: Vec<u8>,
 }
 
-/// Writes the UKI to `path`. `boot`: the package systemd-boot-efi.
-pub fn write(
-    path: &Path,
-    rack: &Rack,
-    kernel: &Kernel,
-    boot: &Path,
-    microcode: Vec<u8>,
-    initrd: &Path,
-) -> Result<Uki, UkiError> {
-    let mut found = package::files(boot, |file| file == STUB || file == LOADER)?;
-    let mut take = |file| found.remove(file).ok_or_else(|| UkiError::NoFile { package: boot.to_owned(), file });
-    let (stub, loader) = (take(STUB)?, take(LOADER)?);
-
+/// Writes the UKI to `path`, of a part that [`host`] made.
+pub fn write(path: &Path, rack: &Rack, host: &Part, initrd: &Path) -> Result<Uki, UkiError> {
     let parts = uki::Uki {
-        stub,
+        stub: host.read(host::STUB)?,
         os_release: os_release(rack),
         cmdline: CMDLINE.to_owned(),
-        uname: kernel.release.clone(),
-        microcode: Some(Source::Bytes(microcode)),
+        uname: String::from_utf8_lossy(&host.read(host::RELEASE)?).into_owned(),
+        microcode: Some(Source::file(&host.file(host::MICROCODE))?),
         initrd: Source::file(initrd)?,
-        linux: Source::Bytes(kernel.vmlinuz.clone()),
+        linux: Source::file(&host.file(host::VMLINUZ))?,
     };
     let failed = |source| UkiError::Write { path: path.to_owned(), source };
     let size = uki::write(&parts, File::create(path).map_err(failed)?)?;
-    Ok(Uki { path: path.to_owned(), size, loader })
+    Ok(Uki { path: path.to_owned(), size, loader: host.read(host::LOADER)? })
 }
 
 /// systemd-boot shows a UKI only if it says what it is, and sorts by `VERSION_ID`.
