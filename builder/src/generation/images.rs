@@ -11,19 +11,19 @@ use std::{
 use rackstick_image::{
     digest::VerityDigest,
     manifest::{self, Blob},
-    recipe::{Content, File, Image},
+    recipe::Image,
     verity,
 };
 
 use super::{
-    BuildError, Inputs, Scratch,
+    BuildError, Inputs, Scratch, additions,
     parts::{self, Part, Parts},
     write,
 };
 use crate::{
     initrd,
     kernel::Kernel,
-    layers::{Additions, Base, Layer, Layers, Package, RecipeFile},
+    layers::{Base, Layer, Layers, Package},
     progress::Progress,
     sets,
     store::Store,
@@ -138,30 +138,10 @@ fn own_layer(
     let name = &image.name;
     let label = format!("layer {name}");
     let job = progress.spinner("building", &label);
-    let additions = Additions {
-        packages: inputs.set(&sets::image(name)),
-        files: files(image, scratch)?,
-        services: image.services.iter().map(|service| service.value.clone()).collect(),
-    };
-    let layer = layers.image(name, base, &additions, &|_| ())?;
+    let (additions, marks) = additions::of(image, inputs.set(&sets::image(name)), scratch)?;
+    let layer = layers.image(name, base, &additions, &|_| ()).map_err(|error| marks.place(name, error))?;
     job.done(&label);
     Ok(layer)
-}
-
-/// An image's files as layers take them: all lie on disk.
-fn files(image: &Image, scratch: &Scratch) -> Result<Vec<RecipeFile>, BuildError> {
-    let place = |(index, file): (usize, &File)| {
-        let source = match &file.content {
-            Content::File(path) | Content::Directory(path) => path.clone(),
-            Content::Inline(text) => {
-                let path = scratch.file(&format!("{}-{index}", image.name));
-                write(&path, text.as_bytes())?;
-                path
-            }
-        };
-        Ok(RecipeFile { path: PathBuf::from(&file.path.value), source, mode: file.mode })
-    };
-    image.files.iter().enumerate().map(place).collect()
 }
 
 impl Images {

@@ -10,6 +10,7 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 use super::{
+    accounts,
     error::{Placed, Source},
     image::{Content, File, Image},
     names::{self, shown},
@@ -39,7 +40,9 @@ pub(super) fn read(
     let services = services(report, &table);
     let folder = source.path.parent().unwrap_or(Path::new(""));
     let files = files(report, &table, folder);
-    Image { name: name.to_owned(), source: Arc::clone(source), packages, services, files }
+    let groups = accounts::groups(report, &table);
+    let users = accounts::users(report, &table);
+    Image { name: name.to_owned(), source: Arc::clone(source), packages, services, files, groups, users }
 }
 
 fn packages(report: &mut Report, table: &Table<'_>) -> Vec<Placed<String>> {
@@ -97,6 +100,8 @@ fn file(report: &mut Report, table: &Table<'_>, folder: &Path, item: &Spanned<De
     let source = table.text(report, "source");
     let inline = table.text(report, "content");
     let mode = mode(report, table);
+    let owner = accounts::owner(report, table, "owner");
+    let group = accounts::owner(report, table, "group");
     let content = match (table.get("source").is_some(), table.get("content").is_some()) {
         (true, false) => source.and_then(|text| content(report, &text, folder)),
         (false, true) => inline.map(|text| Content::Inline(text.value.to_owned())),
@@ -115,7 +120,7 @@ fn file(report: &mut Report, table: &Table<'_>, folder: &Path, item: &Spanned<De
             None
         }
     };
-    Some(File { path: path?, content: content?, mode: mode? })
+    Some(File { path: path?, content: content?, mode: mode?, owner: owner?, group: group? })
 }
 
 /// The path, if something can be put there.

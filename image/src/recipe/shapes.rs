@@ -83,6 +83,8 @@ pub const IMAGE: Shape = Shape {
         optional("packages", r#"packages = ["nginx-light"]"#),
         optional("services", r#"services = ["nginx"]"#),
         optional("files", "[[files]]"),
+        optional("users", "[users.alice]"),
+        optional("groups", "[groups.editors]"),
     ],
 };
 
@@ -94,5 +96,26 @@ pub const FILE: Shape = Shape {
         optional("source", r#"source = "web/index.html""#),
         optional("content", r#"content = "hello""#),
         optional("mode", "mode = 0o644"),
+        optional("owner", r#"owner = "www-data""#),
+        optional("group", r#"group = "www-data""#),
     ],
 };
+
+/// `[users.NAME]` of an image recipe.
+pub const USER: Shape = Shape {
+    what: "a user",
+    keys: &[
+        optional("uid", "uid = 1000"),
+        optional("group", r#"group = "users""#),
+        optional("groups", r#"groups = ["editors"]"#),
+        optional("home", r#"home = "/home/alice""#),
+        optional("shell", r#"shell = "/bin/bash""#),
+        optional("comment", r#"comment = "Alice""#),
+        optional("system", "system = true"),
+        optional("authorized_keys", r#"authorized_keys = ["ssh-ed25519 AAAAC3Nz... alice@laptop"]"#),
+    ],
+};
+
+/// `[groups.NAME]` of an image recipe.
+pub const GROUP: Shape =
+    Shape { what: "a group", keys: &[optional("gid", "gid = 2000"), optional("system", "system = true")] };

@@ -370,10 +370,12 @@ fn every_key_is_explained_in_the_documentation() {
         shapes::HEALTH,
         shapes::IMAGE,
         shapes::FILE,
+        shapes::USER,
+        shapes::GROUP,
     ];
     for key in shapes.iter().skip(1).flat_map(|shape| shape.keys) {
-        let explained =
-            docs.contains(&format!("| `{}` |", key.name)) || docs.contains(&format!("### `[[{}]]`", key.name));
+        let ways = ["| `{}` |", "### `[[{}]]`", "### `[{}.NAME]`"].map(|way| way.replace("{}", key.name));
+        let explained = ways.iter().any(|way| docs.contains(way));
         assert!(explained, "`{}` is not explained", key.name);
         assert!(docs.contains(key.example), "no example `{}`", key.example);
     }

@@ -17,18 +17,19 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::{
     super::{
-        clean,
+        accounts, clean,
         configure::{Configure, failed},
         database,
         deb::{self, Control},
         generators, guest,
         order::{self, Wave},
         paths::MERGED,
+        place::place,
         tree::Tree,
         unpack::{self, Existing, Listing, Opened},
     },
     namespaces,
-    protocol::{Content, Failure, Package, PlacedFile, Request, Task, Written},
+    protocol::{Failure, Package, Request, Task, Written},
 };
 
 /// Where a kernel's modules live in its package and in its layer.
@@ -52,13 +53,14 @@ impl Work<'_> {
                 Ok(written) => (Ok(written), vec![]),
                 Err(failure) => (Err(failure), vec![root, out]),
             },
-            Task::Image { base, work, packages, files, services, out } => {
+            Task::Image { base, work, packages, files, changes, out } => {
                 let fill = |configure: &Configure<'_>| {
                     self.install(configure, packages, false)?;
+                    accounts::add(configure.tree, changes, self.request.epoch)?;
                     // Before the recipe's own files come: what it asks for stays, whatever it is.
                     clean::clean(configure.tree).map_err(failed("cleaning"))?;
                     place(configure.tree, files)?;
-                    services.iter().try_for_each(|service| configure.enable(service))
+                    changes.services.iter().try_for_each(|service| configure.enable(service))
                 };
                 match self.image(base, work, out, &fill) {
                     Ok(written) => (Ok(written), vec![work]),
@@ -243,26 +245,6 @@ fn open(packages: &[Package]) -> Result<Vec<Opened>, Failure> {
             Ok(Opened { deb: file, control })
         })
         .collect()
-}
-
-fn place(tree: &Tree, files: &[PlacedFile]) -> Result<(), Failure> {
-    for PlacedFile { path, content, mode } in files {
-        let at = failed(&shown(path));
-        match content {
-            Content::Folder => {
-                let chmod = |fd| {
-                    rustix::fs::chmodat(fd, ".", rustix::fs::Mode::from_raw_mode(*mode), rustix::fs::AtFlags::empty())
-                };
-                tree.create_dirs(path, &mut |_| ()).and_then(|fd| Ok(chmod(fd)?)).map_err(at)?;
-            }
-            Content::Symlink(target) => tree.symlink(target, path).map_err(at)?,
-            Content::Copy(source) => {
-                let mut file = File::open(source).map_err(failed(&shown(source)))?;
-                tree.write_from(path, &mut file, *mode).map_err(at)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 fn make_folder(path: &Path) -> Result<(), Failure> {
