@@ -76,7 +76,13 @@ impl Marks {
             (name.clone(), self.at(new, &user.place))
         });
         let users = users.collect();
-        Changes { groups, users, services: self.all(&image.services) }
+        Changes {
+            groups,
+            users,
+            timezone: image.timezone.as_ref().map(|zone| self.mark(zone)),
+            locale: image.locale.as_ref().map(|locale| self.mark(locale)),
+            services: self.all(&image.services),
+        }
     }
 
     /// An error of a layer, with its place in the recipe if a marked value is at fault.

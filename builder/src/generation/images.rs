@@ -88,13 +88,19 @@ pub fn build(
             layers: vec![base.clone(), modules.clone(), own],
             kernel: kernel.clone(),
             initrd: initrd.clone(),
-            cmdline: CMDLINE.to_owned(),
+            cmdline: cmdline(inputs.rack.images.get(name)),
             init: vec![INIT.to_owned()],
         };
         images.manifests.insert(name.to_owned(), image);
     }
     images._boot = Some(boot);
     Ok(images)
+}
+
+/// The rack's own parameters, then those of the image's recipe.
+fn cmdline(image: Option<&Image>) -> String {
+    let further = image.into_iter().flat_map(|image| &image.cmdline);
+    further.fold(CMDLINE.to_owned(), |line, parameter| line + " " + parameter)
 }
 
 /// The unpacked kernel and the initrd of guests, by their names in the part that holds them.

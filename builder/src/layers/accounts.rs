@@ -155,6 +155,10 @@ impl Accounts {
         days: i64,
     ) -> Result<(), Failure> {
         let Marked { value: user, mark } = user;
+        if name.contains(|char: char| char.is_ascii_uppercase() || char == '.') {
+            let message = format!("the image has no user `{name}`");
+            return Err(refused(*mark, message, "a new one has a name of lower-case letters, digits, `_` and `-`"));
+        }
         let uid = match user.uid {
             Some(uid) => unused(&self.passwd, uid, "uid", *mark)?,
             None => ids.take(user.system, *mark)?,

@@ -179,7 +179,8 @@ impl Configure<'_> {
         Err(Failure::Script { what, how: ended.how(), output: ended.output })
     }
 
-    fn run(&self, what: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<(), Failure> {
+    /// Runs a program that has to succeed.
+    pub fn run(&self, what: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<(), Failure> {
         (self.step)(what.to_owned());
         let ended = self.program(arguments).run(self.epoch, environment, &mut |_| ()).map_err(failed(what))?;
         if ended.success() {

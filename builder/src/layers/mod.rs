@@ -16,6 +16,7 @@ mod guest;
 mod order;
 mod paths;
 mod place;
+mod region;
 pub mod stage;
 mod tree;
 mod unpack;

@@ -24,6 +24,12 @@ pub struct Image {
     pub groups: BTreeMap<String, Group>,
     /// Users that it adds, and more groups and keys for those that packages made, by name.
     pub users: BTreeMap<String, User>,
+    /// Its time zone; UTC if none.
+    pub timezone: Option<Placed<String>>,
+    /// Its locale; none is the C locale.
+    pub locale: Option<Placed<String>>,
+    /// Further parameters of the guests' kernel.
+    pub cmdline: Vec<String>,
 }
 
 /// One file or directory of an image.

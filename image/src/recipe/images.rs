@@ -10,12 +10,12 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    accounts,
+    accounts, cmdline,
     error::{Placed, Source},
     image::{Content, File, Image},
     names::{self, shown},
     reader::{Report, Table, Text},
-    shapes,
+    region, shapes,
 };
 
 /// Longest path in an image, in bytes (PATH_MAX of Linux with its NUL is 4096).
@@ -42,7 +42,10 @@ pub(super) fn read(
     let files = files(report, &table, folder);
     let groups = accounts::groups(report, &table);
     let users = accounts::users(report, &table);
-    Image { name: name.to_owned(), source: Arc::clone(source), packages, services, files, groups, users }
+    let timezone = region::timezone(report, &table);
+    let locale = region::locale(report, &table);
+    let cmdline = cmdline::read(report, &table);
+    Image { name: name.to_owned(), source: Arc::clone(source), packages, services, files, groups, users, timezone, locale, cmdline }
 }
 
 fn packages(report: &mut Report, table: &Table<'_>) -> Vec<Placed<String>> {

@@ -2,6 +2,7 @@
 //! with its place and a hint. Every key stands in `docs/recipes.md`.
 
 mod accounts;
+mod cmdline;
 mod error;
 mod forward;
 mod generation;
@@ -16,6 +17,7 @@ mod networks;
 mod order;
 mod rack;
 mod reader;
+mod region;
 mod shapes;
 #[cfg(test)]
 mod tests;

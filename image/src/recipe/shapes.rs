@@ -85,6 +85,9 @@ pub const IMAGE: Shape = Shape {
         optional("files", "[[files]]"),
         optional("users", "[users.alice]"),
         optional("groups", "[groups.editors]"),
+        optional("timezone", r#"timezone = "Europe/Berlin""#),
+        optional("locale", r#"locale = "de_DE.UTF-8""#),
+        optional("cmdline", r#"cmdline = ["mitigations=off"]"#),
     ],
 };
 

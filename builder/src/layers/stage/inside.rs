@@ -25,6 +25,7 @@ use super::{
         order::{self, Wave},
         paths::MERGED,
         place::place,
+        region,
         tree::Tree,
         unpack::{self, Existing, Listing, Opened},
     },
@@ -57,6 +58,8 @@ impl Work<'_> {
                 let fill = |configure: &Configure<'_>| {
                     self.install(configure, packages, false)?;
                     accounts::add(configure.tree, changes, self.request.epoch)?;
+                    changes.timezone.iter().try_for_each(|zone| region::set_timezone(configure.tree, zone))?;
+                    changes.locale.iter().try_for_each(|locale| configure.set_locale(locale))?;
                     // Before the recipe's own files come: what it asks for stays, whatever it is.
                     clean::clean(configure.tree).map_err(failed("cleaning"))?;
                     place(configure.tree, files)?;

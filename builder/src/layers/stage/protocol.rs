@@ -88,6 +88,10 @@ pub struct Changes {
     pub groups: BTreeMap<String, Marked<NewGroup>>,
     /// Users to make, or to put into groups, by name.
     pub users: BTreeMap<String, Marked<NewUser>>,
+    /// The time zone; UTC if none.
+    pub timezone: Option<Marked<String>>,
+    /// The locale.
+    pub locale: Option<Marked<String>>,
     /// systemd units to enable.
     pub services: Vec<Marked<String>>,
 }
