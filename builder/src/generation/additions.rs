@@ -81,6 +81,7 @@ impl Marks {
             users,
             timezone: image.timezone.as_ref().map(|zone| self.mark(zone)),
             locale: image.locale.as_ref().map(|locale| self.mark(locale)),
+            commands: self.all(&image.commands),
             services: self.all(&image.services),
         }
     }

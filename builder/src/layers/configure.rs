@@ -28,6 +28,9 @@ const FIRST: [&str; 2] = ["base-passwd", "base-files"];
 /// What `systemctl is-enabled` says of units that enabling does not start (systemctl(1), is-enabled).
 const NEVER_STARTED: [&str; 3] = ["static", "generated", "transient"];
 
+/// How many lines of the end of a command's output an error shows.
+const LINES_SHOWN: usize = 20;
+
 /// Where units are looked for (systemd.unit(5), "Unit File Load Path").
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system"];
 
@@ -130,6 +133,25 @@ impl Configure<'_> {
             units.extend(entries.into_iter().filter_map(|(name, _)| name.into_string().ok()));
         }
         Ok(units)
+    }
+
+    /// Runs a command of the recipe.
+    pub fn command(&self, command: &Marked<Vec<String>>) -> Result<(), Failure> {
+        let Marked { value: arguments, mark } = command;
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        (self.step)("a command of the recipe".to_owned());
+        let ended = self.program(&arguments).run(self.epoch, &[], &mut |_| ());
+        let ended = ended.map_err(failed("a command of the recipe"))?;
+        if ended.success() {
+            return Ok(());
+        }
+        let lines: Vec<&str> = ended.output.lines().collect();
+        let hint = if lines.is_empty() {
+            "it printed nothing; `set -x` at a shell's beginning shows what it does".to_owned()
+        } else {
+            format!("it printed at its end:\n{}", lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n"))
+        };
+        Err(Failure::Recipe { mark: *mark, message: format!("the command failed ({})", ended.how()), hint })
     }
 
     /// Indexes the modules of a kernel.

@@ -28,6 +28,8 @@ pub struct Image {
     pub timezone: Option<Placed<String>>,
     /// Its locale; none is the C locale.
     pub locale: Option<Placed<String>>,
+    /// Commands that are run in it after all that, each a program with its arguments, in the recipe's order.
+    pub commands: Vec<Placed<Vec<String>>>,
     /// Further parameters of the guests' kernel.
     pub cmdline: Vec<String>,
 }

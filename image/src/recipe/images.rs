@@ -10,7 +10,7 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    accounts, cmdline,
+    accounts, cmdline, commands,
     error::{Placed, Source},
     image::{Content, File, Image},
     names::{self, shown},
@@ -44,8 +44,9 @@ pub(super) fn read(
     let users = accounts::users(report, &table);
     let timezone = region::timezone(report, &table);
     let locale = region::locale(report, &table);
+    let commands = commands::read(report, &table);
     let cmdline = cmdline::read(report, &table);
-    Image { name: name.to_owned(), source: Arc::clone(source), packages, services, files, groups, users, timezone, locale, cmdline }
+    Image { name: name.to_owned(), source: Arc::clone(source), packages, services, files, groups, users, timezone, locale, commands, cmdline }
 }
 
 fn packages(report: &mut Report, table: &Table<'_>) -> Vec<Placed<String>> {

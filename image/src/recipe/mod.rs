@@ -3,6 +3,7 @@
 
 mod accounts;
 mod cmdline;
+mod commands;
 mod error;
 mod forward;
 mod generation;

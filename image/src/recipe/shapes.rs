@@ -87,6 +87,7 @@ pub const IMAGE: Shape = Shape {
         optional("groups", "[groups.editors]"),
         optional("timezone", r#"timezone = "Europe/Berlin""#),
         optional("locale", r#"locale = "de_DE.UTF-8""#),
+        optional("commands", r#"commands = ["a2enmod rewrite"]"#),
         optional("cmdline", r#"cmdline = ["mitigations=off"]"#),
     ],
 };

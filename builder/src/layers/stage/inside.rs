@@ -2,6 +2,7 @@
 //! leaves running ends with it.
 
 use std::{
+    collections::BTreeSet,
     ffi::CString,
     fs::{self, File},
     io,
@@ -61,8 +62,13 @@ impl Work<'_> {
                     changes.timezone.iter().try_for_each(|zone| region::set_timezone(configure.tree, zone))?;
                     changes.locale.iter().try_for_each(|locale| configure.set_locale(locale))?;
                     // Before the recipe's own files come: what it asks for stays, whatever it is.
-                    clean::clean(configure.tree).map_err(failed("cleaning"))?;
+                    clean::clean(configure.tree, &BTreeSet::new()).map_err(failed("cleaning"))?;
                     place(configure.tree, files)?;
+                    if !changes.commands.is_empty() {
+                        changes.commands.iter().try_for_each(|command| configure.command(command))?;
+                        let asked = files.iter().map(|file| file.path.as_path()).collect();
+                        clean::clean(configure.tree, &asked).map_err(failed("cleaning"))?;
+                    }
                     changes.services.iter().try_for_each(|service| configure.enable(service))
                 };
                 match self.image(base, work, out, &fill) {
@@ -96,7 +102,7 @@ impl Work<'_> {
         let configure = self.configure(&tree, root);
         self.install(&configure, packages, true)?;
         guest::prepare(&tree).map_err(failed("the base's own files"))?;
-        clean::clean(&tree).map_err(failed("cleaning"))?;
+        clean::clean(&tree, &BTreeSet::new()).map_err(failed("cleaning"))?;
         guest::mark_updated(&tree, self.request.epoch).map_err(failed("/etc/.updated"))?;
         namespaces::end_all_others().map_err(failed("ending what the scripts left running"))?;
         self.write(root, Origin::Plain, out)

@@ -92,6 +92,8 @@ pub struct Changes {
     pub timezone: Option<Marked<String>>,
     /// The locale.
     pub locale: Option<Marked<String>>,
+    /// Commands to run, each a program with its arguments.
+    pub commands: Vec<Marked<Vec<String>>>,
     /// systemd units to enable.
     pub services: Vec<Marked<String>>,
 }
