@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{Place, Placed, Source};
+use super::{
+    error::{Place, Placed, Source},
+    vars::Var,
+};
 
 /// An image recipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub struct Image {
     pub services: Vec<Placed<String>>,
     /// Files and directories put into it after the packages, in the recipe's order; no path twice.
     pub files: Vec<File>,
+    /// What templates of this image may name as `vars`, beside the rack's.
+    pub vars: BTreeMap<String, Var>,
     /// Groups that it adds, by name.
     pub groups: BTreeMap<String, Group>,
     /// Users that it adds, and more groups and keys for those that packages made, by name.
@@ -97,7 +102,7 @@ pub struct User {
 /// What a file consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Text from the recipe.
+    /// Text from the recipe, or of a template that is filled in.
     Inline(String),
     /// A file beside the recipe: its path, openable from where the command runs.
     File(PathBuf),

@@ -20,9 +20,11 @@ mod rack;
 mod reader;
 mod region;
 mod shapes;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod units;
+mod vars;
 mod volumes;
 mod warnings;
 
@@ -35,3 +37,4 @@ pub use load::{BASES, RECIPE_MAX, load};
 pub use names::{NAME_MAX, NETWORK_NAME_MAX, VERSION_MAX, closest};
 pub use rack::{Guest, Network, Rack, Volume};
 pub use units::{MEMORY_MAX_MIB, MEMORY_MIN_MIB};
+pub use vars::Var;

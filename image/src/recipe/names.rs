@@ -95,6 +95,13 @@ pub(super) fn is_new_account(text: &str) -> bool {
     is_account(text) && !text.bytes().any(|byte| byte.is_ascii_uppercase() || byte == b'.')
 }
 
+/// Whether the text can be the name of a variable in a template.
+pub(super) fn is_variable(text: &str) -> bool {
+    (1..=NAME_MAX).contains(&text.len())
+        && text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
 /// The candidate that was probably meant, if one is near.
 pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > SUGGEST_MAX {

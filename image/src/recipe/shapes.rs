@@ -14,7 +14,12 @@ const fn optional(name: &'static str, example: &'static str) -> Key {
 /// A rack recipe.
 pub const RECIPE: Shape = Shape {
     what: "a rack recipe",
-    keys: &[required("rack", "[rack]"), optional("networks", "[networks.lan]"), optional("guests", "[guests.web]")],
+    keys: &[
+        required("rack", "[rack]"),
+        optional("networks", "[networks.lan]"),
+        optional("guests", "[guests.web]"),
+        optional("vars", "[vars]"),
+    ],
 };
 
 /// `[rack]`.
@@ -85,6 +90,7 @@ pub const IMAGE: Shape = Shape {
         optional("files", "[[files]]"),
         optional("users", "[users.alice]"),
         optional("groups", "[groups.editors]"),
+        optional("vars", "[vars]"),
         optional("timezone", r#"timezone = "Europe/Berlin""#),
         optional("locale", r#"locale = "de_DE.UTF-8""#),
         optional("commands", r#"commands = ["a2enmod rewrite"]"#),
@@ -99,6 +105,7 @@ pub const FILE: Shape = Shape {
         required("path", r#"path = "/var/www/html/index.html""#),
         optional("source", r#"source = "web/index.html""#),
         optional("content", r#"content = "hello""#),
+        optional("template", "template = true"),
         optional("mode", "mode = 0o644"),
         optional("owner", r#"owner = "www-data""#),
         optional("group", r#"group = "www-data""#),
