@@ -1,5 +1,6 @@
 //! From verified packages to one generation: images, manifest, host, disk image.
 
+mod additions;
 mod disk;
 mod host;
 mod images;
@@ -15,7 +16,7 @@ use std::{
 use rackstick_image::{
     guid,
     lock::Lock,
-    recipe::{self, Rack},
+    recipe::{self, Diagnostics, Rack},
     sector::SectorSize,
 };
 use thiserror::Error;
@@ -64,6 +65,14 @@ pub enum BuildError {
     /// A layer.
     #[error(transparent)]
     Layer(#[from] layers::Error),
+    /// The recipe of an image does not fit what is in the image.
+    #[error("the recipe of image `{image}` does not fit its packages")]
+    Recipe {
+        /// The image.
+        image: String,
+        /// What is wrong, and where.
+        source: Diagnostics,
+    },
     /// A kernel package.
     #[error(transparent)]
     Kernel(#[from] KernelError),

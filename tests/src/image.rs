@@ -60,6 +60,12 @@ impl Image {
         NETWORKS.get_or_init(|| Self::build("tests/recipes/network.toml", "networks", &[]))
     }
 
+    /// A rack whose one image sets all that a recipe can, built once per test program.
+    pub fn settings() -> &'static Self {
+        static SETTINGS: OnceLock<Image> = OnceLock::new();
+        SETTINGS.get_or_init(|| Self::build("tests/recipes/settings.toml", "settings", &[]))
+    }
+
     /// Builds a recipe of the clone into `<target>/rig/images/<name>/`.
     fn build(recipe: &str, name: &str, arguments: &[&str]) -> Self {
         let out = place::test_folder(&format!("images/{name}"));

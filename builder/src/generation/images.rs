@@ -11,19 +11,19 @@ use std::{
 use rackstick_image::{
     digest::VerityDigest,
     manifest::{self, Blob},
-    recipe::{Content, File, Image},
+    recipe::Image,
     verity,
 };
 
 use super::{
-    BuildError, Inputs, Scratch,
+    BuildError, Inputs, Scratch, additions,
     parts::{self, Part, Parts},
     write,
 };
 use crate::{
     initrd,
     kernel::Kernel,
-    layers::{Additions, Base, Layer, Layers, Package, RecipeFile},
+    layers::{Base, Layer, Layers, Package},
     progress::Progress,
     sets,
     store::Store,
@@ -88,13 +88,19 @@ pub fn build(
             layers: vec![base.clone(), modules.clone(), own],
             kernel: kernel.clone(),
             initrd: initrd.clone(),
-            cmdline: CMDLINE.to_owned(),
+            cmdline: cmdline(inputs.rack.images.get(name)),
             init: vec![INIT.to_owned()],
         };
         images.manifests.insert(name.to_owned(), image);
     }
     images._boot = Some(boot);
     Ok(images)
+}
+
+/// The rack's own parameters, then those of the image's recipe.
+fn cmdline(image: Option<&Image>) -> String {
+    let further = image.into_iter().flat_map(|image| &image.cmdline);
+    further.fold(CMDLINE.to_owned(), |line, parameter| line + " " + parameter)
 }
 
 /// The unpacked kernel and the initrd of guests, by their names in the part that holds them.
@@ -138,30 +144,10 @@ fn own_layer(
     let name = &image.name;
     let label = format!("layer {name}");
     let job = progress.spinner("building", &label);
-    let additions = Additions {
-        packages: inputs.set(&sets::image(name)),
-        files: files(image, scratch)?,
-        services: image.services.iter().map(|service| service.value.clone()).collect(),
-    };
-    let layer = layers.image(name, base, &additions, &|_| ())?;
+    let (additions, marks) = additions::of(image, inputs.set(&sets::image(name)), scratch)?;
+    let layer = layers.image(name, base, &additions, &|_| ()).map_err(|error| marks.place(name, error))?;
     job.done(&label);
     Ok(layer)
-}
-
-/// An image's files as layers take them: all lie on disk.
-fn files(image: &Image, scratch: &Scratch) -> Result<Vec<RecipeFile>, BuildError> {
-    let place = |(index, file): (usize, &File)| {
-        let source = match &file.content {
-            Content::File(path) | Content::Directory(path) => path.clone(),
-            Content::Inline(text) => {
-                let path = scratch.file(&format!("{}-{index}", image.name));
-                write(&path, text.as_bytes())?;
-                path
-            }
-        };
-        Ok(RecipeFile { path: PathBuf::from(&file.path.value), source, mode: file.mode })
-    };
-    image.files.iter().enumerate().map(place).collect()
 }
 
 impl Images {

@@ -1,7 +1,7 @@
 //! Takes away what differs from build to build, or is of no use in an image: logs, locks, caches that are made again,
 //! backups of files that just changed.
 
-use std::{io, path::Path};
+use std::{collections::BTreeSet, io, path::Path};
 
 use rustix::fs::FileType;
 
@@ -38,15 +38,16 @@ const FILES: &[&str] = &[
 /// Folders whose files go; the folders stay, with their owners.
 const FOLDERS: &[&str] = &["/var/cache/apt", "/var/lib/apt/lists", "/var/tmp"];
 
-/// Cleans a tree whose packages are configured.
-pub fn clean(tree: &Tree) -> io::Result<()> {
-    FILES.iter().try_for_each(|path| tree.remove(Path::new(path)))?;
+/// Cleans a tree whose packages are configured, but for what the recipe itself put there.
+pub fn clean(tree: &Tree, asked: &BTreeSet<&Path>) -> io::Result<()> {
+    let remove = |path: &Path| if asked.contains(path) { Ok(()) } else { tree.remove(path) };
+    FILES.iter().try_for_each(|path| remove(Path::new(path)))?;
     for folder in FOLDERS {
-        tree.walk(Path::new(folder), &mut |path, _| tree.remove(path))?;
+        tree.walk(Path::new(folder), &mut |path, _| remove(path))?;
     }
     // Empty logs stay: a package made them with the owner that its service needs.
     tree.walk(Path::new("/var/log"), &mut |path, kind| {
         let written = kind == FileType::RegularFile && tree.stat(path)?.is_some_and(|stat| stat.st_size > 0);
-        if written { tree.remove(path) } else { Ok(()) }
+        if written { remove(path) } else { Ok(()) }
     })
 }

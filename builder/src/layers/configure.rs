@@ -2,9 +2,12 @@
 //! Policy 6 and dpkg(1).
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
 };
+
+use rackstick_image::recipe;
 
 use super::{
     database,
@@ -12,7 +15,7 @@ use super::{
     generators::Generator,
     stage::{
         program::{Program, STATUS_FD},
-        protocol::Failure,
+        protocol::{Failure, Marked},
     },
     tree::Tree,
 };
@@ -24,6 +27,12 @@ const FIRST: [&str; 2] = ["base-passwd", "base-files"];
 
 /// What `systemctl is-enabled` says of units that enabling does not start (systemctl(1), is-enabled).
 const NEVER_STARTED: [&str; 3] = ["static", "generated", "transient"];
+
+/// How many lines of the end of a command's output an error shows.
+const LINES_SHOWN: usize = 20;
+
+/// Where units are looked for (systemd.unit(5), "Unit File Load Path").
+const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system"];
 
 /// A tree whose packages get configured.
 pub struct Configure<'a> {
@@ -86,8 +95,21 @@ impl Configure<'_> {
     }
 
     /// Enables a unit as an administrator would.
-    pub fn enable(&self, service: &str) -> Result<(), Failure> {
-        self.run(&format!("systemctl enable {service}"), &["systemctl", "enable", "--", service], &[])?;
+    pub fn enable(&self, service: &Marked<String>) -> Result<(), Failure> {
+        let Marked { value: service, mark } = service;
+        let refused = |message: String, hint: String| Failure::Recipe { mark: *mark, message, hint };
+        let enabled = self.run(&format!("systemctl enable {service}"), &["systemctl", "enable", "--", service], &[]);
+        if enabled.is_err() {
+            let units = self.units().map_err(failed("the units"))?;
+            if !units.contains(&template(service)) {
+                let hint = match recipe::closest(service, units.iter().map(String::as_str)) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => "packages bring units, and so does a file in /etc/systemd/system".to_owned(),
+                };
+                return Err(refused(format!("the image has no unit `{service}`"), hint));
+            }
+        }
+        enabled?;
         // Of a unit that can't be enabled, because nothing would ever start it so, systemctl only says that.
         let what = format!("systemctl is-enabled {service}");
         let ended = self.program(&["systemctl", "is-enabled", "--", service]).run(self.epoch, &[], &mut |_| ());
@@ -95,11 +117,41 @@ impl Configure<'_> {
         if ended.success() && !NEVER_STARTED.contains(&ended.output.as_str()) {
             return Ok(());
         }
-        Err(Failure::Other(format!(
-            "unit {service} can't be enabled, it is {}: it has no [Install] section, so something else starts it or nothing does; \
-             take it out of the recipe's services, or give it such a section",
-            ended.output
-        )))
+        Err(refused(
+            format!("unit `{service}` can't be enabled, it is {}", ended.output),
+            "it has no [Install] section, so something else starts it or nothing does: take it out of `services`, or give it \
+             such a section"
+                .to_owned(),
+        ))
+    }
+
+    /// The names of all units that are there.
+    fn units(&self) -> io::Result<BTreeSet<String>> {
+        let mut units = BTreeSet::new();
+        for folder in UNITS {
+            let entries = self.tree.entries(Path::new(folder))?;
+            units.extend(entries.into_iter().filter_map(|(name, _)| name.into_string().ok()));
+        }
+        Ok(units)
+    }
+
+    /// Runs a command of the recipe.
+    pub fn command(&self, command: &Marked<Vec<String>>) -> Result<(), Failure> {
+        let Marked { value: arguments, mark } = command;
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        (self.step)("a command of the recipe".to_owned());
+        let ended = self.program(&arguments).run(self.epoch, &[], &mut |_| ());
+        let ended = ended.map_err(failed("a command of the recipe"))?;
+        if ended.success() {
+            return Ok(());
+        }
+        let lines: Vec<&str> = ended.output.lines().collect();
+        let hint = if lines.is_empty() {
+            "it printed nothing; `set -x` at a shell's beginning shows what it does".to_owned()
+        } else {
+            format!("it printed at its end:\n{}", lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n"))
+        };
+        Err(Failure::Recipe { mark: *mark, message: format!("the command failed ({})", ended.how()), hint })
     }
 
     /// Indexes the modules of a kernel.
@@ -149,7 +201,8 @@ impl Configure<'_> {
         Err(Failure::Script { what, how: ended.how(), output: ended.output })
     }
 
-    fn run(&self, what: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<(), Failure> {
+    /// Runs a program that has to succeed.
+    pub fn run(&self, what: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<(), Failure> {
         (self.step)(what.to_owned());
         let ended = self.program(arguments).run(self.epoch, environment, &mut |_| ()).map_err(failed(what))?;
         if ended.success() {
@@ -164,6 +217,14 @@ impl Configure<'_> {
             masked: self.generators.iter().flat_map(|generator| generator.masked).map(PathBuf::from).collect(),
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
         }
+    }
+}
+
+/// The file of a unit: `getty@tty1.service` is made from `getty@.service`.
+fn template(unit: &str) -> String {
+    match (unit.split_once('@'), unit.rsplit_once('.')) {
+        (Some((name, _)), Some((_, suffix))) => format!("{name}@.{suffix}"),
+        _ => unit.to_owned(),
     }
 }
 

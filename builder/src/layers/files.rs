@@ -6,12 +6,12 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use rackstick_image::digest::Sha256;
+use rackstick_image::{digest::Sha256, recipe::Owner};
 use sha2::Digest;
 
 use super::{
     FileHash,
-    stage::protocol::{Content, PlacedFile},
+    stage::protocol::{Content, Marked, PlacedFile},
 };
 
 /// Files that one entry of a recipe may bring: stops a source such as `/`.
@@ -22,7 +22,7 @@ const FILE_MODE: u32 = 0o644;
 const FOLDER_MODE: u32 = 0o755;
 
 /// One entry of a recipe.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecipeFile {
     /// Absolute path in the image.
     pub path: PathBuf,
@@ -30,6 +30,10 @@ pub struct RecipeFile {
     pub source: PathBuf,
     /// Permission bits of a file, or of all files in a folder; 0644 if none.
     pub mode: Option<u32>,
+    /// The user that it and everything in it belongs to; root if none.
+    pub owner: Option<Marked<Owner>>,
+    /// The group that it and everything in it belongs to; root's if none.
+    pub group: Option<Marked<Owner>>,
 }
 
 /// Why a recipe's file can't be taken.
@@ -57,7 +61,8 @@ pub enum Error {
 /// Resolves a recipe's entries into single files, in their order; folders are taken whole, sorted.
 pub fn collect(entries: &[RecipeFile]) -> Result<(Vec<PlacedFile>, Vec<FileHash>), Error> {
     let mut placed = Vec::new();
-    for RecipeFile { path, source, mode } in entries {
+    for entry in entries {
+        let RecipeFile { path, source, .. } = entry;
         let fine = |component| matches!(component, Component::RootDir | Component::Normal(_));
         if !path.is_absolute() || path.file_name().is_none() || !path.components().all(fine) {
             return Err(Error::Place(path.clone()));
@@ -66,13 +71,13 @@ pub fn collect(entries: &[RecipeFile]) -> Result<(Vec<PlacedFile>, Vec<FileHash>
         // The source itself may be a symlink; those inside of a folder stay what they are.
         let source = &fs::canonicalize(source).map_err(read)?;
         let end = placed.len() + MAX_FILES;
-        add(&mut placed, end, path, source, mode.unwrap_or(FILE_MODE))?;
+        add(&mut placed, end, path, source, entry)?;
     }
     let hashed = placed.iter().map(hash).collect::<Result<_, _>>()?;
     Ok((placed, hashed))
 }
 
-fn add(placed: &mut Vec<PlacedFile>, end: usize, path: &Path, source: &Path, mode: u32) -> Result<(), Error> {
+fn add(placed: &mut Vec<PlacedFile>, end: usize, path: &Path, source: &Path, entry: &RecipeFile) -> Result<(), Error> {
     let read = |error| Error::Read { path: source.to_owned(), source: error };
     if placed.len() >= end {
         return Err(Error::TooMany(source.to_owned()));
@@ -83,16 +88,17 @@ fn add(placed: &mut Vec<PlacedFile>, end: usize, path: &Path, source: &Path, mod
     } else if kind.is_symlink() {
         (Content::Symlink(fs::read_link(source).map_err(read)?), 0o777)
     } else if kind.is_file() {
-        (Content::Copy(source.to_owned()), mode)
+        (Content::Copy(source.to_owned()), entry.mode.unwrap_or(FILE_MODE))
     } else {
         return Err(Error::Kind(source.to_owned()));
     };
-    placed.push(PlacedFile { path: path.to_owned(), content, mode: own_mode });
+    let (owner, group) = (entry.owner.clone(), entry.group.clone());
+    placed.push(PlacedFile { path: path.to_owned(), content, mode: own_mode, owner, group });
     if kind.is_dir() {
         let mut names: Vec<_> = fs::read_dir(source).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(read)?;
         names.sort_by_key(fs::DirEntry::file_name);
-        for entry in names {
-            add(placed, end, &path.join(entry.file_name()), &entry.path(), mode)?;
+        for name in names {
+            add(placed, end, &path.join(name.file_name()), &name.path(), entry)?;
         }
     }
     Ok(())
@@ -125,7 +131,8 @@ mod tests {
         fs::write(dir.path().join("b/y"), "1").unwrap();
         fs::write(dir.path().join("a"), "2").unwrap();
         symlink("a", dir.path().join("c")).unwrap();
-        let entry = RecipeFile { path: "/srv/x".into(), source: dir.path().into(), mode: Some(0o600) };
+        let entry =
+            RecipeFile { path: "/srv/x".into(), source: dir.path().into(), mode: Some(0o600), ..RecipeFile::default() };
         let (placed, hashes) = collect(std::slice::from_ref(&entry)).unwrap();
         let paths: Vec<_> = placed.iter().map(|file| (file.path.to_str().unwrap(), file.mode)).collect();
         assert_eq!(
@@ -146,7 +153,7 @@ mod tests {
     #[test]
     fn files_have_a_place_inside_the_image() {
         for path in ["etc/x", "/", "/etc/../x"] {
-            let entry = RecipeFile { path: path.into(), source: "/etc/hostname".into(), mode: None };
+            let entry = RecipeFile { path: path.into(), source: "/etc/hostname".into(), ..RecipeFile::default() };
             assert!(matches!(collect(&[entry]), Err(Error::Place(_))), "{path}");
         }
     }

@@ -4,6 +4,7 @@
 //! The same inputs give the same bytes on every machine; so a layer that is in the cache under its inputs' hash is taken
 //! from there.
 
+mod accounts;
 mod cache;
 mod clean;
 mod configure;
@@ -14,6 +15,8 @@ mod generators;
 mod guest;
 mod order;
 mod paths;
+mod place;
+mod region;
 pub mod stage;
 mod tree;
 mod unpack;
@@ -28,7 +31,7 @@ use serde::Serialize;
 
 use self::{
     cache::Cache,
-    stage::protocol::{self, PlacedFile, Request, Task},
+    stage::protocol::{self, Changes, PlacedFile, Request, Task},
 };
 
 pub use files::RecipeFile;
@@ -57,8 +60,8 @@ pub struct Additions {
     pub packages: Vec<Package>,
     /// Files from beside the recipe.
     pub files: Vec<RecipeFile>,
-    /// systemd units to enable.
-    pub services: Vec<String>,
+    /// What else it changes.
+    pub changes: Changes,
 }
 
 /// A finished layer.
@@ -161,16 +164,16 @@ impl Layers {
     pub fn image(&self, name: &str, base: &Base, additions: &Additions, step: &dyn Fn(&str)) -> Result<Layer, Error> {
         let packages = sorted(&additions.packages);
         let (files, hashes) = files::collect(&additions.files)?;
-        let identity = ("image", FORMAT, self.epoch, &base.key, &packages, &hashes, &additions.services);
+        let identity = ("image", FORMAT, self.epoch, &base.key, &packages, &hashes, &additions.changes);
         let key = self.cache.key(&identity)?;
         let slot = self.cache.slot(&key)?;
         if let Some(layer) = slot.finished(false)? {
             return Ok(layer);
         }
         self.remove(name, &slot.leftovers())?;
-        let (packages, services) = (staged(&packages), additions.services.clone());
+        let (packages, changes) = (staged(&packages), additions.changes.clone());
         let (base, work, out) = (base.tree.clone(), slot.work(), slot.partial());
-        self.make(name, Task::Image { base, work, packages, files, services, out }, &slot, step)
+        self.make(name, Task::Image { base, work, packages, files, changes, out }, &slot, step)
     }
 
     /// The modules of the kernel in `package`, indexed by the `depmod` of `base`.

@@ -22,6 +22,15 @@ const MAX_READ_BYTES: u64 = 256 << 20;
 /// How often a lookup is repeated that the kernel gave up because something was renamed meanwhile.
 const MAX_LOOKUPS: usize = 64;
 
+/// Whom a file belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ids {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+}
+
 /// A folder that stands for `/`.
 #[derive(Debug)]
 pub struct Tree {
@@ -143,6 +152,21 @@ impl Tree {
         rustix::fs::fchown(&file, Some(Uid::ROOT), Some(Gid::ROOT))?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
         Ok(())
+    }
+
+    /// Gives a file or folder to somebody; a symlink is refused.
+    pub fn own(&self, path: &Path, ids: Ids, mode: u32) -> io::Result<()> {
+        let fd = self.lookup(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK)?;
+        rustix::fs::fchown(&fd, Some(Uid::from_raw(ids.uid)), Some(Gid::from_raw(ids.gid)))?;
+        // Afterwards: a new owner takes set-user-id bits away.
+        Ok(rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?)
+    }
+
+    /// Gives a symlink to somebody.
+    pub fn own_link(&self, path: &Path, ids: Ids) -> io::Result<()> {
+        let (parent, name) = self.place(path)?;
+        let (uid, gid) = (Some(Uid::from_raw(ids.uid)), Some(Gid::from_raw(ids.gid)));
+        Ok(rustix::fs::chownat(&parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
     /// Adds to the end of a file, creating it with mode 0644.

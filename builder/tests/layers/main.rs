@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod accounts;
 mod mini;
 mod ordinary_user;
 
@@ -55,6 +56,19 @@ impl Bench {
         let script = "fsck.erofs \"$0\" && mount -o loop,ro \"$0\" /mnt && cp -a /mnt \"$1\"";
         let mut copy = Command::new("unshare");
         let done = copy.args(["-m", "sh", "-c", script]).arg(&layer.path).arg(&target).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        target
+    }
+
+    /// What a guest sees of a base and the layer above it: the kernel lays one over the other, and all is copied out.
+    fn merged(&self, base: &Base, layer: &Layer) -> PathBuf {
+        let target = self.dir.path().join(format!("{}-merged", layer.digest));
+        let script = "mount -t tmpfs none /mnt && mkdir /mnt/base /mnt/layer /mnt/all \
+                      && mount -o loop,ro \"$0\" /mnt/base && mount -o loop,ro \"$1\" /mnt/layer \
+                      && mount -t overlay -o ro,lowerdir=/mnt/layer:/mnt/base none /mnt/all && cp -a /mnt/all \"$2\"";
+        let mut copy = Command::new("unshare");
+        let done =
+            copy.args(["-m", "sh", "-c", script]).args([&base.layer.path, &layer.path, &target]).output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         target
     }
@@ -187,9 +201,9 @@ fn the_same_inputs_give_the_same_bytes_and_are_not_built_twice() {
         let source = bench.dir.path().join("page");
         // The second is a file that a build would clean away if a script had left it.
         let files = [("/srv/www/page", None), ("/etc/resolv.conf", Some(0o600))]
-            .map(|(path, mode)| RecipeFile { path: path.into(), source: source.clone(), mode })
+            .map(|(path, mode)| RecipeFile { path: path.into(), source: source.clone(), mode, ..RecipeFile::default() })
             .to_vec();
-        let additions = Additions { packages: vec![draft.build()], files, services: Vec::new() };
+        let additions = Additions { packages: vec![draft.build()], files, ..Additions::default() };
         let steps = Mutex::new(0);
         let count = |_: &str| *steps.lock().unwrap() += 1;
         let layer = bench.layers.image("same", &base, &additions, &count).unwrap();

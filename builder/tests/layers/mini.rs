@@ -41,6 +41,8 @@ const PROGRAMS: &[&str] = &[
     "setcap",
     "ls",
     "env",
+    "getent",
+    "stat",
 ];
 
 /// Makes packages in a folder.

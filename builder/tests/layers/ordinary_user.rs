@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-use super::{Bench, EPOCH, PROGRAM};
+use super::{Bench, EPOCH, PROGRAM, accounts};
 use rackstick::layers::{Additions, Layers, Package};
 
 const USER: &str = "4242";
@@ -35,6 +35,12 @@ fn build_as_user(dir: &Path, subordinate_ids: &str) -> Output {
         .unwrap()
 }
 
+/// Everything that a recipe can give to somebody.
+fn additions(dir: &Path, package: Package) -> Additions {
+    let (changes, files) = accounts::of_alice(dir);
+    Additions { packages: vec![package], files, changes }
+}
+
 #[test]
 fn an_ordinary_user_gets_the_same_bytes_as_root() {
     let bench = Bench::new();
@@ -43,7 +49,7 @@ fn an_ordinary_user_gets_the_same_bytes_as_root() {
     draft.script("postinst", "echo > /etc/of-daemon; chown daemon:daemon /etc/of-daemon; cp /bin/true /bin/cap; setcap cap_chown+ep /bin/cap; rm /bin/touch");
     let package = draft.build();
     let base = bench.layers.base(std::slice::from_ref(&base_package), &|_| ()).unwrap();
-    let layer = bench.image(&base, std::slice::from_ref(&package)).unwrap();
+    let layer = bench.layers.image("test", &base, &additions(bench.dir.path(), package), &|_| ()).unwrap();
 
     // Reachable for others, unlike a fresh temporary folder.
     for folder in [bench.dir.path(), &bench.dir.path().join("packages")] {
@@ -94,7 +100,7 @@ fn as_this_user() {
     };
     let base =
         layers.base(&[package("mini-base")], &|_| ()).unwrap_or_else(|error| panic!("{error}: {}", cause(&error)));
-    let additions = Additions { packages: vec![package("owned")], ..Additions::default() };
+    let additions = additions(&dir, package("owned"));
     let layer =
         layers.image("test", &base, &additions, &|_| ()).unwrap_or_else(|error| panic!("{error}: {}", cause(&error)));
     println!("{} {}", base.layer.digest, layer.digest);

@@ -1,8 +1,13 @@
 //! What an image recipe says.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use super::error::{Placed, Source};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    error::{Place, Placed, Source},
+    vars::Var,
+};
 
 /// An image recipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,24 +23,86 @@ pub struct Image {
     pub services: Vec<Placed<String>>,
     /// Files and directories put into it after the packages, in the recipe's order; no path twice.
     pub files: Vec<File>,
+    /// What templates of this image may name as `vars`, beside the rack's.
+    pub vars: BTreeMap<String, Var>,
+    /// Groups that it adds, by name.
+    pub groups: BTreeMap<String, Group>,
+    /// Users that it adds, and more groups and keys for those that packages made, by name.
+    pub users: BTreeMap<String, User>,
+    /// Its time zone; UTC if none.
+    pub timezone: Option<Placed<String>>,
+    /// Its locale; none is the C locale.
+    pub locale: Option<Placed<String>>,
+    /// Commands that are run in it after all that, each a program with its arguments, in the recipe's order.
+    pub commands: Vec<Placed<Vec<String>>>,
+    /// Further parameters of the guests' kernel.
+    pub cmdline: Vec<String>,
 }
 
 /// One file or directory of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
-    /// Where it stands in the image: absolute, without `.` and `..`, not the root. All files belong to root.
+    /// Where it stands in the image: absolute, without `.` and `..`, not the root.
     pub path: Placed<String>,
     /// What is put there.
     pub content: Content,
     /// Permission bits of the file, or of all files in the directory, at most 0o7777; 0o644 if none. Never the source's
     /// own, which depend on the umask of whoever cloned it.
     pub mode: Option<u32>,
+    /// The user that it belongs to, with everything in it; root if none.
+    pub owner: Option<Placed<Owner>>,
+    /// The group that it belongs to, with everything in it; root's if none.
+    pub group: Option<Placed<Owner>>,
+}
+
+/// A user or a group that a file belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Owner {
+    /// By name, which only the image itself knows.
+    Name(String),
+    /// By number, at most [`super::ID_MAX`].
+    Id(u32),
+}
+
+/// A group of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Where its name stands.
+    pub place: Place,
+    /// Its number; the builder takes a free one if none.
+    pub gid: Option<u32>,
+    /// Whether it is one of the system's, with a number below 1000.
+    pub system: bool,
+}
+
+/// A user of an image. Of one that a package made, only `groups` and `authorized_keys` may be given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Where its name stands.
+    pub place: Place,
+    /// Its number; the builder takes a free one if none.
+    pub uid: Option<u32>,
+    /// Its first group; one of its own if none.
+    pub group: Option<Placed<String>>,
+    /// Further groups, each once.
+    pub groups: Vec<Placed<String>>,
+    /// Its home, an absolute path.
+    pub home: Option<String>,
+    /// Its shell, an absolute path.
+    pub shell: Option<Placed<String>>,
+    /// Who it is, for people.
+    pub comment: Option<String>,
+    /// Whether it is one of the system's, with a number below 1000, without home and login.
+    pub system: bool,
+    /// Lines of its `authorized_keys`.
+    pub authorized_keys: Vec<String>,
 }
 
 /// What a file consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Text from the recipe.
+    /// Text from the recipe, or of a template that is filled in.
     Inline(String),
     /// A file beside the recipe: its path, openable from where the command runs.
     File(PathBuf),

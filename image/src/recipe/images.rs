@@ -10,11 +10,14 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 use super::{
+    accounts, cmdline, commands,
     error::{Placed, Source},
     image::{Content, File, Image},
     names::{self, shown},
     reader::{Report, Table, Text},
-    shapes,
+    region, shapes,
+    templates::Template,
+    vars,
 };
 
 /// Longest path in an image, in bytes (PATH_MAX of Linux with its NUL is 4096).
@@ -32,14 +35,35 @@ pub(super) fn read(
     name: &str,
     source: &Arc<Source>,
     root: &Spanned<toml::de::DeTable<'_>>,
-) -> Image {
+) -> (Image, Vec<Template>) {
     let title = format!("image recipe `{name}`");
     let table = Table::new(report, &shapes::IMAGE, &title, 0..0, root.get_ref());
     let packages = packages(report, &table);
     let services = services(report, &table);
     let folder = source.path.parent().unwrap_or(Path::new(""));
-    let files = files(report, &table, folder);
-    Image { name: name.to_owned(), source: Arc::clone(source), packages, services, files }
+    let (files, templates) = files(report, &table, folder);
+    let vars = vars::read(report, &table);
+    let groups = accounts::groups(report, &table);
+    let users = accounts::users(report, &table);
+    let timezone = region::timezone(report, &table);
+    let locale = region::locale(report, &table);
+    let commands = commands::read(report, &table);
+    let cmdline = cmdline::read(report, &table);
+    let image = Image {
+        name: name.to_owned(),
+        source: Arc::clone(source),
+        packages,
+        services,
+        files,
+        vars,
+        groups,
+        users,
+        timezone,
+        locale,
+        commands,
+        cmdline,
+    };
+    (image, templates)
 }
 
 fn packages(report: &mut Report, table: &Table<'_>) -> Vec<Placed<String>> {
@@ -76,20 +100,24 @@ fn services(report: &mut Report, table: &Table<'_>) -> Vec<Placed<String>> {
     services
 }
 
-fn files(report: &mut Report, table: &Table<'_>, folder: &Path) -> Vec<File> {
-    let Some(value) = table.get("files") else { return Vec::new() };
+fn files(report: &mut Report, table: &Table<'_>, folder: &Path) -> (Vec<File>, Vec<Template>) {
+    let (mut files, mut templates) = (Vec::new(), Vec::new());
+    let Some(value) = table.get("files") else { return (files, templates) };
     let DeValue::Array(items) = value.get_ref() else {
         table.wrong_type(report, "files", "an array of tables", value);
-        return Vec::new();
+        return (files, templates);
     };
-    let mut files = Vec::new();
     for item in items {
         if let Some(table) = Table::open(report, &shapes::FILE, "a file", item.span(), item) {
-            files.extend(file(report, &table, folder, item));
+            let Some(file) = file(report, &table, folder, item) else { continue };
+            if table.flag(report, "template") == Some(true) {
+                templates.extend(Template::read(report, &table, files.len(), &file));
+            }
+            files.push(file);
         }
     }
     check_paths(report, &files);
-    files
+    (files, templates)
 }
 
 fn file(report: &mut Report, table: &Table<'_>, folder: &Path, item: &Spanned<DeValue<'_>>) -> Option<File> {
@@ -97,6 +125,8 @@ fn file(report: &mut Report, table: &Table<'_>, folder: &Path, item: &Spanned<De
     let source = table.text(report, "source");
     let inline = table.text(report, "content");
     let mode = mode(report, table);
+    let owner = accounts::owner(report, table, "owner");
+    let group = accounts::owner(report, table, "group");
     let content = match (table.get("source").is_some(), table.get("content").is_some()) {
         (true, false) => source.and_then(|text| content(report, &text, folder)),
         (false, true) => inline.map(|text| Content::Inline(text.value.to_owned())),
@@ -115,7 +145,7 @@ fn file(report: &mut Report, table: &Table<'_>, folder: &Path, item: &Spanned<De
             None
         }
     };
-    Some(File { path: path?, content: content?, mode: mode? })
+    Some(File { path: path?, content: content?, mode: mode?, owner: owner?, group: group? })
 }
 
 /// The path, if something can be put there.

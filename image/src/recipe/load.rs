@@ -19,7 +19,9 @@ use super::{
     networks,
     rack::Rack,
     reader::{Report, Table, Text},
-    shapes, warnings,
+    shapes,
+    templates::{self, Template},
+    vars, warnings,
 };
 
 /// Largest recipe in bytes: a file named by mistake is refused before it fills the memory.
@@ -54,13 +56,17 @@ pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<Rack, Vec<Diagnostic>
     let networks = networks::read(&mut report, entries);
     let entries = table.entries(&mut report, "guests");
     let drafts = guests::read(&mut report, &networks, entries);
+    let vars = vars::read(&mut report, &table);
     let (stems, sources) = image_recipes(&mut report, path, &drafts);
 
     let mut found = report.finish();
-    let mut images = BTreeMap::new();
+    let (mut images, mut templates) = (BTreeMap::new(), BTreeMap::new());
     for (name, source) in sources {
         match image(&name, source) {
-            Ok(image) => _ = images.insert(name, image),
+            Ok((image, of_image)) => {
+                templates.insert(name.clone(), of_image);
+                images.insert(name, image);
+            }
             Err(wrong) => found.extend(wrong),
         }
     }
@@ -73,10 +79,14 @@ pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<Rack, Vec<Diagnostic>
                 Some((name, draft.guest))
             })
             .collect::<Option<_>>()?;
-        Some(Rack { networks, guests, images, ..head })
+        Some(Rack { networks, guests, images, vars, ..head })
     });
     match rack {
         Some(mut rack) if found.is_empty() => {
+            let wrong = templates::fill_in(&mut rack, &templates);
+            if !wrong.is_empty() {
+                return Err(wrong);
+            }
             rack.warnings = warnings::find(&rack, &source, root.get_ref());
             Ok(rack)
         }
@@ -131,6 +141,7 @@ fn head(report: &mut Report, root: &Table<'_>) -> Option<Rack> {
         networks: BTreeMap::new(),
         guests: BTreeMap::new(),
         images: BTreeMap::new(),
+        vars: BTreeMap::new(),
         warnings: Vec::new(),
     })
 }
@@ -205,7 +216,7 @@ fn image_path(report: &mut Report, text: &Text<'_>, folder: &Path) -> Option<(St
     Some((name.to_owned(), path))
 }
 
-fn image(name: &str, source: Arc<Source>) -> Result<Image, Vec<Diagnostic>> {
+fn image(name: &str, source: Arc<Source>) -> Result<(Image, Vec<Template>), Vec<Diagnostic>> {
     let root = syntax(&source)?;
     let mut report = Report::new(Arc::clone(&source));
     let image = images::read(&mut report, name, &source, &root);

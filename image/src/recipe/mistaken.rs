@@ -26,7 +26,8 @@ pub(super) const MESSAGE: &str = "this is an image recipe, not a rack recipe";
 /// The first key by which a file is seen to be an image recipe.
 pub(super) fn key_of_an_image_recipe(root: &DeTable<'_>) -> Option<Range<usize>> {
     let is_of = |shape: &Shape, key: &str| shape.keys.iter().any(|known| known.name == key);
-    if root.keys().any(|key| is_of(&shapes::RECIPE, key.get_ref())) {
+    let of_racks_alone = |key: &str| is_of(&shapes::RECIPE, key) && !is_of(&shapes::IMAGE, key);
+    if root.keys().any(|key| of_racks_alone(key.get_ref())) {
         return None;
     }
     root.keys().filter(|key| is_of(&shapes::IMAGE, key.get_ref())).map(Spanned::span).min_by_key(|span| span.start)

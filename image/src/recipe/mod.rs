@@ -1,6 +1,9 @@
 //! Recipes: the TOML files in git that say what a rack is. Parsed strictly; everything wrong is reported at once, each
 //! with its place and a hint. Every key stands in `docs/recipes.md`.
 
+mod accounts;
+mod cmdline;
+mod commands;
 mod error;
 mod forward;
 mod generation;
@@ -15,18 +18,23 @@ mod networks;
 mod order;
 mod rack;
 mod reader;
+mod region;
 mod shapes;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod units;
+mod vars;
 mod volumes;
 mod warnings;
 
+pub use accounts::{ID_MAX, UID_MAX};
 pub use error::{Diagnostic, Diagnostics, LoadError, Place, Placed, Source};
 pub use generation::{GenerationError, mac, manifest};
 pub use guests::VCPUS_MAX;
-pub use image::{Content, File, Image};
+pub use image::{Content, File, Group, Image, Owner, User};
 pub use load::{BASES, RECIPE_MAX, load};
-pub use names::{NAME_MAX, NETWORK_NAME_MAX, VERSION_MAX};
+pub use names::{NAME_MAX, NETWORK_NAME_MAX, VERSION_MAX, closest};
 pub use rack::{Guest, Network, Rack, Volume};
 pub use units::{MEMORY_MAX_MIB, MEMORY_MIN_MIB};
+pub use vars::Var;

@@ -18,6 +18,8 @@ const INTERFACE_MAX: usize = 15;
 const PACKAGE_MAX: usize = 128;
 /// Longest name of a systemd unit (UNIT_NAME_MAX of systemd is 256 with its NUL).
 const UNIT_MAX: usize = 255;
+/// Longest name of a user or a group (UT_NAMESIZE of Linux; useradd(8)).
+const ACCOUNT_MAX: usize = 32;
 /// Longest word that is compared with others for a hint: the comparison takes quadratic time.
 const SUGGEST_MAX: usize = 64;
 /// Most characters of a user's text that a message repeats.
@@ -81,14 +83,33 @@ pub(super) fn unit(text: &str) -> Option<String> {
     (!stem.is_empty() && !stem.starts_with('.') && unit.len() <= UNIT_MAX && stem.bytes().all(inside)).then_some(unit)
 }
 
+/// Whether the text can be the name of a user or a group, as packages make them.
+pub(super) fn is_account(text: &str) -> bool {
+    (1..=ACCOUNT_MAX).contains(&text.len())
+        && text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+}
+
+/// Whether the text can be the name of a new user or group: what useradd(8) takes without being forced to.
+pub(super) fn is_new_account(text: &str) -> bool {
+    is_account(text) && !text.bytes().any(|byte| byte.is_ascii_uppercase() || byte == b'.')
+}
+
+/// Whether the text can be the name of a variable in a template.
+pub(super) fn is_variable(text: &str) -> bool {
+    (1..=NAME_MAX).contains(&text.len())
+        && text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
 /// The candidate that was probably meant, if one is near.
-pub(super) fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > SUGGEST_MAX {
         return None;
     }
     candidates
         .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&word.to_lowercase(), candidate), candidate))
+        .map(|candidate| (strsim::damerau_levenshtein(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
         .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).max(1))
         .min()
         .map(|(_, candidate)| candidate)
@@ -165,6 +186,19 @@ mod tests {
         assert_eq!(unit("getty@tty1").as_deref(), Some("getty@tty1.service"));
         for bad in ["", ".service", "../x", "a b", "a/b", "ä"] {
             assert_eq!(unit(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn new_users_have_names_that_every_tool_takes_and_packages_more() {
+        for good in ["alice", "_apt", "www-data", "x2", &"a".repeat(32)] {
+            assert!(is_new_account(good), "{good}");
+        }
+        for packages in ["Debian-exim", "a.b"] {
+            assert!(is_account(packages) && !is_new_account(packages), "{packages}");
+        }
+        for bad in ["", "0", "1a", "-a", "a b", "a:b", "a/b", "a\n", "ä", &"a".repeat(33)] {
+            assert!(!is_account(bad), "{bad}");
         }
     }
 

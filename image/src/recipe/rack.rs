@@ -7,6 +7,7 @@ use ipnet::Ipv4Net;
 use super::{
     error::{Diagnostic, Placed},
     image::Image,
+    vars::Var,
 };
 use crate::manifest::{Address, Forward, Health, Nic, UplinkAddress};
 
@@ -21,6 +22,8 @@ pub struct Rack {
     pub base: Placed<String>,
     /// The rack's domain: dot-separated labels, no dot at the end.
     pub domain: String,
+    /// What templates of all images may name as `vars`.
+    pub vars: BTreeMap<String, Var>,
     /// Networks by name.
     pub networks: BTreeMap<String, Network>,
     /// Guests by name.

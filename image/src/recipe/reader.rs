@@ -185,6 +185,16 @@ impl<'a> Table<'a> {
         number
     }
 
+    /// `true` or `false`; an absent one is false.
+    pub fn flag(&self, report: &mut Report, name: &str) -> Option<bool> {
+        let Some(value) = self.get(name) else { return Some(false) };
+        let flag = value.get_ref().as_bool();
+        if flag.is_none() {
+            self.wrong_type(report, name, "`true` or `false`", value);
+        }
+        flag
+    }
+
     /// An array of strings; an absent one is empty.
     pub fn texts(&self, report: &mut Report, name: &str) -> Vec<Text<'a>> {
         let Some(value) = self.get(name) else { return Vec::new() };

@@ -14,7 +14,12 @@ const fn optional(name: &'static str, example: &'static str) -> Key {
 /// A rack recipe.
 pub const RECIPE: Shape = Shape {
     what: "a rack recipe",
-    keys: &[required("rack", "[rack]"), optional("networks", "[networks.lan]"), optional("guests", "[guests.web]")],
+    keys: &[
+        required("rack", "[rack]"),
+        optional("networks", "[networks.lan]"),
+        optional("guests", "[guests.web]"),
+        optional("vars", "[vars]"),
+    ],
 };
 
 /// `[rack]`.
@@ -83,6 +88,13 @@ pub const IMAGE: Shape = Shape {
         optional("packages", r#"packages = ["nginx-light"]"#),
         optional("services", r#"services = ["nginx"]"#),
         optional("files", "[[files]]"),
+        optional("users", "[users.alice]"),
+        optional("groups", "[groups.editors]"),
+        optional("vars", "[vars]"),
+        optional("timezone", r#"timezone = "Europe/Berlin""#),
+        optional("locale", r#"locale = "de_DE.UTF-8""#),
+        optional("commands", r#"commands = ["a2enmod rewrite"]"#),
+        optional("cmdline", r#"cmdline = ["mitigations=off"]"#),
     ],
 };
 
@@ -93,6 +105,28 @@ pub const FILE: Shape = Shape {
         required("path", r#"path = "/var/www/html/index.html""#),
         optional("source", r#"source = "web/index.html""#),
         optional("content", r#"content = "hello""#),
+        optional("template", "template = true"),
         optional("mode", "mode = 0o644"),
+        optional("owner", r#"owner = "www-data""#),
+        optional("group", r#"group = "www-data""#),
     ],
 };
+
+/// `[users.NAME]` of an image recipe.
+pub const USER: Shape = Shape {
+    what: "a user",
+    keys: &[
+        optional("uid", "uid = 1000"),
+        optional("group", r#"group = "users""#),
+        optional("groups", r#"groups = ["editors"]"#),
+        optional("home", r#"home = "/home/alice""#),
+        optional("shell", r#"shell = "/bin/bash""#),
+        optional("comment", r#"comment = "Alice""#),
+        optional("system", "system = true"),
+        optional("authorized_keys", r#"authorized_keys = ["ssh-ed25519 AAAAC3Nz... alice@laptop"]"#),
+    ],
+};
+
+/// `[groups.NAME]` of an image recipe.
+pub const GROUP: Shape =
+    Shape { what: "a group", keys: &[optional("gid", "gid = 2000"), optional("system", "system = true")] };

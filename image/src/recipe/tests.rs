@@ -274,6 +274,66 @@ fn a_manifest_without_one_of_its_images_is_refused() {
     assert_eq!(error, GenerationError::NoImage { guest: "web".to_owned(), image: "web".to_owned() });
 }
 
+/// A rack with two guests that share one image, with this template in a file beside its recipe.
+fn load_template(template: &str) -> (tempfile::TempDir, Result<Rack, Vec<Diagnostic>>) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("motd.j2"), template).unwrap();
+    let image = "[vars]\nport = 80\n[[files]]\npath = '/etc/motd'\nsource = 'motd.j2'\ntemplate = true\n";
+    fs::write(folder.path().join("web.toml"), image).unwrap();
+    let guest = |name: &str, address: &str| {
+        format!("[guests.{name}]\nimage = 'web.toml'\nmemory = '64 MiB'\naddress = {{ {address} }}\n")
+    };
+    let (one, two) = (guest("web-1", "servers = '10.20.0.3'"), guest("web-2", "servers = '10.20.0.4', lan = 'dhcp'"));
+    let vars = "[vars]\nport = 8080\nadmins = ['alice', 'bob']\nmail.host = 'mx'\n";
+    let rack = load::parse(&folder.path().join("rack.toml"), format!("{SMALL}{one}{two}{vars}").into_bytes());
+    (folder, rack)
+}
+
+#[test]
+fn a_template_is_filled_in_with_what_the_recipes_say() {
+    for (template, filled) in [
+        ("no template\n", "no template\n"),
+        ("{{ rack.name }} {{ rack.version }} {{ rack.domain }} {{ image.name }}", "lab 1 lab.internal web"),
+        ("{{ networks.servers.subnet }} {{ networks.servers.gateway }}", "10.20.0.0/29 10.20.0.1"),
+        ("{{ networks.servers.prefix }} {{ networks.servers.netmask }}", "29 255.255.255.248"),
+        // The image's variable comes before the rack's.
+        ("{{ vars.port }} {{ vars.mail.host }} {{ vars.admins | join(', ') }}", "80 mx alice, bob"),
+        (
+            "{% for name, guest in guests | items %}\n{{ name }} {{ guest.addresses.servers }} {{ guest.fqdn }}\n{% endfor %}\nend\n",
+            "web-1 10.20.0.3 web-1.lab.internal\nweb-2 10.20.0.4 web-2.lab.internal\nend\n",
+        ),
+        ("{{ guests['web-1'].addresses.lan | default('none') }} {{ 'ä' }}", "none ä"),
+        ("<{% if networks.lan.subnet is defined %}static{% else %}dhcp{% endif %}>", "<dhcp>"),
+    ] {
+        let (_folder, rack) = load_template(template);
+        let rack = rack.unwrap_or_else(|wrong| panic!("{template}: {wrong:?}"));
+        assert_eq!(rack.images["web"].files[0].content, Content::Inline(filled.to_owned()), "{template}");
+    }
+}
+
+#[test]
+fn what_a_template_names_and_nobody_knows_is_shown_in_the_template_itself() {
+    for (template, place, marked, hint) in [
+        ("a\n  {{ rack.nme }}", "motd.j2:2:6", "rack.nme", "did you mean `name`?"),
+        ("ä {{ guests['web-3'].fqdn }}", "motd.j2:1:12", "", "did you mean `web-"),
+        ("{{ guests.db.fqdn }}", "motd.j2:1:", "", "`web-1`, `web-2`"),
+        ("{{ guest.name }}", "motd.j2:1:4", "guest", "made once for all the guests"),
+        ("{{ guests['web-2'].addresses.lan }}", "motd.j2:1:", "", "`guests.web-2.addresses` can name `servers`"),
+        ("{{ vars.nothing }}", "motd.j2:1:4", "vars.nothing", "`admins`"),
+        ("x\n{% for a in b %}", "motd.j2:2:", "", "Jinja"),
+        ("{{ rack.name | nofilter }}", "motd.j2:1:16", "nofilter", "Jinja"),
+        ("{{ 'x' * 100000000 }}", "motd.j2:1:", "", "the most"),
+        ("{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "motd.j2:1:", "", "the most"),
+    ] {
+        let (_folder, rack) = load_template(template);
+        let [wrong] = &rack.unwrap_err()[..] else { panic!("{template}") };
+        let text = wrong.to_string();
+        let Place { source, span } = &wrong.place;
+        assert!(text.contains(place) && text.contains(hint), "{template}: {text}");
+        assert!(source.text[span.clone()].starts_with(marked), "{template}: {text}");
+    }
+}
+
 /// Steele, Lea, Flood: SplitMix64. The same damage in every run.
 struct Random(u64);
 
@@ -328,11 +388,12 @@ fn no_damage_to_a_recipe_makes_it_panic_and_every_place_lies_in_the_file() {
     let mut random = Random(2);
     let folder = tempfile::tempdir().unwrap();
     let recipes = project().join("recipes");
-    let texts = ["lab.toml", "images/dns.toml"].map(|name| fs::read(recipes.join(name)).unwrap());
-    for round in 0..2000 {
-        let mut bytes = texts[round % 2].clone();
+    let texts = ["lab.toml", "images/dns.toml", "../tests/recipes/images/settings.toml"];
+    let texts = texts.map(|name| fs::read(recipes.join(name)).unwrap());
+    for round in 0..3000 {
+        let mut bytes = texts[round % 3].clone();
         random.damage(&mut bytes);
-        let found = if round % 2 == 0 {
+        let found = if round % 3 == 0 {
             load::parse(&recipes.join("lab.toml"), bytes).err()
         } else {
             fs::create_dir_all(folder.path().join("images")).unwrap();
@@ -370,10 +431,12 @@ fn every_key_is_explained_in_the_documentation() {
         shapes::HEALTH,
         shapes::IMAGE,
         shapes::FILE,
+        shapes::USER,
+        shapes::GROUP,
     ];
     for key in shapes.iter().skip(1).flat_map(|shape| shape.keys) {
-        let explained =
-            docs.contains(&format!("| `{}` |", key.name)) || docs.contains(&format!("### `[[{}]]`", key.name));
+        let ways = ["| `{}` |", "### `[[{}]]`", "### `[{}.NAME]`", "### `[{}]`"].map(|way| way.replace("{}", key.name));
+        let explained = ways.iter().any(|way| docs.contains(way));
         assert!(explained, "`{}` is not explained", key.name);
         assert!(docs.contains(key.example), "no example `{}`", key.example);
     }

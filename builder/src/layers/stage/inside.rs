@@ -2,6 +2,7 @@
 //! leaves running ends with it.
 
 use std::{
+    collections::BTreeSet,
     ffi::CString,
     fs::{self, File},
     io,
@@ -17,18 +18,20 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::{
     super::{
-        clean,
+        accounts, clean,
         configure::{Configure, failed},
         database,
         deb::{self, Control},
         generators, guest,
         order::{self, Wave},
         paths::MERGED,
+        place::place,
+        region,
         tree::Tree,
         unpack::{self, Existing, Listing, Opened},
     },
     namespaces,
-    protocol::{Content, Failure, Package, PlacedFile, Request, Task, Written},
+    protocol::{Failure, Package, Request, Task, Written},
 };
 
 /// Where a kernel's modules live in its package and in its layer.
@@ -52,13 +55,21 @@ impl Work<'_> {
                 Ok(written) => (Ok(written), vec![]),
                 Err(failure) => (Err(failure), vec![root, out]),
             },
-            Task::Image { base, work, packages, files, services, out } => {
+            Task::Image { base, work, packages, files, changes, out } => {
                 let fill = |configure: &Configure<'_>| {
                     self.install(configure, packages, false)?;
+                    accounts::add(configure.tree, changes, self.request.epoch)?;
+                    changes.timezone.iter().try_for_each(|zone| region::set_timezone(configure.tree, zone))?;
+                    changes.locale.iter().try_for_each(|locale| configure.set_locale(locale))?;
                     // Before the recipe's own files come: what it asks for stays, whatever it is.
-                    clean::clean(configure.tree).map_err(failed("cleaning"))?;
+                    clean::clean(configure.tree, &BTreeSet::new()).map_err(failed("cleaning"))?;
                     place(configure.tree, files)?;
-                    services.iter().try_for_each(|service| configure.enable(service))
+                    if !changes.commands.is_empty() {
+                        changes.commands.iter().try_for_each(|command| configure.command(command))?;
+                        let asked = files.iter().map(|file| file.path.as_path()).collect();
+                        clean::clean(configure.tree, &asked).map_err(failed("cleaning"))?;
+                    }
+                    changes.services.iter().try_for_each(|service| configure.enable(service))
                 };
                 match self.image(base, work, out, &fill) {
                     Ok(written) => (Ok(written), vec![work]),
@@ -91,7 +102,7 @@ impl Work<'_> {
         let configure = self.configure(&tree, root);
         self.install(&configure, packages, true)?;
         guest::prepare(&tree).map_err(failed("the base's own files"))?;
-        clean::clean(&tree).map_err(failed("cleaning"))?;
+        clean::clean(&tree, &BTreeSet::new()).map_err(failed("cleaning"))?;
         guest::mark_updated(&tree, self.request.epoch).map_err(failed("/etc/.updated"))?;
         namespaces::end_all_others().map_err(failed("ending what the scripts left running"))?;
         self.write(root, Origin::Plain, out)
@@ -243,26 +254,6 @@ fn open(packages: &[Package]) -> Result<Vec<Opened>, Failure> {
             Ok(Opened { deb: file, control })
         })
         .collect()
-}
-
-fn place(tree: &Tree, files: &[PlacedFile]) -> Result<(), Failure> {
-    for PlacedFile { path, content, mode } in files {
-        let at = failed(&shown(path));
-        match content {
-            Content::Folder => {
-                let chmod = |fd| {
-                    rustix::fs::chmodat(fd, ".", rustix::fs::Mode::from_raw_mode(*mode), rustix::fs::AtFlags::empty())
-                };
-                tree.create_dirs(path, &mut |_| ()).and_then(|fd| Ok(chmod(fd)?)).map_err(at)?;
-            }
-            Content::Symlink(target) => tree.symlink(target, path).map_err(at)?,
-            Content::Copy(source) => {
-                let mut file = File::open(source).map_err(failed(&shown(source)))?;
-                tree.write_from(path, &mut file, *mode).map_err(at)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 fn make_folder(path: &Path) -> Result<(), Failure> {

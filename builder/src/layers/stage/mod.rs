@@ -65,6 +65,16 @@ pub enum Error {
         /// The end of what it printed.
         output: String,
     },
+    /// The recipe does not fit what is in the image.
+    #[error("{message} ({hint})")]
+    Recipe {
+        /// Of what is wrong.
+        mark: usize,
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
     /// The disk is full.
     #[error(
         "no room left on the disk of the cache while working on {0}: free some, or let XDG_CACHE_HOME name a folder on a larger disk"
@@ -125,6 +135,7 @@ impl From<Failure> for Error {
         match failure {
             Failure::Namespaces(text) => Self::Namespaces(text),
             Failure::Script { what, how, output } => Self::Script { what, how, output },
+            Failure::Recipe { mark, message, hint } => Self::Recipe { mark, message, hint },
             Failure::NoSpace(what) => Self::NoSpace(what),
             Failure::Other(text) => Self::Failed(text),
         }

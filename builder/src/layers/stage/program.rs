@@ -126,7 +126,11 @@ impl Program {
     /// Becomes the program: called in the process that [`Program::run`] started. Returns only if that fails.
     pub fn enter(&self) -> io::Error {
         match self.prepare() {
-            Ok(()) => Command::new(self.arguments.first().map_or("", String::as_str)).args(&self.arguments[1..]).exec(),
+            Ok(()) => {
+                let program = self.arguments.first().map_or("", String::as_str);
+                let error = Command::new(program).args(&self.arguments[1..]).exec();
+                io::Error::new(error.kind(), format!("`{program}` can't be started: {error}"))
+            }
             Err(error) => error,
         }
     }

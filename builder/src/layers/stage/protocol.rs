@@ -1,9 +1,9 @@
 //! What the builder and its stage say to each other: one request as JSON on the stage's stdin, messages as JSON lines on
 //! its stdout.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
-use rackstick_image::digest::VerityDigest;
+use rackstick_image::{digest::VerityDigest, recipe::Owner};
 use serde::{Deserialize, Serialize};
 
 /// What a stage shall do.
@@ -39,8 +39,8 @@ pub enum Task {
         packages: Vec<Package>,
         /// Files of the recipe.
         files: Vec<PlacedFile>,
-        /// systemd units to enable.
-        services: Vec<String>,
+        /// What else the recipe changes.
+        changes: Changes,
         /// The layer to write.
         out: PathBuf,
     },
@@ -71,7 +71,64 @@ pub struct Package {
     pub deb: PathBuf,
 }
 
-/// Something that a recipe puts into an image, of root's.
+/// A value of the recipe, with a mark by which the builder finds its place again when the stage refuses it. The place itself
+/// would give the layer another key whenever a line is added above.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marked<T> {
+    /// The value.
+    pub value: T,
+    /// Its mark.
+    pub mark: usize,
+}
+
+/// What an image's recipe changes beside packages and files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// Groups to make, by name.
+    pub groups: BTreeMap<String, Marked<NewGroup>>,
+    /// Users to make, or to put into groups, by name.
+    pub users: BTreeMap<String, Marked<NewUser>>,
+    /// The time zone; UTC if none.
+    pub timezone: Option<Marked<String>>,
+    /// The locale.
+    pub locale: Option<Marked<String>>,
+    /// Commands to run, each a program with its arguments.
+    pub commands: Vec<Marked<Vec<String>>>,
+    /// systemd units to enable.
+    pub services: Vec<Marked<String>>,
+}
+
+/// A group to make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewGroup {
+    /// Its number, or a free one.
+    pub gid: Option<u32>,
+    /// Whether a free one is the system's.
+    pub system: bool,
+}
+
+/// A user to make, or, with `groups` and `authorized_keys` only, one that is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewUser {
+    /// Its number, or a free one.
+    pub uid: Option<u32>,
+    /// Its first group; its own if none.
+    pub group: Option<Marked<String>>,
+    /// Further groups.
+    pub groups: Vec<Marked<String>>,
+    /// Its home, which is made; without one, the system's users have none.
+    pub home: Option<PathBuf>,
+    /// Its shell.
+    pub shell: Option<Marked<String>>,
+    /// Who it is.
+    pub comment: Option<String>,
+    /// Whether it is one of the system's.
+    pub system: bool,
+    /// Lines of its `authorized_keys`.
+    pub authorized_keys: Vec<String>,
+}
+
+/// Something that a recipe puts into an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlacedFile {
     /// Absolute path in the image.
@@ -80,6 +137,10 @@ pub struct PlacedFile {
     pub content: Content,
     /// Permission bits.
     pub mode: u32,
+    /// The user that it belongs to; root if none.
+    pub owner: Option<Marked<Owner>>,
+    /// The group that it belongs to; root's if none.
+    pub group: Option<Marked<Owner>>,
 }
 
 /// What a placed file is.
@@ -128,6 +189,15 @@ pub enum Failure {
         how: String,
         /// The end of what it printed.
         output: String,
+    },
+    /// The recipe does not fit what is in the image.
+    Recipe {
+        /// Of what is wrong.
+        mark: usize,
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
     },
     /// No room on the disk.
     NoSpace(String),

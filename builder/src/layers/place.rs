@@ -1,0 +1,61 @@
+//! Puts a recipe's files into a tree, each with its owner and mode.
+
+use std::fs::File;
+
+use rackstick_image::recipe::Owner;
+
+use super::{
+    accounts::Accounts,
+    configure::failed,
+    stage::protocol::{Content, Failure, Marked, PlacedFile},
+    tree::{Ids, Tree},
+};
+
+/// Puts all of them there; the image's users are there already.
+pub fn place(tree: &Tree, files: &[PlacedFile]) -> Result<(), Failure> {
+    let owned = files.iter().any(|file| file.owner.is_some() || file.group.is_some());
+    let accounts = if owned { Some(Accounts::load(tree)?) } else { None };
+    for file @ PlacedFile { path, content, mode, .. } in files {
+        let at = failed(&path.display().to_string());
+        let ids = match &accounts {
+            Some(accounts) => ids(accounts, file)?,
+            None => None,
+        };
+        match content {
+            Content::Folder => {
+                let chmod = |fd| {
+                    rustix::fs::chmodat(fd, ".", rustix::fs::Mode::from_raw_mode(*mode), rustix::fs::AtFlags::empty())
+                };
+                tree.create_dirs(path, &mut |_| ()).and_then(|fd| Ok(chmod(fd)?)).map_err(&at)?;
+            }
+            Content::Symlink(target) => tree.symlink(target, path).map_err(&at)?,
+            Content::Copy(source) => {
+                let mut file = File::open(source).map_err(failed(&source.display().to_string()))?;
+                tree.write_from(path, &mut file, *mode).map_err(&at)?;
+            }
+        }
+        match (ids, content) {
+            (None, _) => {}
+            (Some(ids), Content::Symlink(_)) => tree.own_link(path, ids).map_err(at)?,
+            // A folder's path may lead through a symlink of the image.
+            (Some(ids), Content::Folder) => tree.own(&path.join("."), ids, *mode).map_err(at)?,
+            (Some(ids), Content::Copy(_)) => tree.own(path, ids, *mode).map_err(at)?,
+        }
+    }
+    Ok(())
+}
+
+/// Whom the recipe gives the file to; nobody if it names none.
+fn ids(accounts: &Accounts, file: &PlacedFile) -> Result<Option<Ids>, Failure> {
+    let id = |owner: &Option<Marked<Owner>>, find: &dyn Fn(&Marked<String>) -> Result<u32, Failure>| match owner {
+        None => Ok(0),
+        Some(Marked { value: Owner::Id(id), .. }) => Ok(*id),
+        Some(Marked { value: Owner::Name(name), mark }) => find(&Marked { value: name.clone(), mark: *mark }),
+    };
+    if file.owner.is_none() && file.group.is_none() {
+        return Ok(None);
+    }
+    let uid = id(&file.owner, &|name| accounts.uid(name))?;
+    let gid = id(&file.group, &|name| accounts.gid(name))?;
+    Ok(Some(Ids { uid, gid }))
+}

@@ -1,0 +1,114 @@
+//! Ring 3: what an image recipe sets, in a real image of Debian's packages. The judges are the image's own programs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+
+use rackstick_tests::{
+    disk::Partition,
+    image::Image,
+    place,
+    recipe::Recipes,
+    tool::{self, Said},
+};
+
+/// What a script prints that runs, as root, in what a guest of an image sees.
+fn inside(image: &Image, name: &str, script: &str) -> String {
+    let layers = &image.manifest.images[name].layers;
+    let mounts: Vec<String> = layers
+        .iter()
+        .enumerate()
+        .map(|(index, layer)| format!("mkdir /mnt/{index}; mount -o loop,ro layers/{} /mnt/{index};", layer.digest))
+        .collect();
+    // Those above first.
+    let lower: Vec<String> = (0..layers.len()).rev().map(|index| format!("/mnt/{index}")).collect();
+    let lower = lower.join(":");
+    let script = script.replace('\'', r"'\''");
+    let around = format!(
+        "mount -t tmpfs none /mnt; {} mkdir /mnt/all; mount -t overlay -o ro,lowerdir={lower} none /mnt/all; \
+         chroot /mnt/all sh -ec '{script}'",
+        mounts.join(" ")
+    );
+    Partition::of(&image.path, 2).within("ro", &around)
+}
+
+#[test]
+fn an_image_has_the_users_files_time_zone_locale_and_commands_of_its_recipe_each_time() {
+    let image = Image::settings();
+    let ask = |script: &str| inside(image, "settings", script);
+
+    assert_eq!(ask("pwck -q -r; grpck -q -r; sshd -V 2>&1 | grep -c OpenSSH"), "1\n");
+    assert_eq!(
+        ask("getent passwd alice feeder of-a-command; getent group editors; id -Gn alice; id -Gn www-data"),
+        "alice:x:1000:1000:Alice:/home/alice:/bin/bash\n\
+         feeder:x:990:990::/var/lib/feeder:/usr/sbin/nologin\n\
+         of-a-command:x:444:100::/home/of-a-command:/bin/sh\n\
+         editors:x:2000:alice,www-data\n\
+         alice sudo editors\n\
+         www-data editors\n"
+    );
+    assert_eq!(ask("cut -d: -f2 /etc/shadow | LC_ALL=C sort -u"), "!\n!*\n*\n", "nobody has a password");
+    assert_eq!(
+        ask("stat -c '%U:%G %a' /srv/page /home/alice/.ssh/authorized_keys"),
+        "alice:editors 640\nalice:alice 600\n"
+    );
+    assert_eq!(
+        ask("ssh-keygen -lf /home/alice/.ssh/authorized_keys | cut -d' ' -f1,3,4"),
+        "256 alice@laptop (ED25519)\n"
+    );
+
+    assert_eq!(ask("cat /etc/motd"), "Willkommen in settings\nall 10.30.0.80\n");
+    assert_eq!(ask("date --date=@0 +%H:%M%Z; cat /etc/timezone"), "01:00CET\nEurope/Berlin\n");
+    assert_eq!(
+        ask(". /etc/default/locale; export LANG; date --utc --date=@0 +%A; locale charmap"),
+        "Donnerstag\nUTF-8\n"
+    );
+
+    assert_eq!(ask("cat /srv/who; tail -n +3 /srv/network | cut -d: -f1 | tr -d ' '"), "0\nlo\n", "no network");
+    assert_eq!(ask("cat /srv/built | cut -c1-4; ls /tmp /var/log/x 2>&1 | grep -c x"), "2026\n1\n");
+    assert_eq!(
+        ask("cd /etc/systemd/system; readlink fstrim.service; ls multi-user.target.wants | grep ssh"),
+        "/dev/null\nssh.service\n"
+    );
+    assert!(image.manifest.images["settings"].cmdline.ends_with(" mitigations=off"));
+
+    // Once more, every layer made anew.
+    let (out, caches) = (tempfile::tempdir_in(place::rig()).unwrap(), place::caches_without_layers());
+    let mut again = tool::rackstick();
+    again.arg("build").arg(place::clone().join("tests/recipes/settings.toml")).arg("-o").arg(out.path());
+    tool::output(again.env("RACKSTICK_CACHE", caches.path()));
+    assert_eq!(Image::only_one_in(out.path()).manifest, image.manifest);
+}
+
+#[test]
+fn what_the_finished_image_refuses_is_shown_where_it_stands_in_the_recipe() {
+    let recipes = Recipes::copy();
+    let build = |addition: &str| -> Said {
+        let text = fs::read_to_string(place::clone().join("recipes/images/web.toml")).unwrap();
+        fs::write(recipes.path("images/web.toml"), text.replace("services = [\"nginx\"]", addition)).unwrap();
+        let mut command = tool::rackstick();
+        tool::run(command.arg("build").arg(recipes.path("lab.toml")).arg("-o").arg(recipes.path("out")))
+    };
+    for (addition, place, message, hint) in [
+        ("services = [\"ngnix\"]", ":3:13]", "the image has no unit `ngnix.service`", "did you mean `nginx.service`?"),
+        ("services = [\"systemd-udevd\"]", ":3:13]", "can't be enabled, it is static", "[Install]"),
+        ("timezone = \"Europe/Berlin\"", ":3:12]", "no time zone `Europe/Berlin`", "add package `tzdata`"),
+        ("locale = \"de_DE.UTF-8\"", ":3:10]", "no locale `de_DE.UTF-8`", "add package `locales`"),
+        ("users.alice.groups = [\"editors\"]", ":3:23]", "no group `editors`", "[groups.editors]"),
+        ("commands = [\"true\", \"echo so; exit 3\"]", ":3:21]", "the command failed (exit status: 3)", "so\n"),
+        ("commands = [[\"a2enmod\"]]", ":3:13]", "the command failed", "`a2enmod` can't be started"),
+    ] {
+        let said = build(addition);
+        assert!(!said.success, "{addition}");
+        for part in [place, message, hint] {
+            assert!(said.stderr.contains(part), "{addition}: no {part} in\n{}", said.stderr);
+        }
+    }
+    assert!(
+        !recipes.path("out").read_dir().unwrap().any(|entry| entry
+            .unwrap()
+            .path()
+            .extension()
+            .is_some_and(|e| e == "img"))
+    );
+}
