@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     io::{self, Read, Write},
     path::PathBuf,
     process::ExitCode,
@@ -30,7 +31,7 @@ const LIST_MAX: u64 = 1 << 20;
 /// Say what hardware a rack drives
 ///
 /// The exit status of --hardware is 0 if the device is driven, 1 if not, and 3 if that depends on its class, which was not
-/// given. Of several devices it is the worst: 1, then 3, then 0.
+/// given. Of several devices it is the worst: 1, then 3, then 0; what a rack needs of them is counted at the end.
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("question").required(true)))]
 pub struct Args {
@@ -89,7 +90,12 @@ pub fn run(args: Args) -> Result<ExitCode, report::Error> {
     }
     let rack = recipe::load(&args.recipe)?;
     let progress = Progress::stderr();
+    let locked = lock::path(&args.recipe).exists();
     let mut lock = lock::for_build(&args.recipe, &rack, &args.mirror, &progress)?;
+    if !locked {
+        let path = lock::path(&args.recipe);
+        writeln!(io::stderr(), "{}: written, {} packages; keep it in git", path.display(), lock.packages.len())?;
+    }
     // Nothing but the host's packages is needed.
     let host = lock.sets.get(sets::HOST).cloned().unwrap_or_default();
     lock.packages.retain(|name, _| host.contains(name));
@@ -135,6 +141,7 @@ fn one(devices: &[Device], answers: &Answers<'_>) -> Result<ExitCode, report::Er
 fn list(lines: Vec<Result<Vec<Device>, IdError>>, answers: &Answers<'_>) -> Result<ExitCode, report::Error> {
     let mut worst = Status::Driven;
     let mut classes_matter = false;
+    let mut needed = Needed::default();
     let mut out = io::stdout().lock();
     for line in lines {
         let devices = match line {
@@ -149,12 +156,48 @@ fn list(lines: Vec<Result<Vec<Device>, IdError>>, answers: &Answers<'_>) -> Resu
         let lines: Vec<String> = answer.verdicts.into_iter().map(Says::line).collect();
         writeln!(out, "{}", lines.join("; "))?;
         worst = worst.max(answer.status);
+        needed.count(&devices, answer.status);
         classes_matter |= answer.status == Status::CantTell;
     }
+    drop(out);
+    write!(io::stderr(), "{needed}")?;
     if classes_matter {
         writeln!(io::stderr(), "{}", answers.classes())?;
     }
     Ok(worst.exit_code())
+}
+
+/// Of the devices that a rack can't do without, how many there are and how many are driven.
+#[derive(Default)]
+struct Needed([(usize, usize); NEEDED.len()]);
+
+/// Classes of PCI (PCI Code and ID Assignment) whose devices hold a rack's disk, connect it, or have its stick.
+const NEEDED: [(&str, &[&str]); 3] = [
+    ("disk controllers", &["0100", "0101", "0104", "0105", "0106", "0107", "0108"]),
+    ("wired NICs", &["0200"]),
+    ("USB controllers", &["0c03"]),
+];
+
+impl Needed {
+    fn count(&mut self, devices: &[Device], status: Status) {
+        let [device] = devices else { return };
+        for ((all, driven), (_, classes)) in self.0.iter_mut().zip(NEEDED) {
+            if classes.iter().any(|class| device.is_of_class(class)) {
+                *all += 1;
+                *driven += usize::from(status == Status::Driven);
+            }
+        }
+    }
+}
+
+impl fmt::Display for Needed {
+    /// Nothing if there are none, as in a list of USB devices.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counted = self.0.iter().zip(NEEDED).filter(|((all, _), _)| *all > 0);
+        let counted: Vec<String> =
+            counted.map(|((all, driven), (name, _))| format!("{driven} of {all} {name}")).collect();
+        if counted.is_empty() { Ok(()) } else { writeln!(out, "driven, of what a rack needs: {}", counted.join(", ")) }
+    }
 }
 
 /// The devices of a list on standard input, a line each.

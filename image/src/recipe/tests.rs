@@ -149,6 +149,17 @@ fn a_guest_goes_out_where_there_is_a_router() {
 }
 
 #[test]
+fn a_name_that_a_rack_gives_to_no_nic_is_warned_of() {
+    let warnings = |uplink: &str| load_text(&SMALL.replace("auto", uplink)).unwrap().warnings;
+    let [warning] = &warnings("enp3s0")[..] else { panic!() };
+    assert!(warning.to_string().contains("hardly `enp3s0`"), "{warning}");
+    assert!(warning.hint.as_deref().is_some_and(|hint| hint.contains("MAC address")), "{warning:?}");
+    for fine in ["eth0", "eth12", "auto", "52:54:00:ab:cd:ef"] {
+        assert_eq!(warnings(fine), [], "{fine}");
+    }
+}
+
+#[test]
 fn a_mac_address_may_have_dashes_and_names_one_nic_however_it_is_written() {
     let rack = load_text(&SMALL.replace("auto", "52-54-00-AB-CD-EF")).unwrap();
     let Network::Uplink { nic, .. } = &rack.networks["lan"] else { panic!() };
