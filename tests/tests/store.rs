@@ -155,7 +155,7 @@ fn a_store_keeps_what_a_recipe_needs_and_mends_what_was_damaged() {
     tool::output(&mut build(cache.path(), out.path()));
     assert_same(&Image::only_one_in(out.path()), lab);
 
-    let [_, nginx] = nginx_light();
+    let [_, _, nginx] = nginx_light();
     flip_a_byte(&files.join(&nginx));
     let said = store(cache.path(), &["verify"]);
     assert_eq!(said.code, Some(1), "{said:?}");
@@ -164,11 +164,11 @@ fn a_store_keeps_what_a_recipe_needs_and_mends_what_was_damaged() {
     assert!(store(cache.path(), &["verify"]).success);
 }
 
-/// Path and hash of a package in the lab's lock.
-fn nginx_light() -> [String; 2] {
+/// Archive, path and hash of a package in the lab's lock.
+fn nginx_light() -> [String; 3] {
     let lock = fs::read_to_string(place::clone().join("recipes/lab.lock")).unwrap();
     let entry = lock.split("[packages.nginx-light]").nth(1).unwrap();
-    ["path", "sha256"].map(|key| {
+    ["archive", "path", "sha256"].map(|key| {
         let value = entry.split(&format!("{key} = \"")).nth(1).unwrap();
         value.split('"').next().unwrap().to_owned()
     })
@@ -182,8 +182,8 @@ fn a_rack_is_built_from_vendored_packages_with_an_empty_store_and_without_a_mirr
     let fill = || tool::output(tool::rackstick().arg("vendor").arg(&vendor).arg(&recipe).args(["--mirror", NOBODY]));
     let said = fill();
     assert!(said.contains("130 packages, of which 130 are new"), "{said}");
-    let [path, _] = nginx_light();
-    flip_a_byte(&vendor.join("debian").join(&path));
+    let [archive, path, _] = nginx_light();
+    flip_a_byte(&vendor.join(archive).join(path));
     let said = fill();
     assert!(said.contains("130 packages, of which 1 are new"), "{said}");
 
@@ -201,7 +201,7 @@ fn a_rack_is_built_from_vendored_packages_with_an_empty_store_and_without_a_mirr
 #[test]
 fn a_package_that_the_archive_dropped_is_named_with_what_there_is_instead_and_what_to_do() {
     let recipes = Recipes::copy();
-    let [path, hash] = nginx_light();
+    let [_, path, hash] = nginx_light();
     recipes.edit("lab.lock", &hash, &"0".repeat(64)).edit(
         "lab.lock",
         &path,
