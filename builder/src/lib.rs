@@ -2,3 +2,4 @@
 //! command again.
 
 pub mod layers;
+pub mod locked;

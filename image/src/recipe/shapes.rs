@@ -130,3 +130,7 @@ pub const USER: Shape = Shape {
 /// `[groups.NAME]` of an image recipe.
 pub const GROUP: Shape =
     Shape { what: "a group", keys: &[optional("gid", "gid = 2000"), optional("system", "system = true")] };
+
+/// All of them.
+#[cfg(test)]
+pub const ALL: &[&Shape] = &[&RECIPE, &RACK, &UPLINK, &PRIVATE, &GUEST, &VOLUME, &HEALTH, &IMAGE, &FILE, &USER, &GROUP];

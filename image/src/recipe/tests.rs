@@ -432,20 +432,7 @@ fn a_recipe_nested_without_end_is_refused() {
 #[test]
 fn every_key_is_explained_in_the_documentation() {
     let docs = fs::read_to_string(project().join("docs/recipes.md")).unwrap();
-    let shapes = [
-        shapes::RECIPE,
-        shapes::RACK,
-        shapes::UPLINK,
-        shapes::PRIVATE,
-        shapes::GUEST,
-        shapes::VOLUME,
-        shapes::HEALTH,
-        shapes::IMAGE,
-        shapes::FILE,
-        shapes::USER,
-        shapes::GROUP,
-    ];
-    for key in shapes.iter().skip(1).flat_map(|shape| shape.keys) {
+    for key in shapes::ALL.iter().skip(1).flat_map(|shape| shape.keys) {
         let ways = ["| `{}` |", "### `[[{}]]`", "### `[{}.NAME]`", "### `[{}]`"].map(|way| way.replace("{}", key.name));
         let explained = ways.iter().any(|way| docs.contains(way));
         assert!(explained, "`{}` is not explained", key.name);
