@@ -2,9 +2,11 @@
 
 mod build;
 mod check;
+mod diff;
 mod inspect;
 mod lock;
 mod run;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -15,9 +17,11 @@ use crate::report;
 pub enum Command {
     Build(build::Args),
     Check(check::Args),
+    Diff(diff::Args),
     Inspect(inspect::Args),
     Lock(lock::Args),
     Run(run::Args),
+    Verify(verify::Args),
 }
 
 impl Command {
@@ -26,9 +30,11 @@ impl Command {
         match self {
             Self::Build(args) => build::run(args)?,
             Self::Check(args) => check::run(args)?,
+            Self::Diff(args) => return diff::run(args),
             Self::Inspect(args) => return inspect::run(args),
             Self::Lock(args) => lock::run(args)?,
             Self::Run(args) => run::run(args)?,
+            Self::Verify(args) => return verify::run(args),
         }
         Ok(ExitCode::SUCCESS)
     }

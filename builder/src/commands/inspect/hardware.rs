@@ -1,11 +1,11 @@
-//! `rackstick inspect --hardware ID RECIPE`, `rackstick inspect --drivers RECIPE`: what the racks of a recipe are made for, before one is bought or
-//! flashed. Goes by the recipe's lock: the kernel and the firmware that it pins.
+//! What the racks of a recipe are made for, before one is bought or flashed. Goes by the recipe's lock: the kernel and the
+//! firmware that it pins.
 
 use std::{
     collections::BTreeMap,
     fmt,
     io::{self, Read, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -28,28 +28,6 @@ use crate::{
 /// Longest list of devices in bytes: a file named by mistake is cut before it fills the memory.
 const LIST_MAX: u64 = 1 << 20;
 
-/// Say what hardware a rack drives
-///
-/// The exit status of --hardware is 0 if the device is driven, 1 if not, and 3 if that depends on its class, which was not
-/// given. Of several devices it is the worst: 1, then 3, then 0; what a rack needs of them is counted at the end.
-#[derive(clap::Args)]
-#[command(group(clap::ArgGroup::new("question").required(true)))]
-pub struct Args {
-    /// Whether a rack drives this device, and with what: VENDOR:DEVICE as `lspci -nn` or `lsusb` shows it, like
-    /// 8086:10d3; with its class after it, like 144d:a808:0108, also drivers for the whole class count (two digits are a
-    /// class of USB, four or six of PCI). Or a whole line of theirs; `-` reads such lines from standard input and answers each
-    #[arg(long, value_name = "ID", group = "question")]
-    hardware: Option<String>,
-    /// All that a rack drives, as a document
-    #[arg(long, group = "question")]
-    drivers: bool,
-    /// The rack recipe
-    recipe: PathBuf,
-    /// Root of a Debian archive, like http://HOST/debian, in place of those of this machine's apt; may be repeated
-    #[arg(long, value_name = "URL")]
-    mirror: Vec<String>,
-}
-
 /// Nothing drives the device, or nothing that names it.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
@@ -70,6 +48,14 @@ struct NoKernel;
 #[error("{} is an image, not a recipe; name the recipe that it was built from, whose lock says what is in it", .0.display())]
 struct IsImage(PathBuf);
 
+/// What is asked about a recipe.
+pub enum Question<'a> {
+    /// Whether its racks drive a device, or those of a list on standard input.
+    Hardware(&'a str),
+    /// All that they drive.
+    Drivers,
+}
+
 /// What is asked for.
 enum Asked {
     /// The devices that one id may mean.
@@ -79,27 +65,27 @@ enum Asked {
 }
 
 /// Answers.
-pub fn run(args: Args) -> Result<ExitCode, report::Error> {
-    let asked = match args.hardware.as_deref() {
-        None => None,
-        Some("-") => Some(Asked::Many(from_stdin()?)),
-        Some(text) => Some(Asked::One(pasted::devices(text)?)),
+pub fn run(question: Question<'_>, recipe: &Path, mirrors: &[String]) -> Result<ExitCode, report::Error> {
+    let asked = match question {
+        Question::Drivers => None,
+        Question::Hardware("-") => Some(Asked::Many(from_stdin()?)),
+        Question::Hardware(text) => Some(Asked::One(pasted::devices(text)?)),
     };
-    if args.recipe.extension().is_some_and(|extension| extension == "img") {
-        return Err(IsImage(args.recipe).into());
+    if recipe.extension().is_some_and(|extension| extension == "img") {
+        return Err(IsImage(recipe.to_owned()).into());
     }
-    let rack = recipe::load(&args.recipe)?;
+    let rack = recipe::load(recipe)?;
     let progress = Progress::stderr();
-    let locked = lock::path(&args.recipe).exists();
-    let mut lock = lock::for_build(&args.recipe, &rack, &args.mirror, &progress)?;
+    let locked = lock::path(recipe).exists();
+    let mut lock = lock::for_build(recipe, &rack, mirrors, &progress)?;
     if !locked {
-        let path = lock::path(&args.recipe);
+        let path = lock::path(recipe);
         writeln!(io::stderr(), "{}: written, {} packages; keep it in git", path.display(), lock.packages.len())?;
     }
     // Nothing but the host's packages is needed.
     let host = lock.sets.get(sets::HOST).cloned().unwrap_or_default();
     lock.packages.retain(|name, _| host.contains(name));
-    let packages = archive::obtain(&lock, &Mirrors::choose(&args.mirror)?, &progress)?;
+    let packages = archive::obtain(&lock, &Mirrors::choose(mirrors)?, &progress)?;
 
     let image = packages.iter().find(|(name, _)| name.starts_with("linux-image-")).ok_or(NoKernel)?;
     let kernel = Kernel::read(image.1)?;
