@@ -5,6 +5,7 @@ mod clock;
 mod commands;
 mod generation;
 mod hardware;
+mod image;
 mod initrd;
 mod kernel;
 mod lock;

@@ -2,10 +2,11 @@
 //! the whole file off DAX. On-disk format: Linux, fs/erofs/erofs_fs.h and Documentation/filesystems/erofs.rst.
 //!
 //! A [`Tree`] says what the layer holds; it is made by hand or by [`scan`] of a directory, and [`write`](write()) turns it
-//! into bytes that depend on nothing but the tree and the options.
+//! into bytes that depend on nothing but the tree and the options. [`read`] reads them.
 
 mod format;
 mod layout;
+pub mod read;
 mod scan;
 #[cfg(test)]
 mod tests;

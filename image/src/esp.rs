@@ -1,4 +1,5 @@
-//! The EFI system partition: a FAT32 file system made in one go from a list of files, every file in one piece.
+//! The EFI system partition: a FAT32 file system made in one go from a list of files, every file in one piece;
+//! [`read`] reads any.
 //! Follows the UEFI Specification 2.10, section 13.3, and Microsoft's "FAT: General Overview of On-Disk Format" 1.03.
 //!
 //! Own code, because `fatfs` 0.3.6 gives `.` and `..` long names: then they are not the first two entries of their
@@ -6,6 +7,7 @@
 
 mod directory;
 mod format;
+pub mod read;
 
 use std::{
     fs::File,

@@ -1,6 +1,8 @@
 //! The data partition: ext4 with a journal and the `verity` feature, made from a list of files.
+//! [`read`] reads it.
 //! On-disk format: Linux, Documentation/filesystems/ext4/ ("Super Block", "Block Groups").
 
+pub mod read;
 mod verity;
 
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt};

@@ -1,4 +1,9 @@
-//! Partition tables. Follows the UEFI Specification 2.10, chapter 5 "GUID Partition Table (GPT) Disk Layout".
+//! Partition tables: written here, [`read`] and made larger ([`grow`]) where they are found, [`check`]ed as a whole.
+//! Follows the UEFI Specification 2.10, chapter 5 "GUID Partition Table (GPT) Disk Layout".
+
+pub mod check;
+pub mod grow;
+pub mod read;
 
 use std::{collections::BTreeMap, fs::File, io::Seek};
 
@@ -103,7 +108,10 @@ pub fn write(mut disk: &File, sector: SectorSize, disk_guid: Guid, partitions: &
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod places {
     use super::*;
     use crate::guid;
 

@@ -21,6 +21,7 @@ pub mod source;
 pub mod spares;
 pub mod uki;
 pub mod verity;
+pub mod view;
 pub mod volume;
 
 #[cfg(test)]

@@ -1,6 +1,11 @@
 //! Sizes of a disk's logical blocks. Partition table and FAT count in them, so an image fits disks of one size only.
 
-use std::{fmt, fs::File, io, os::unix::fs::FileExt};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Seek, SeekFrom},
+    os::unix::fs::FileExt,
+};
 
 /// Bytes of a logical block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,16 +34,19 @@ impl SectorSize {
         Self::ALL.into_iter().find(|size| size.bytes() == bytes)
     }
 
-    /// What a disk image was made for: its partition table's header stands in the second block (UEFI specification 2.10,
-    /// section 5.3.2). None if it has no table.
-    pub fn of_image(image: &File) -> io::Result<Option<Self>> {
-        for size in Self::ALL {
-            let mut signature = [0; 8];
-            match image.read_exact_at(&mut signature, size.bytes()) {
-                Ok(()) if &signature == b"EFI PART" => return Ok(Some(size)),
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-                Err(error) => return Err(error),
+    /// What a disk image was made for: its partition table's header stands in the second block, and in the last (UEFI
+    /// specification 2.10, section 5.3.2). None if it has no table.
+    pub fn of_image(mut image: &File) -> io::Result<Option<Self>> {
+        let end = image.seek(SeekFrom::End(0))?;
+        for place in [|size: Self, _: u64| size.bytes(), |size: Self, end: u64| end.saturating_sub(size.bytes())] {
+            for size in Self::ALL {
+                let mut signature = [0; 8];
+                match image.read_exact_at(&mut signature, place(size, end)) {
+                    Ok(()) if &signature == b"EFI PART" => return Ok(Some(size)),
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(None)
@@ -64,5 +72,10 @@ mod tests {
         }
         file.write_all_at(b"EFI PART", 4096).unwrap();
         assert_eq!(SectorSize::of_image(&file).unwrap(), Some(SectorSize::B4096));
+        // Where the first table is damaged, the second one tells.
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(b"efi part", 4096).unwrap();
+        file.write_all_at(b"EFI PART", (1 << 20) - 512).unwrap();
+        assert_eq!(SectorSize::of_image(&file).unwrap(), Some(SectorSize::B512));
     }
 }

@@ -41,6 +41,55 @@ pub(crate) fn assert_same(a: &Path, b: &Path) {
     }
 }
 
+/// Damages of a file, one after the other and each undone before the next: a bit is flipped, or a byte becomes 0 or 255. The
+/// same places give the same damages.
+pub(crate) struct Flips<'a, P> {
+    file: &'a File,
+    places: P,
+}
+
+/// One damage, there until it was judged.
+pub(crate) struct Flip<'a> {
+    file: &'a File,
+    /// Where it is.
+    pub at: u64,
+    was: u8,
+}
+
+impl<'a, P: Iterator<Item = u64>> Flips<'a, P> {
+    pub(crate) fn new(file: &'a File, places: impl IntoIterator<IntoIter = P>) -> Self {
+        Self { file, places: places.into_iter() }
+    }
+}
+
+impl<'a, P: Iterator<Item = u64>> Iterator for Flips<'a, P> {
+    type Item = Flip<'a>;
+
+    fn next(&mut self) -> Option<Flip<'a>> {
+        let (file, at) = (self.file, self.places.next()?);
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        let [was] = byte;
+        let flipped = was ^ 1 << (at % 8);
+        let now = match at % 5 {
+            0 if was != 0 => 0,
+            1 if was != 0xff => 0xff,
+            _ => flipped,
+        };
+        file.write_all_at(&[now], at).unwrap();
+        Some(Flip { file, at, was })
+    }
+}
+
+impl Flip<'_> {
+    /// What comes of it; then it is undone.
+    pub(crate) fn judge<T>(self, judge: impl FnOnce() -> T) -> T {
+        let judged = judge();
+        self.file.write_all_at(&[self.was], self.at).unwrap();
+        judged
+    }
+}
+
 /// A file system image mounted through a loop device by this machine's kernel (needs root), until dropped.
 pub(crate) struct Mount {
     at: PathBuf,

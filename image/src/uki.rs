@@ -2,15 +2,19 @@
 //! [`read`] finds them again.
 //! Follows the UAPI Group's Specification 5 (Unified Kernel Image) and Microsoft's "PE Format".
 
+mod checksum;
 mod pe;
 pub mod read;
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 
 pub use self::pe::StubError;
-use self::pe::{NewSection, Stub};
+use self::{
+    checksum::Checksum,
+    pe::{NewSection, Stub},
+};
 use crate::source::{Source, SourceError};
 
 /// Bytes copied at once.
@@ -54,9 +58,9 @@ pub struct Uki {
     pub linux: Source,
 }
 
-/// Writes the UKI to `out` from beginning to end and returns its size in bytes. The PE checksum is zero, which firmware
-/// does not look at and signing tools fill in.
-pub fn write(uki: &Uki, mut out: impl Write) -> Result<u64, UkiError> {
+/// Writes the UKI to `out`, which must be empty, and returns its size in bytes.
+pub fn write(uki: &Uki, out: impl Write + Seek) -> Result<u64, UkiError> {
+    let mut out = Summed { out, sum: Checksum::default() };
     let text = |text: &str| Source::Bytes(text.as_bytes().to_vec());
     let (os_release, cmdline, uname) = (text(&uki.os_release), text(&uki.cmdline), text(&uki.uname));
     let mut sections: Vec<(&'static str, &Source)> =
@@ -69,7 +73,8 @@ pub fn write(uki: &Uki, mut out: impl Write) -> Result<u64, UkiError> {
         .iter()
         .map(|(name, source)| NewSection { name, size: source.size(), code: *name == ".linux" })
         .collect();
-    let (head, offsets) = Stub::parse(&uki.stub)?.append(&described)?;
+    let stub = Stub::parse(&uki.stub)?;
+    let (head, offsets) = stub.append(&described)?;
     let failed = |section| move |source| UkiError::Io { section, source };
     out.write_all(&head).map_err(failed("headers"))?;
     let mut position = head.len() as u64;
@@ -80,8 +85,32 @@ pub fn write(uki: &Uki, mut out: impl Write) -> Result<u64, UkiError> {
         pad(&mut out, extent.end - extent.start - source.size()).map_err(failed(name))?;
         position = extent.end;
     }
-    out.flush().map_err(failed("headers"))?;
+    let Summed { mut out, sum } = out;
+    let finish = || {
+        out.seek(SeekFrom::Start(stub.checksum_at()))?;
+        out.write_all(&sum.finish().to_le_bytes())?;
+        out.flush()
+    };
+    finish().map_err(failed("headers"))?;
     Ok(position)
+}
+
+/// An output and the checksum of what went there.
+struct Summed<W> {
+    out: W,
+    sum: Checksum,
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.sum.update(bytes.get(..written).unwrap_or_default());
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 fn pad(out: &mut impl Write, length: u64) -> io::Result<()> {

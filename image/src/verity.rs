@@ -1,5 +1,8 @@
 //! fs-verity file digests: SHA-256, 4096-byte blocks, no salt, as the kernel measures them.
 //! Follows Linux, Documentation/filesystems/fsverity.rst, sections "Merkle tree" and "fs-verity descriptor".
+//! [`stored`] checks what a file system keeps of them.
+
+pub mod stored;
 
 use std::io::{self, Read};
 
@@ -12,7 +15,7 @@ pub const BLOCK_SIZE: usize = 4096;
 /// Bytes of one SHA-256 hash.
 const HASH_SIZE: usize = 32;
 /// Bytes of `struct fsverity_descriptor`.
-const DESCRIPTOR_SIZE: usize = 256;
+pub(crate) const DESCRIPTOR_SIZE: usize = 256;
 /// Hashes in one tree block.
 pub const HASHES_PER_BLOCK: u64 = (BLOCK_SIZE / HASH_SIZE) as u64;
 /// Bytes read at once: large enough that system calls do not count, small enough for the second-level cache.

@@ -3,6 +3,7 @@
 mod build;
 mod check;
 mod completions;
+mod diff;
 mod inspect;
 mod lock;
 mod man;
@@ -11,8 +12,9 @@ mod run;
 mod schema;
 mod store;
 mod vendor;
+mod verify;
 
-use std::process::ExitCode;
+use std::{fmt, process::ExitCode};
 
 use crate::{
     archive::{MirrorError, Mirrors},
@@ -35,13 +37,27 @@ impl MirrorArgs {
     }
 }
 
+/// What is told in words only.
+#[derive(serde::Serialize)]
+struct Text {
+    text: String,
+}
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text.trim_end_matches('\n'))
+    }
+}
+
 /// What to do.
 #[derive(clap::Subcommand)]
 pub enum Command {
     New(new::Args),
     Build(build::Args),
     Check(check::Args),
+    Diff(diff::Args),
     Inspect(inspect::Args),
+    Verify(verify::Args),
     Lock(lock::Args),
     Run(run::Args),
     Store(store::Args),
@@ -58,6 +74,7 @@ impl Command {
             Self::New(args) => new::run(&args)?,
             Self::Build(args) => build::run(args)?,
             Self::Check(args) => check::run(&args)?,
+            Self::Diff(args) => return diff::run(args),
             Self::Inspect(args) => return inspect::run(args),
             Self::Lock(args) => lock::run(&args)?,
             Self::Run(args) => run::run(args)?,
@@ -66,6 +83,7 @@ impl Command {
             Self::Schema(args) => schema::run(&args)?,
             Self::Completions(args) => completions::run(&args)?,
             Self::Man(args) => man::run(&args)?,
+            Self::Verify(args) => return verify::run(args),
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -10,11 +10,11 @@ pub(super) const SUPER_OFFSET: usize = 1024;
 /// Size of `struct erofs_super_block`.
 pub(super) const SUPER_SIZE: usize = 128;
 /// `EROFS_SUPER_MAGIC_V1`.
-const MAGIC: u32 = 0xe0f5_e1e2;
+pub(super) const MAGIC: u32 = 0xe0f5_e1e2;
 /// `EROFS_FEATURE_COMPAT_SB_CHKSUM`.
-const COMPAT_SB_CHKSUM: u32 = 0x1;
+pub(super) const COMPAT_SB_CHKSUM: u32 = 0x1;
 /// `EROFS_FEATURE_COMPAT_MTIME`: inodes hold mtimes, not ctimes.
-const COMPAT_MTIME: u32 = 0x2;
+pub(super) const COMPAT_MTIME: u32 = 0x2;
 
 /// An inode's number is its place in units of this many bytes (`EROFS_ISLOTBITS`).
 pub(super) const SLOT_SIZE: u64 = 32;
@@ -60,10 +60,16 @@ impl SuperBlock {
         sb.u32(44, 0); // xattr_blkaddr: no shared attributes
         sb.0[48..64].copy_from_slice(&self.uuid);
         sb.0[64..80].copy_from_slice(&self.volume_name);
-        // The kernel's crc32c() starts with all ones and does not invert at the end.
-        let checksum = !crc32c::crc32c(&block[SUPER_OFFSET..]);
+        let checksum = checksum(block);
         Fields(&mut block[SUPER_OFFSET..]).u32(4, checksum);
     }
+}
+
+/// The superblock's checksum: of all that follows it in its block, with the checksum itself as zero.
+pub(super) fn checksum(block: &[u8; BLOCK_SIZE]) -> u32 {
+    let covered = &block[SUPER_OFFSET..];
+    // The kernel's crc32c() starts with all ones and does not invert at the end.
+    !crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&covered[..4]), &[0; 4]), &covered[8..])
 }
 
 /// `struct erofs_inode_extended`.
@@ -135,6 +141,11 @@ pub(super) fn file_type(kind: &Kind) -> u8 {
 /// Linux' `new_encode_dev`.
 pub(super) fn encode_device(device: Device) -> u32 {
     device.minor & 0xff | device.major << 8 | (device.minor & !0xff) << 12
+}
+
+/// Linux' `new_decode_dev`.
+pub(super) fn decode_device(encoded: u32) -> Device {
+    Device { major: encoded >> 8 & 0xfff, minor: encoded & 0xff | encoded >> 12 & !0xff }
 }
 
 /// Fields at fixed offsets of a structure.

@@ -86,6 +86,28 @@ pub(super) fn encode(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>, Xat
     Ok(area)
 }
 
+/// What [`encode`] wrote; none if the area is damaged, or shares attributes with other inodes, which no layer of ours does.
+pub(super) fn decode(area: &[u8]) -> Option<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let mut xattrs = BTreeMap::new();
+    if area.is_empty() {
+        return Some(xattrs);
+    }
+    let (header, mut rest) = area.split_at_checked(XATTR_HEADER_SIZE)?;
+    if header.iter().any(|byte| *byte != 0) {
+        return None;
+    }
+    while !rest.is_empty() {
+        let (entry, names) = rest.split_at_checked(XATTR_ENTRY_SIZE)?;
+        let (suffix, index) = (usize::from(entry[0]), entry[1]);
+        let value = usize::from(u16::from_le_bytes([entry[2], entry[3]]));
+        let (prefix, _) = PREFIXES.iter().find(|(_, known)| *known == index)?;
+        let name = [*prefix, names.get(..suffix)?].concat();
+        xattrs.insert(name, names.get(suffix..suffix + value)?.to_vec());
+        rest = rest.get((XATTR_ENTRY_SIZE + suffix + value).next_multiple_of(4)..)?;
+    }
+    Some(xattrs)
+}
+
 /// `i_xattr_icount` of an area of this many bytes.
 pub(super) fn icount(area: &[u8]) -> u16 {
     match area.len() {

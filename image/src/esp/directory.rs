@@ -7,17 +7,19 @@ use super::{
     format::{CLUSTER_SIZE, Chain, FIRST_CLUSTER, LABEL},
 };
 
-const ENTRY_SIZE: usize = 32;
-const ATTR_VOLUME_ID: u8 = 0x08;
-const ATTR_DIRECTORY: u8 = 0x10;
+pub(super) const ENTRY_SIZE: usize = 32;
+pub(super) const ATTR_VOLUME_ID: u8 = 0x08;
+pub(super) const ATTR_DIRECTORY: u8 = 0x10;
 const ATTR_ARCHIVE: u8 = 0x20;
-const ATTR_LONG_NAME: u8 = 0x0f;
+pub(super) const ATTR_LONG_NAME: u8 = 0x0f;
 /// 1980-01-01: years since 1980, month, day.
 const DATE: u16 = 1 << 5 | 1;
 /// Characters of a long name in one entry.
-const LONG_PIECE: usize = 13;
+pub(super) const LONG_PIECE: usize = 13;
+/// Where they stand, in UTF-16.
+pub(super) const LONG_PLACES: [usize; LONG_PIECE] = [1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30];
 /// `LAST_LONG_ENTRY`.
-const LAST_LONG: u8 = 0x40;
+pub(super) const LAST_LONG: u8 = 0x40;
 const MAX_NAME: usize = 255;
 
 /// What a name stands for.
@@ -160,11 +162,14 @@ fn short_entry(name: [u8; 11], attributes: u8, cluster: u32, size: u32) -> [u8; 
     entry
 }
 
+/// `ChkSum`: ties a long name to the short one that follows it.
+pub(super) fn checksum(short: &[u8; 11]) -> u8 {
+    short.iter().fold(0, |sum: u8, byte| sum.rotate_right(1).wrapping_add(*byte))
+}
+
 /// The entries of a long name, last piece first, as they stand before the short one.
 fn long_entries(name: &str, short: [u8; 11]) -> Vec<u8> {
-    /// Where the 13 UTF-16 characters stand.
-    const PLACES: [usize; LONG_PIECE] = [1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30];
-    let checksum = short.iter().fold(0_u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
+    let checksum = checksum(&short);
     let units: Vec<u16> = name.encode_utf16().collect();
     let pieces = units.len().div_ceil(LONG_PIECE);
     let mut out = Vec::with_capacity(pieces * ENTRY_SIZE);
@@ -173,7 +178,7 @@ fn long_entries(name: &str, short: [u8; 11]) -> Vec<u8> {
         entry[0] = (number as u8 + 1) | if number + 1 == pieces { LAST_LONG } else { 0 };
         entry[11] = ATTR_LONG_NAME;
         entry[13] = checksum;
-        for (position, place) in PLACES.into_iter().enumerate() {
+        for (position, place) in LONG_PLACES.into_iter().enumerate() {
             let at = number * LONG_PIECE + position;
             // One NUL ends the name, 0xffff fills the entry.
             let unit = units.get(at).copied().unwrap_or(if at == units.len() { 0 } else { 0xffff });

@@ -22,10 +22,10 @@ use crate::{
 /// The metadata begins at the next multiple of this past the file's end: the largest page that Linux knows of.
 const METADATA_ALIGNMENT: u64 = 64 << 10;
 /// `EXT4_VERITY_FL`.
-const VERITY_FLAG: u32 = 0x0010_0000;
+pub(super) const FLAG: u32 = 0x0010_0000;
 
 /// Where the Merkle tree of a file of `size` bytes begins, in bytes of the file.
-fn metadata_at(size: u64) -> u64 {
+pub(super) fn metadata_at(size: u64) -> u64 {
     size.next_multiple_of(METADATA_ALIGNMENT)
 }
 
@@ -99,7 +99,7 @@ pub(super) fn switch_on(disk: &File, start: u64, data: &Data) -> Result<(), Ext4
         let mut raw = fs.inode_raw(number).map_err(failed)?;
         // `i_flags`, `i_size_lo`, `i_size_high`.
         let size = file.source.size();
-        put(&mut raw, 0x20, &(inode.flags | VERITY_FLAG).to_le_bytes());
+        put(&mut raw, 0x20, &(inode.flags | FLAG).to_le_bytes());
         put(&mut raw, 0x04, &(size as u32).to_le_bytes());
         put(&mut raw, 0x6c, &((size >> 32) as u32).to_le_bytes());
         // `i_checksum_lo`, `i_checksum_hi`.
@@ -160,7 +160,7 @@ pub(super) fn add_feature(disk: &File, start: u64, size: u64) -> Result<(), Ext4
 }
 
 /// Feature `sparse_super`: copies in groups 0, 1 and powers of 3, 5 and 7.
-fn has_superblock(group: u64) -> bool {
+pub(super) fn has_superblock(group: u64) -> bool {
     let power_of = |base: u64| {
         let mut power = base;
         while power < group {

@@ -95,7 +95,7 @@ const SECTION_ALIGNMENT: usize = 32;
 const FILE_ALIGNMENT: usize = 36;
 const SIZE_OF_IMAGE: usize = 56;
 const SIZE_OF_HEADERS: usize = 60;
-const CHECK_SUM: usize = 64;
+pub(super) const CHECK_SUM: usize = 64;
 const SUBSYSTEM: usize = 68;
 const NUMBER_OF_RVA_AND_SIZES: usize = 108;
 
@@ -212,6 +212,11 @@ impl<'a> Stub<'a> {
             head[optional + OPTIONAL_FIELDS_SIZE + CERTIFICATE_TABLE * 8..][..8].fill(0);
         }
         Ok((head, extents))
+    }
+
+    /// Where the checksum is to stand.
+    pub(super) fn checksum_at(&self) -> u64 {
+        (self.coff + COFF_HEADER_SIZE + CHECK_SUM) as u64
     }
 
     /// Where the headers must end: at `SizeOfHeaders`, or before if a section starts there.

@@ -20,9 +20,11 @@ fn sample() -> Uki {
 }
 
 fn make(uki: &Uki) -> Vec<u8> {
-    let mut out = Vec::new();
-    assert_eq!(write(uki, &mut out).unwrap(), out.len() as u64);
-    out
+    let mut out = io::Cursor::new(Vec::new());
+    let size = write(uki, &mut out).unwrap();
+    let bytes = out.into_inner();
+    assert_eq!(size, bytes.len() as u64);
+    bytes
 }
 
 fn objcopy(section: &str, uki: &Path, to: &Path) -> Vec<u8> {
@@ -98,6 +100,25 @@ fn sbsign_signs_it_and_sbverify_accepts_the_signature() {
     // It warns of bytes that no section covers: they would be outside of what firmware measures.
     assert!(!signed.contains("warning"), "{signed}");
     assert!(run("sbverify", ["--cert", &certificate, &at("signed.efi")]).contains("Signature verification OK"));
+    // This checksum is of sbsign's making.
+    let (held, sum) = read::checksums(fs::File::open(at("signed.efi")).unwrap()).unwrap();
+    assert!(held == sum && held != 0, "{held:#x} {sum:#x}");
+}
+
+#[test]
+fn the_checksum_tells_every_flipped_bit() {
+    let small = Uki { initrd: Source::Bytes(vec![1; 999]), linux: Source::Bytes(vec![2]), ..sample() };
+    let uki = make(&small);
+    let sums = |bytes: &[u8]| read::checksums(io::Cursor::new(bytes));
+    assert!(matches!(sums(&uki), Ok((held, sum)) if held == sum));
+    for at in (0..uki.len()).step_by(61).chain(0..600) {
+        let mut bytes = uki.clone();
+        bytes[at] ^= 1 << (at % 8);
+        assert!(!matches!(sums(&bytes), Ok((held, sum)) if held == sum), "byte {at}");
+    }
+    for length in (0..uki.len()).step_by(997) {
+        assert!(!matches!(sums(&uki[..length]), Ok((held, sum)) if held == sum), "{length}");
+    }
 }
 
 #[test]
@@ -106,7 +127,7 @@ fn a_damaged_or_cut_stub_gives_an_error_or_a_uki_but_no_panic() {
     let small = Uki { initrd: Source::Bytes(vec![1]), linux: Source::Bytes(vec![2]), ..whole };
     for length in (0..2048).chain((2048..small.stub.len()).step_by(997)) {
         let stub = small.stub[..length].to_vec();
-        let result = write(&Uki { stub, ..small.clone() }, io::sink());
+        let result = write(&Uki { stub, ..small.clone() }, io::Cursor::new(Vec::new()));
         // The bookworm stub has symbols behind its last section, which are not needed.
         assert!(matches!(result, Err(UkiError::Stub(_))) || length > small.stub.len() / 2, "{length}");
     }
@@ -114,7 +135,7 @@ fn a_damaged_or_cut_stub_gives_an_error_or_a_uki_but_no_panic() {
         for value in [0, 1, 0x7f, 0x80, 0xff] {
             let mut stub = small.stub.clone();
             stub[at] = value;
-            let _ = write(&Uki { stub, ..small.clone() }, io::sink());
+            let _ = write(&Uki { stub, ..small.clone() }, io::Cursor::new(Vec::new()));
         }
     }
 }
@@ -123,14 +144,14 @@ fn a_damaged_or_cut_stub_gives_an_error_or_a_uki_but_no_panic() {
 fn what_does_not_fit_or_is_there_already_is_refused() {
     let uki = sample();
     let twice = Uki { stub: make(&uki), ..uki.clone() };
-    assert!(matches!(write(&twice, io::sink()), Err(UkiError::Stub(_))));
+    assert!(matches!(write(&twice, io::Cursor::new(Vec::new())), Err(UkiError::Stub(_))));
     for size in [u64::from(u32::MAX), u64::MAX] {
         let huge = Source::Path { path: "/nowhere".into(), size };
-        let error = write(&Uki { initrd: huge, ..uki.clone() }, io::sink()).unwrap_err();
+        let error = write(&Uki { initrd: huge, ..uki.clone() }, io::Cursor::new(Vec::new())).unwrap_err();
         assert!(matches!(error, UkiError::Stub(StubError::TooLarge(_))), "{error}");
     }
     let gone = Source::Path { path: "/nowhere".into(), size: 5 };
-    assert!(matches!(write(&Uki { linux: gone, ..uki }, io::sink()), Err(UkiError::Source(_))));
+    assert!(matches!(write(&Uki { linux: gone, ..uki }, io::Cursor::new(Vec::new())), Err(UkiError::Source(_))));
 }
 
 #[test]

@@ -2,7 +2,6 @@
 //! mounted is reported and left as it is.
 
 pub mod find;
-mod gpt;
 mod grow;
 mod resize;
 mod settle;

@@ -9,10 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rackstick_image::gpt::read as gpt;
 use rackstick_linux::mount;
 
 use super::{
-    MOUNT, gpt,
+    MOUNT,
     resize::{SuperBlock, Use},
 };
 

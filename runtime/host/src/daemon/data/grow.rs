@@ -9,12 +9,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rackstick_image::gpt::{
+    grow::{Growth, Write},
+    read::Disk,
+};
 use rackstick_linux::ext4;
 
-use super::{
-    gpt::{self, Write},
-    resize::{self, SuperBlock},
-};
+use super::resize::{self, SuperBlock};
 
 /// `/sys/class/block/*/size` counts in these, whatever the disk.
 const SYSFS_SECTOR: u64 = 512;
@@ -98,8 +99,8 @@ pub fn grow(device: &Path, mounted: &Path, begins: impl Fn(u64)) -> Result<Outco
     Ok(Outcome { before: bytes(found), now: bytes(now), hindered_by: growth.and_then(|growth| growth.hindered_by) })
 }
 
-fn growth(disk: &File, partition: &Partition) -> io::Result<Option<gpt::Growth>> {
-    let Some(disk) = gpt::Disk::new(disk, partition.sector)? else { return Ok(None) };
+fn growth(disk: &File, partition: &Partition) -> io::Result<Option<Growth>> {
+    let Some(disk) = Disk::new(disk, partition.sector)? else { return Ok(None) };
     let Some(table) = disk.table()? else { return Ok(None) };
     disk.growth(&table, partition.number)
 }

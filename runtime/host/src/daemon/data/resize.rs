@@ -115,3 +115,36 @@ impl SuperBlock {
         if self.wide { blocks } else { blocks.min(u64::from(u32::MAX)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, process::Command};
+
+    use super::*;
+
+    #[test]
+    fn the_file_system_says_how_large_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        for (options, size, wide) in [(&["-O", "^64bit"][..], 64 << 20, false), (&["-O", "64bit"], 48 << 20, true)] {
+            let image = folder.path().join(format!("{wide}"));
+            File::create(&image).unwrap().set_len(size).unwrap();
+            let name = Path::new(&image).to_str().unwrap();
+            let mut mke2fs = Command::new("mke2fs");
+            let made = mke2fs.args(["-q", "-t", "ext4", "-b", "4096"]).args(options).arg(name).output().unwrap();
+            assert!(made.status.success(), "{made:?}");
+            let found = SuperBlock::read(&File::open(&image).unwrap()).unwrap().unwrap();
+            assert_eq!((found.blocks, found.block_size, found.wide), (size / 4096, 4096, wide));
+            assert_eq!((found.usage.mounts, found.usage.mounted), (0, false));
+            let said = Command::new("dumpe2fs").args(["-h", name]).output().unwrap();
+            let written = format!("{} kB", found.usage.written_kib);
+            assert!(
+                String::from_utf8_lossy(&said.stdout).contains(&format!("Lifetime writes:          {written}")),
+                "{written}"
+            );
+            // 16 TiB is all that 32 bits can count.
+            let most = found.blocks_in(32 << 40);
+            assert_eq!(most, if wide { 32 << 28 } else { u64::from(u32::MAX) });
+        }
+        assert_eq!(SuperBlock::read(&tempfile::tempfile().unwrap()).unwrap(), None);
+    }
+}

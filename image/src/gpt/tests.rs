@@ -1,15 +1,19 @@
 //! Other people's tools judge the table: sgdisk makes it, and checks what became of it.
 
-use std::{fs, os::unix::fs::FileExt, path::Path, process::Command};
+use std::{fs, os::unix::fs::FileExt};
 
-use rackstick_image::{
-    ext4::{self, Data},
-    gpt::{self as writer, Partition, Type},
-    guid::{self, Guid},
-};
 use tempfile::NamedTempFile;
 
-use super::*;
+use super::{
+    grow::{Growth, Write},
+    read::{Disk, ENTRY, HEADER, field, header_crc},
+    *,
+};
+use crate::{
+    ext4::{self, Data},
+    guid::{self, Guid},
+    testing,
+};
 
 const MIB: u64 = 1 << 20;
 const GUID: &str = "5e8e1b1a-0c6e-4d5b-9d7c-0a1b2c3d4e5f";
@@ -17,10 +21,7 @@ const GUID: &str = "5e8e1b1a-0c6e-4d5b-9d7c-0a1b2c3d4e5f";
 const ATOM: usize = 512;
 
 fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).env("LC_ALL", "C").output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{program} {arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
-    said
+    testing::run(program, arguments)
 }
 
 fn path(disk: &NamedTempFile) -> &str {
@@ -110,8 +111,9 @@ fn no_partition_makes_the_growth_panic() {
     for first in [0, 1, 34, 1 << 40, u64::MAX - 1, u64::MAX] {
         for last in [0, 33, 34, 1 << 40, u64::MAX - 1, u64::MAX] {
             let mut table = table.clone();
-            put(&mut table.entries, ENTRY + field::FIRST_LBA, &first.to_le_bytes());
-            put(&mut table.entries, ENTRY + field::LAST_LBA, &last.to_le_bytes());
+            grow::put(&mut table.entries, ENTRY + field::FIRST_LBA, &first.to_le_bytes());
+            grow::put(&mut table.entries, ENTRY + field::LAST_LBA, &last.to_le_bytes());
+            let _ = table.partitions(SectorSize::B512);
             let _ = disk.growth(&table, 2).unwrap();
         }
     }
@@ -149,7 +151,7 @@ impl Flashed {
             size,
         };
         let partitions = [part(Type::Esp, "ESP", (MIB, 8 * MIB)), part(Type::LinuxData, "data", data)];
-        writer::write(file.as_file(), sector, guid::derive(&[b"disk"]), &partitions).unwrap();
+        super::write(file.as_file(), sector, guid::derive(&[b"disk"]), &partitions).unwrap();
         ext4::write(file.as_file(), data.0, &content).unwrap();
         file.as_file().set_len(size + larger_by).unwrap();
         Self { file, sector, data, guid: partitions[1].guid }
@@ -318,26 +320,42 @@ fn a_damaged_first_table_is_made_anew_from_the_second_and_the_other_way_round() 
 }
 
 #[test]
-fn the_file_system_says_how_large_it_is() {
-    use crate::daemon::data::resize::SuperBlock;
-    let folder = tempfile::tempdir().unwrap();
-    for (options, size, wide) in [(&["-O", "^64bit"][..], 64 * MIB, false), (&["-O", "64bit"], 48 * MIB, true)] {
-        let image = folder.path().join(format!("{wide}"));
-        File::create(&image).unwrap().set_len(size).unwrap();
-        let name = Path::new(&image).to_str().unwrap();
-        run("mke2fs", &[&["-q", "-t", "ext4", "-b", "4096"], options, &[name]].concat());
-        let found = SuperBlock::read(&File::open(&image).unwrap()).unwrap().unwrap();
-        assert_eq!((found.blocks, found.block_size, found.wide), (size / 4096, 4096, wide));
-        assert_eq!((found.usage.mounts, found.usage.mounted), (0, false));
-        let said = Command::new("dumpe2fs").args(["-h", name]).output().unwrap();
-        let written = format!("{} kB", found.usage.written_kib);
-        assert!(
-            String::from_utf8_lossy(&said.stdout).contains(&format!("Lifetime writes:          {written}")),
-            "{written}"
-        );
-        // 16 TiB is all that 32 bits can count.
-        let most = found.blocks_in(32 << 40);
-        assert_eq!(most, if wide { 32 << 28 } else { u64::from(u32::MAX) });
+fn an_image_is_whole_and_every_flipped_bit_of_both_tables_is_noticed() {
+    for sector in SectorSize::ALL {
+        let flashed = Flashed::new(sector, 0);
+        assert_eq!(check::faults(&flashed.disk()).unwrap(), []);
+        let found = flashed.disk().table().unwrap().unwrap().partitions(sector);
+        assert_eq!(found.iter().map(|found| found.name.as_str()).collect::<Vec<_>>(), ["ESP", "data"]);
+        assert_eq!((found[1].start, found[1].size, found[1].guid), (flashed.data.0, flashed.data.1, flashed.guid));
+        assert_eq!(found[0].kind.to_string(), "c12a7328-f81f-11d2-ba4b-00a0c93ec93b");
+        let file = flashed.file.as_file();
+        let (size, block) = (flashed.disk().size, sector.bytes());
+        let table = 128 * 128;
+        // Boot code is nobody's business; everything else is.
+        let mbr = 446..512;
+        let first = block..2 * block + table;
+        let second = size - block - table..size;
+        for at in mbr.chain(first.step_by(7)).chain(second.step_by(7)) {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1 << (at % 8)], at).unwrap();
+            // Where the one partition ends in cylinders means nothing.
+            let faults = check::faults(&flashed.disk()).unwrap();
+            assert!(!faults.is_empty() || (446..450).contains(&at) || (451..454).contains(&at), "byte {at}");
+            file.write_all_at(&byte, at).unwrap();
+        }
+        assert_eq!(check::faults(&flashed.disk()).unwrap(), []);
     }
-    assert_eq!(SuperBlock::read(&tempfile::tempfile().unwrap()).unwrap(), None);
+}
+
+#[test]
+fn a_disk_that_was_made_larger_or_cut_short_is_not_whole() {
+    let larger = Flashed::new(SectorSize::B512, MIB);
+    let said: Vec<String> = check::faults(&larger.disk()).unwrap().into_iter().map(|fault| fault.what).collect();
+    assert!(said.iter().any(|what| what.contains("made larger or smaller")), "{said:?}");
+    let cut = Flashed::new(SectorSize::B512, 0);
+    for length in [0, 1, 511, 512, 600, 1024, 17_000, 20 * MIB] {
+        cut.file.as_file().set_len(length).unwrap();
+        assert!(!check::faults(&cut.disk()).unwrap().is_empty(), "{length}");
+    }
 }

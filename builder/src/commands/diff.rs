@@ -1,0 +1,49 @@
+//! `rackstick diff A B`: what is different between two images.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use super::Text;
+use crate::{
+    image::{Disk, ImageError, Opened, diff},
+    output, report,
+};
+
+/// Show what is different between two images
+///
+/// Rack, networks, guests, sizes, the host's files, packages of each image, files of each layer. `-` stands before what only
+/// the first has, `+` before what only the second has, `~` before what differs. Times are not compared.
+///
+/// The exit status is that of diff(1): 0 if both are the same, 1 if they differ, 2 if one can't be read.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The first image
+    a: PathBuf,
+    /// The second image
+    b: PathBuf,
+    /// List all files of layers that differ, not only the first
+    #[arg(long)]
+    all: bool,
+}
+
+/// What diff(1) exits with where it can't compare.
+const TROUBLE: u8 = 2;
+
+/// Compares.
+pub fn run(args: Args) -> Result<ExitCode, report::Error> {
+    match compare(&args) {
+        Ok(text) if text.is_empty() => Ok(ExitCode::SUCCESS),
+        Ok(text) => {
+            output::answer(&Text { text })?;
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error) => {
+            report::print(&error);
+            Ok(ExitCode::from(TROUBLE))
+        }
+    }
+}
+
+fn compare(args: &Args) -> Result<String, ImageError> {
+    let (a, b) = (Disk::open(&args.a)?, Disk::open(&args.b)?);
+    diff::diff(&Opened::new(&a)?, &Opened::new(&b)?, args.all)
+}

@@ -1,0 +1,47 @@
+//! `rackstick verify IMAGE`: whether an image is whole.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use super::Text;
+use crate::{
+    image::{Disk, describe::UNSIGNED, verify},
+    output,
+    progress::Progress,
+    report,
+};
+
+/// Check that an image is whole
+///
+/// Both partition tables, the ESP with its UKI, and every file that the manifest names: its bytes, its Merkle tree and its
+/// file system. Of the boot loader only that it is there: Debian's carries no checksum. Reads the image and nothing else.
+///
+/// The exit status is 0 if the image is whole, and 1 if something is wrong with it: what, where, and what to do.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The image
+    image: PathBuf,
+}
+
+/// Looks at all of it.
+pub fn run(args: Args) -> Result<ExitCode, report::Error> {
+    let disk = Disk::open(&args.image)?;
+    let verified = verify::verify(&disk, &Progress::stderr())?;
+    if !verified.faults.is_empty() {
+        if output::manner().json {
+            let faults: Vec<String> = verified.faults.iter().map(ToString::to_string).collect();
+            output::answer(&Text { text: faults.join("\n") })?;
+        }
+        for fault in verified.faults.iter().filter(|_| !output::manner().json) {
+            report::print(fault);
+        }
+        return Ok(ExitCode::FAILURE);
+    }
+    let looked_at = verified.looked_at.join(", ");
+    output::answer(&Text {
+        text: format!(
+            "{} is whole: {looked_at}\nsignatures: {UNSIGNED}, only that it is what was built",
+            args.image.display()
+        ),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,13 @@
+//! A finished image, looked into: rootless, without mounting, and as if anybody had written it. What is read of it goes
+//! through the bounded readers of `rackstick-image`.
+
+pub mod describe;
+pub mod diff;
+mod open;
+mod packages;
+#[cfg(test)]
+mod tests;
+mod text;
+pub mod verify;
+
+pub use open::{Disk, ImageError, Opened};
