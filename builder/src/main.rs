@@ -3,6 +3,7 @@
 mod archive;
 mod clock;
 mod commands;
+mod flash;
 mod generation;
 mod hardware;
 mod initrd;

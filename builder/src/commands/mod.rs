@@ -3,6 +3,7 @@
 mod build;
 mod check;
 mod completions;
+mod flash;
 mod inspect;
 mod lock;
 mod man;
@@ -41,6 +42,7 @@ pub enum Command {
     New(new::Args),
     Build(build::Args),
     Check(check::Args),
+    Flash(flash::Args),
     Inspect(inspect::Args),
     Lock(lock::Args),
     Run(run::Args),
@@ -58,6 +60,7 @@ impl Command {
             Self::New(args) => new::run(&args)?,
             Self::Build(args) => build::run(args)?,
             Self::Check(args) => check::run(&args)?,
+            Self::Flash(args) => flash::run(args)?,
             Self::Inspect(args) => return inspect::run(args),
             Self::Lock(args) => lock::run(&args)?,
             Self::Run(args) => run::run(args)?,
