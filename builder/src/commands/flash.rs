@@ -1,17 +1,19 @@
 //! `rackstick flash [IMAGE [DEVICE]]`: lists disks, or writes an image to one.
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     io::{self, BufRead, IsTerminal, Write},
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
     time::Instant,
 };
 
+use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::{
     flash::{self, Disk, Image, Refusal, System, Target},
+    output,
     progress::Progress,
     report,
 };
@@ -52,7 +54,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
         let disks = system.disks()?;
         let largest = disks.iter().map(|disk| disk.size).max().unwrap_or(u64::MAX);
         let image = args.image.map(|path| Image::open(&path, largest, &progress)).transpose()?;
-        return Ok(write!(io::stdout(), "{}", listed(&system, &disks, image.as_ref())?)?);
+        return Ok(output::answer(&listed(&system, &disks, image.as_ref())?)?);
     };
     let Some(path) = &args.image else { return Ok(()) };
     write(&system, path, device, args.confirm.as_deref(), &progress)
@@ -85,13 +87,12 @@ fn write(
         signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(FlashError::Signals)?;
     }
     let bytes = flash::flash(&image, &target, &stop, progress)?;
-    println!(
-        "{}: {} is on it, {} MiB written and read back in {:.0} s; it can be pulled out",
-        disk.name,
-        path.display(),
-        bytes >> 20,
-        started.elapsed().as_secs_f64()
-    );
+    output::result(&Flashed {
+        disk: &disk.name,
+        image: path,
+        written_bytes: bytes,
+        seconds: started.elapsed().as_secs_f64(),
+    })?;
     Ok(())
 }
 
@@ -118,27 +119,78 @@ fn confirmed(disk: &Disk, image: &Path, confirm: Option<&str>) -> Result<(), Fla
     if said == *name { Ok(()) } else { Err(FlashError::OtherName { disk: name.clone(), said }) }
 }
 
-/// The disks that can be flashed, then why others can't.
-fn listed(system: &System, disks: &[Disk], image: Option<&Image>) -> Result<String, report::Error> {
-    let (mut fit, mut unfit) = (String::new(), String::new());
-    for disk in disks {
-        match flash::refusal(system, disk, image.map(|image| &image.used))? {
-            None => {
-                _ = writeln!(fit, "{}", described(disk));
-                for line in content(disk) {
-                    _ = writeln!(fit, "  {line}");
-                }
-            }
-            Some(why) => _ = writeln!(unfit, "{}\n  {why}", described(disk)),
-        }
+/// A disk that holds the image now.
+#[derive(Serialize)]
+struct Flashed<'a> {
+    disk: &'a str,
+    image: &'a Path,
+    written_bytes: u64,
+    seconds: f64,
+}
+
+impl fmt::Display for Flashed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (disk, image, written) = (self.disk, self.image.display(), self.written_bytes >> 20);
+        let seconds = self.seconds;
+        write!(
+            f,
+            "{disk}: {image} is on it, {written} MiB written and read back in {seconds:.0} s; it can be pulled out"
+        )
     }
-    let what = if image.is_some() { "with this image" } else { "with an image" };
-    Ok(match (fit.is_empty(), unfit.is_empty()) {
-        (true, true) => format!("No disk can be flashed {what}: this machine shows none.\n"),
-        (true, false) => format!("No disk can be flashed {what}. Not these:\n{unfit}"),
-        (false, true) => fit,
-        (false, false) => format!("{fit}\nNot these:\n{unfit}"),
-    })
+}
+
+/// The disks of this machine.
+#[derive(Serialize)]
+struct Listing {
+    disks: Vec<Listed>,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+    size_bytes: u64,
+    model: String,
+    content: Vec<String>,
+    /// Why it can't be flashed.
+    refused: Option<String>,
+    #[serde(skip)]
+    described: String,
+}
+
+fn listed(system: &System, disks: &[Disk], image: Option<&Image>) -> Result<Listing, report::Error> {
+    let mut listing = Listing { disks: Vec::new() };
+    for disk in disks {
+        let refused = flash::refusal(system, disk, image.map(|image| &image.used))?;
+        listing.disks.push(Listed {
+            name: disk.name.clone(),
+            size_bytes: disk.size,
+            model: disk.model.clone(),
+            content: content(disk),
+            refused: refused.map(|why| why.to_string()),
+            described: described(disk),
+        });
+    }
+    Ok(listing)
+}
+
+/// Those that can be flashed, then why others can't.
+impl fmt::Display for Listing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut lines = Vec::new();
+        for disk in self.disks.iter().filter(|disk| disk.refused.is_none()) {
+            lines.push(disk.described.clone());
+            lines.extend(disk.content.iter().map(|line| format!("  {line}")));
+        }
+        if lines.is_empty() {
+            lines.push("No disk can be flashed.".to_owned());
+        }
+        let refused = self.disks.iter().filter_map(|disk| Some((disk, disk.refused.as_ref()?)));
+        let refused: Vec<String> = refused.map(|(disk, why)| format!("{}\n  {why}", disk.described)).collect();
+        if !refused.is_empty() {
+            lines.push(format!("\nNot these:\n{}", refused.join("\n")));
+        }
+        write!(f, "{}", lines.join("\n"))
+    }
 }
 
 /// `sdb  14.9 GiB  USB  SanDisk Ultra`.

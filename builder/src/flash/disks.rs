@@ -186,7 +186,8 @@ impl System {
         let mut parts: Vec<Part> = self.partitions(&folder);
         parts.sort_by_key(|part| (part.name.len(), part.name.clone()));
         let vendor_and_model = ["device/vendor", "device/model", "device/name"].map(|file| attribute(&folder, file));
-        let words = vendor_and_model.into_iter().flatten().filter(|word| !word.is_empty());
+        // virtio's vendor is a number.
+        let words = vendor_and_model.into_iter().flatten().filter(|word| !word.is_empty() && !word.starts_with("0x"));
         let model: Vec<String> = words.map(|word| printable(&word)).collect();
         let bus = bus(name, &folder);
         Some(Disk {
