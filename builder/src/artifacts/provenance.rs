@@ -63,7 +63,7 @@ pub fn statement(inputs: &Inputs, image: &str, sha256: Sha256, builder: Sha256) 
     }))
 }
 
-/// Image recipes and the files beside them, by path from the rack recipe's folder.
+/// Image recipes, what they put into images, and the files beside them, by path from the rack recipe's folder.
 fn sources(rack: &Rack, recipe: &Path) -> Result<Vec<(String, Sha256)>, ArtifactError> {
     let folder = recipe.parent().unwrap_or(Path::new(""));
     let mut found = Vec::new();
@@ -72,8 +72,11 @@ fn sources(rack: &Rack, recipe: &Path) -> Result<Vec<(String, Sha256)>, Artifact
         found.push((relative(&image.source.path, folder), text));
         for file in &image.files {
             match &file.content {
-                // Stands in the recipe.
-                Content::Inline(_) => {}
+                // A template's text stands in no one file, so it is named by its recipe and its place in the image.
+                Content::Inline(text) => {
+                    let place = format!("{}#{}", relative(&image.source.path, folder), file.path.value);
+                    found.push((place, Sha256(sha2::Sha256::digest(text).into())));
+                }
                 Content::File(path) => found.push((relative(path, folder), hash(path)?)),
                 Content::Directory(path) => {
                     for path in files(path)? {
