@@ -26,6 +26,7 @@ use thiserror::Error;
 
 use self::parts::PartsError;
 use crate::{
+    artifacts::{self, ArtifactError},
     hardware::microcode::MicrocodeError,
     initrd::{self, InitrdError},
     kernel::KernelError,
@@ -38,6 +39,8 @@ use crate::{
 
 /// What a generation is made of.
 pub struct Inputs<'a> {
+    /// The recipe's file.
+    pub recipe: &'a Path,
     /// The recipe.
     pub rack: &'a Rack,
     /// Its lock.
@@ -52,6 +55,8 @@ pub struct Inputs<'a> {
     pub jobs: usize,
     /// The logical blocks of the disks that the image is for.
     pub sector: SectorSize,
+    /// Whether the image is also wanted compressed.
+    pub zst: bool,
 }
 
 /// A disk image that was built.
@@ -116,6 +121,9 @@ pub enum BuildError {
     /// The disk image.
     #[error(transparent)]
     Disk(#[from] disk::DiskError),
+    /// What lies beside the image.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
     /// A set of the lock lacks what it must hold.
     #[error("the lock's set `{set}` holds no {what}; renew it with `rackstick lock --update`")]
     Missing {
@@ -172,6 +180,7 @@ pub fn build(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Buil
 
     let built = disk::write(output, &manifest, inputs.sector, partition, &uki, &images.files, epoch)?;
     job.done("host and disk image");
+    artifacts::make(inputs, &built.image, progress)?;
     Ok(built)
 }
 

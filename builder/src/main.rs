@@ -1,8 +1,10 @@
 //! The command `rackstick`: from a recipe to a lock, to layers, to a disk image, to a rack.
 
 mod archive;
+mod artifacts;
 mod clock;
 mod commands;
+mod flash;
 mod generation;
 mod hardware;
 mod image;

@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::output;
 
 /// How a job with a known number of bytes looks; the bar is left out where there is no terminal.
-const BYTES: &str = "{prefix:>9} {bar:30} {bytes:>11}/{total_bytes} {bytes_per_sec:>11} {wide_msg}";
+const BYTES: &str = "{prefix:>9} {bar:30} {bytes:>11}/{total_bytes} {bytes_per_sec:>11} {eta:>4} {wide_msg}";
 /// How a job of unknown length looks.
 const SPINNER: &str = "{prefix:>9} {spinner} {wide_msg}";
 /// How often a spinner turns.

@@ -6,6 +6,10 @@ use rackstick_image::{lock::Lock, recipe::Rack};
 
 /// The set of the host's packages.
 pub const HOST: &str = "host";
+/// The set of the guests' kernel.
+pub const KERNEL: &str = "kernel";
+/// The set of the layer that all images share.
+pub const BASE: &str = "base";
 
 /// What every rack needs beside what its recipe names. One line a package, its set first.
 const FIXED: &[(&str, &str)] = &[
@@ -25,13 +29,13 @@ const FIXED: &[(&str, &str)] = &[
     (HOST, "firmware-realtek"),
     (HOST, "intel-microcode"),
     // The guests' kernel: virtio only, small.
-    ("kernel", "linux-image-cloud-amd64"),
+    (KERNEL, "linux-image-cloud-amd64"),
     // What every image holds beside Debian's essential packages: an init, and what loads the kernel layer's modules.
-    ("base", "dbus"),
-    ("base", "kmod"),
-    ("base", "systemd"),
-    ("base", "systemd-sysv"),
-    ("base", "udev"),
+    (BASE, "dbus"),
+    (BASE, "kmod"),
+    (BASE, "systemd"),
+    (BASE, "systemd-sysv"),
+    (BASE, "udev"),
 ];
 
 /// Name of the set of an image's own packages.

@@ -20,6 +20,7 @@ pub mod sector;
 pub mod source;
 pub mod spares;
 pub mod uki;
+pub mod used;
 pub mod verity;
 pub mod view;
 pub mod volume;

@@ -37,16 +37,20 @@ pub fn test_folder(test: &str) -> PathBuf {
     folder
 }
 
+/// The builder's cache, beside which ci/setup puts what Debian has no package of.
+pub fn cache() -> PathBuf {
+    let variable = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    variable("RACKSTICK_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("rackstick")))
+        .or_else(|| variable("HOME").map(|home| home.join(".cache/rackstick")))
+        .expect("HOME names a folder")
+}
+
 /// A cache of the builder's that knows this user's packages, so that nothing is fetched twice, but no layers: every
 /// one is made anew. `RACKSTICK_CACHE` must name it.
 pub fn caches_without_layers() -> TempDir {
-    let variable = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = variable("RACKSTICK_CACHE")
-        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("rackstick")))
-        .or_else(|| variable("HOME").map(|home| home.join(".cache/rackstick")))
-        .expect("HOME names a folder");
     // Not in /tmp, which may be small: layers are hundreds of megabytes.
     let fresh = tempfile::Builder::new().prefix("cache-").tempdir_in(rig()).expect("the target folder can be written");
-    std::os::unix::fs::symlink(cache.join("store"), fresh.path().join("store")).expect("a new folder can be written");
+    std::os::unix::fs::symlink(cache().join("store"), fresh.path().join("store")).expect("a new folder can be written");
     fresh
 }

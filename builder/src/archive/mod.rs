@@ -13,6 +13,7 @@ mod resolve;
 mod suites;
 mod update;
 
+pub use date::rfc3339;
 pub use lock::{ResolveLockError, resolve};
 pub use mirrors::{DEBIAN, FILE, MirrorError, Mirrors, SECURITY};
 pub use obtain::obtain;

@@ -1,4 +1,4 @@
-//! `rackstick build RECIPE [-o DIR] [--mirror URL]`: from a recipe to `<rack>_<version>.img` and its manifest.
+//! `rackstick build RECIPE [-o DIR] [--mirror URL]`: from a recipe to `<rack>_<version>.img`, its manifest, and what else lies beside it.
 
 use std::{fmt, fs, io, path::PathBuf, time::Instant};
 
@@ -42,6 +42,9 @@ pub struct Args {
     /// Bytes of a logical block of the disk that the image is for, 512 or 4096; see `lsblk -o NAME,LOG-SEC`
     #[arg(long, value_name = "BYTES", default_value = "512", value_parser = sector_size)]
     sector_size: SectorSize,
+    /// Write the image compressed too, as `.img.zst`
+    #[arg(long)]
+    zst: bool,
 }
 
 fn sector_size(text: &str) -> Result<SectorSize, String> {
@@ -77,6 +80,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     let packages = archive::obtain(&lock, &mirrors, &store, &progress)?;
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let inputs = Inputs {
+        recipe: &args.recipe,
         rack: &rack,
         lock: &lock,
         packages: &packages,
@@ -84,6 +88,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
         store: &store,
         jobs,
         sector: args.sector_size,
+        zst: args.zst,
     };
     let built = generation::build(&inputs, &args.output, &progress)?;
     output::result(&Image {

@@ -4,6 +4,7 @@ mod build;
 mod check;
 mod completions;
 mod diff;
+mod flash;
 mod inspect;
 mod lock;
 mod man;
@@ -56,6 +57,7 @@ pub enum Command {
     Build(build::Args),
     Check(check::Args),
     Diff(diff::Args),
+    Flash(flash::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Lock(lock::Args),
@@ -75,6 +77,7 @@ impl Command {
             Self::Build(args) => build::run(args)?,
             Self::Check(args) => check::run(&args)?,
             Self::Diff(args) => return diff::run(args),
+            Self::Flash(args) => flash::run(args)?,
             Self::Inspect(args) => return inspect::run(args),
             Self::Lock(args) => lock::run(&args)?,
             Self::Run(args) => run::run(args)?,

@@ -17,10 +17,10 @@ use rackstick_image::{
     sector::SectorSize,
     source::{Source, SourceError},
 };
-use tempfile::NamedTempFile;
 use thiserror::Error;
 
 use super::{Built, uki::Uki};
+use crate::artifacts::{self, ArtifactError};
 
 /// The loader shows no menu: there is one host, or the newest that has tries left is right.
 const LOADER_CONF: &str = "timeout 0\neditor no\n";
@@ -43,14 +43,17 @@ pub enum DiskError {
     /// The manifest can't be turned into JSON.
     #[error("can't write the manifest: {0}")]
     Json(#[from] serde_json::Error),
-    /// The manifest beside the image can't be written.
-    #[error("can't write {}: {source}", .path.display())]
-    Write {
-        /// The file.
+    /// The finished image can't be looked at.
+    #[error("can't read {}: {source}", .path.display())]
+    Read {
+        /// The image.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
+    /// The manifest beside the image.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
 }
 
 /// Writes `<rack>_<version>.img` into `output`, and its manifest beside it. An image for other sectors than 512 bytes says so in
@@ -114,20 +117,9 @@ pub fn write(
     };
     let image = output.join(format!("{rack}_{version}{suffix}.img"));
     disk::write(&image, &disk)?;
-    write_manifest(&image.with_extension("json"), &json)?;
-    let failed = |source| DiskError::Write { path: image.clone(), source };
+    artifacts::clear(&image)?;
+    artifacts::write(&image.with_extension("json"), &json)?;
+    let failed = |source| DiskError::Read { path: image.clone(), source };
     let allocated = fs::metadata(&image).map_err(failed)?.blocks() * 512;
     Ok(Built { image, allocated, uki_size: uki.size })
-}
-
-fn write_manifest(path: &Path, json: &[u8]) -> Result<(), DiskError> {
-    let failed = |source| DiskError::Write { path: path.to_owned(), source };
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut beside = NamedTempFile::new_in(folder).map_err(failed)?;
-    io::Write::write_all(&mut beside, json).map_err(failed)?;
-    beside.as_file().sync_all().map_err(failed)?;
-    let readable = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644);
-    beside.as_file().set_permissions(readable).map_err(failed)?;
-    beside.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
 }

@@ -34,9 +34,6 @@ use crate::{
 
 /// The guests' kernel command line: the console is virtio's, and a panic ends the machine at once, for the daemon to see.
 const CMDLINE: &str = "console=hvc0 panic=-1 oops=panic loglevel=4";
-/// The sets of the lock that all images share.
-const BASE: &str = "base";
-const KERNEL: &str = "kernel";
 /// PID 1 of an image that has systemd, as all have so far.
 const INIT: &str = "/sbin/init";
 
@@ -66,7 +63,7 @@ pub fn build(
     let layers = Layers::new(&inputs.store.layers(), &program, inputs.lock.epoch, inputs.jobs)?;
 
     let job = progress.spinner("building", "layer base");
-    let base = layers.base(&inputs.set(BASE), &|_| ())?;
+    let base = layers.base(&inputs.set(sets::BASE), &|_| ())?;
     job.done("layer base");
 
     let (own, kernel) = thread::scope(|scope| {
@@ -124,8 +121,8 @@ fn kernel(
     progress: &Progress,
 ) -> Result<(Layer, Part), BuildError> {
     let job = progress.spinner("building", "guest kernel");
-    let missing = || BuildError::Missing { set: KERNEL.to_owned(), what: "kernel" };
-    let package = inputs.set(KERNEL).into_iter().find(|package| is_kernel(&package.name)).ok_or_else(missing)?;
+    let missing = || BuildError::Missing { set: sets::KERNEL.to_owned(), what: "kernel" };
+    let package = inputs.set(sets::KERNEL).into_iter().find(|package| is_kernel(&package.name)).ok_or_else(missing)?;
     let layer = layers.kernel(base, &package, &|_| ())?;
     let boot = parts.get(&boot_of(&package, inputs.runtime, epoch)?, |folder| {
         let kernel = Kernel::read(&package.deb)?;
@@ -201,7 +198,7 @@ pub struct Keys {
 pub fn keys(rack: &Rack, lock: &Lock, store: &Store) -> Result<Keys, BuildError> {
     let (epoch, parts) = (super::epoch(lock)?, Parts::open(store)?);
     let mut keys = Keys { layers: Vec::new(), parts: vec![parts.key(&host::made_of(lock, epoch))?] };
-    let kernels = packages_of(lock, KERNEL, store);
+    let kernels = packages_of(lock, sets::KERNEL, store);
     let Some(kernel) = kernels.iter().find(|package| is_kernel(&package.name)) else { return Ok(keys) };
     keys.parts.push(parts.key(&boot_of(kernel, &Runtime::find()?, epoch)?)?);
     let scratch = Scratch::new(store)?;
@@ -212,7 +209,7 @@ pub fn keys(rack: &Rack, lock: &Lock, store: &Store) -> Result<Keys, BuildError>
     let images = images.collect::<Result<Vec<_>, _>>()?;
     let program = env::current_exe().map_err(BuildError::Program)?;
     let layers = Layers::new(&store.layers(), &program, lock.epoch, 1)?;
-    keys.layers = layers.keys_of(&packages_of(lock, BASE, store), kernel, &images)?;
+    keys.layers = layers.keys_of(&packages_of(lock, sets::BASE, store), kernel, &images)?;
     Ok(keys)
 }
 

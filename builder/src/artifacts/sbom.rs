@@ -1,0 +1,166 @@
+//! `<image>.spdx.json`: what is in the rack, and where: every package of host, guests' kernel, base and images. SPDX 2.3 as JSON.
+
+use std::collections::BTreeMap;
+
+use rackstick_image::{digest::Sha256, guid, lock::Package};
+use serde_json::{Value, json};
+
+use super::{licences, purl};
+use crate::{archive, generation::Inputs, sets};
+
+/// What nobody says.
+const UNKNOWN: &str = "NOASSERTION";
+/// The whole.
+const DOCUMENT: &str = "SPDXRef-DOCUMENT";
+const RACK: &str = "SPDXRef-Rack";
+
+/// One of the rack's own programs.
+pub struct Program {
+    /// Its name.
+    pub name: &'static str,
+    /// The set that it is in.
+    pub set: &'static str,
+    /// Its hash.
+    pub sha256: Sha256,
+}
+
+/// What the document tells of.
+pub struct Subject<'a> {
+    /// The image's file name.
+    pub image: &'a str,
+    /// Its hash.
+    pub sha256: Sha256,
+    /// Copyright files by package.
+    pub copyrights: &'a BTreeMap<String, String>,
+    /// The rack's own programs.
+    pub programs: &'a [Program],
+}
+
+/// The document.
+pub fn document(inputs: &Inputs, subject: &Subject) -> Value {
+    let (rack, lock) = (inputs.rack, inputs.lock);
+    let mut packages = vec![rack_package(inputs, subject)];
+    let mut relations = vec![relation(DOCUMENT, "DESCRIBES", RACK)];
+    let mut extracted = BTreeMap::new();
+    for (set, names) in &lock.sets {
+        let id = set_id(set);
+        packages.push(set_package(set));
+        relations.push(relation(RACK, "CONTAINS", &id));
+        // An image is the base, the kernel and what it adds.
+        if set.starts_with(&sets::image("")) {
+            relations.extend([sets::BASE, sets::KERNEL].map(|part| relation(&id, "DEPENDS_ON", &set_id(part))));
+        }
+        let programs = subject.programs.iter().filter(|program| program.set == set);
+        relations.extend(programs.map(|program| relation(&id, "CONTAINS", &id_of("Program", program.name))));
+        relations.extend(names.iter().map(|name| relation(&id, "CONTAINS", &id_of("Package", name))));
+    }
+    packages.extend(subject.programs.iter().map(program_package));
+    for (name, package) in &lock.packages {
+        let declared = subject.copyrights.get(name).and_then(|text| licences::declared(text));
+        let licence = declared.as_ref().map_or(UNKNOWN, |declared| declared.expression.as_str());
+        packages.push(debian_package(name, package, licence, &lock.base));
+        extracted.extend(declared.into_iter().flat_map(|declared| declared.extracted));
+    }
+    let extracted: Vec<Value> = extracted
+        .into_iter()
+        .map(|(id, (name, text))| json!({ "licenseId": id, "name": name, "extractedText": text }))
+        .collect();
+    // The same content always has the same name, and other content another.
+    let namespace = guid::derive(&[b"SBOM", &subject.sha256.0]);
+    json!({
+        "spdxVersion": "SPDX-2.3",
+        "dataLicense": "CC0-1.0",
+        "SPDXID": DOCUMENT,
+        "name": format!("{}_{}", rack.name, rack.version),
+        "documentNamespace": format!("urn:uuid:{namespace}"),
+        "creationInfo": {
+            "created": archive::rfc3339(lock.epoch),
+            "creators": [format!("Tool: rackstick-{}", env!("CARGO_PKG_VERSION"))],
+        },
+        "packages": packages,
+        "relationships": relations,
+        "hasExtractedLicensingInfos": extracted,
+    })
+}
+
+/// What all packages have, with `more`.
+fn package(id: &str, name: &str, licence: &str, more: Value) -> Value {
+    let mut package = json!({
+        "SPDXID": id,
+        "name": name,
+        "downloadLocation": UNKNOWN,
+        "filesAnalyzed": false,
+        "licenseConcluded": UNKNOWN,
+        "licenseDeclared": licence,
+        "copyrightText": UNKNOWN,
+    });
+    if let (Value::Object(package), Value::Object(more)) = (&mut package, more) {
+        package.extend(more);
+    }
+    package
+}
+
+fn rack_package(inputs: &Inputs, subject: &Subject) -> Value {
+    let more = json!({
+        "versionInfo": inputs.rack.version,
+        "packageFileName": subject.image,
+        "primaryPackagePurpose": "OPERATING-SYSTEM",
+        "checksums": checksums(subject.sha256),
+    });
+    package(RACK, &inputs.rack.name, UNKNOWN, more)
+}
+
+fn set_package(set: &str) -> Value {
+    let (purpose, comment) = match set {
+        sets::HOST => ("OPERATING-SYSTEM", "the host: kernel, drivers, firmware and runtime, in one UKI"),
+        sets::KERNEL => ("OPERATING-SYSTEM", "the guests' kernel, initrd and modules"),
+        sets::BASE => ("CONTAINER", "the layer that all images share"),
+        _ => ("CONTAINER", "what an image adds to the base"),
+    };
+    package(&set_id(set), set, UNKNOWN, json!({ "primaryPackagePurpose": purpose, "comment": comment }))
+}
+
+fn program_package(program: &Program) -> Value {
+    let more = json!({
+        "versionInfo": env!("CARGO_PKG_VERSION"),
+        "primaryPackagePurpose": "APPLICATION",
+        "checksums": checksums(program.sha256),
+    });
+    package(&id_of("Program", program.name), program.name, env!("CARGO_PKG_LICENSE"), more)
+}
+
+fn debian_package(name: &str, locked: &Package, licence: &str, base: &str) -> Value {
+    let more = json!({
+        "versionInfo": locked.version,
+        "packageFileName": locked.path,
+        "supplier": "Organization: Debian",
+        "checksums": checksums(locked.sha256),
+        "externalRefs": [{
+            "referenceCategory": "PACKAGE-MANAGER",
+            "referenceType": "purl",
+            "referenceLocator": purl::of(name, locked, base),
+        }],
+    });
+    package(&id_of("Package", name), name, licence, more)
+}
+
+fn checksums(sha256: Sha256) -> Value {
+    json!([{ "algorithm": "SHA256", "checksumValue": sha256 }])
+}
+
+fn relation(from: &str, kind: &str, to: &str) -> Value {
+    json!({ "spdxElementId": from, "relationshipType": kind, "relatedSpdxElement": to })
+}
+
+fn set_id(set: &str) -> String {
+    id_of("Set", set)
+}
+
+/// An identifier has letters, digits, `.` and `-`; what else names have (`+`, `:`) stands as its number.
+fn id_of(kind: &str, name: &str) -> String {
+    let plain = |c: char| match c {
+        c if c.is_ascii_alphanumeric() || c == '.' || c == '-' => c.to_string(),
+        c => format!(".{:X}", u32::from(c)),
+    };
+    format!("SPDXRef-{kind}-{}", name.chars().map(plain).collect::<String>())
+}

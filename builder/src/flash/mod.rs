@@ -1,0 +1,16 @@
+//! From an image to a disk that boots: which disks there are, which of them may be overwritten, and the writing.
+
+mod buffer;
+mod disks;
+mod refuse;
+mod source;
+mod users;
+mod write;
+
+pub use disks::{Disk, System};
+pub use refuse::{Refusal, refusal};
+pub use source::Image;
+pub use write::{Target, flash};
+
+#[cfg(test)]
+mod tests;
