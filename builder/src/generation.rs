@@ -22,6 +22,8 @@ use rackstick_image::{
 use thiserror::Error;
 
 use self::parts::{Parts, PartsError};
+use rackstick::from::FromError;
+
 use crate::{
     hardware::microcode::MicrocodeError,
     initrd::{self, InitrdError},
@@ -73,6 +75,9 @@ pub enum BuildError {
         /// What is wrong, and where.
         source: Diagnostics,
     },
+    /// An image that is not made of packages.
+    #[error(transparent)]
+    From(#[from] FromError),
     /// A kernel package.
     #[error(transparent)]
     Kernel(#[from] KernelError),

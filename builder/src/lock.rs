@@ -2,6 +2,7 @@
 //! all, made when there is none, and never changed behind the user's back.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs::{self, File, Permissions},
     io::{self, Write},
@@ -11,14 +12,17 @@ use std::{
 };
 
 use rackstick_image::{
-    lock::{FORMAT, Lock},
+    lock::{FORMAT, Input, Lock},
     recipe::{Diagnostic, Diagnostics, Place, Rack, Source},
 };
+
+use rackstick::from::{self, PinError};
 
 use crate::{
     archive::{self, MirrorError, Mirrors, ResolveLockError},
     progress::Progress,
     sets,
+    store::{Store, StoreError},
 };
 
 /// What a lock begins with.
@@ -67,6 +71,12 @@ pub enum LockError {
     /// It is not known where to fetch from.
     #[error(transparent)]
     Mirrors(#[from] MirrorError),
+    /// What an image is made from can't be pinned.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// There is nowhere to work.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Where the lock of a recipe is: the recipe's path with `.lock` in place of `.toml`.
@@ -94,7 +104,7 @@ pub fn for_build(recipe: &Path, rack: &Rack, mirrors: &[String], progress: &Prog
     let Some(lock) = read(recipe)? else {
         return renew(recipe, rack, None, mirrors, progress);
     };
-    let differences = sets::differences(rack, &lock);
+    let differences = differences(rack, &lock)?;
     if differences.is_empty() {
         return Ok(lock);
     }
@@ -109,9 +119,30 @@ pub fn renew(
     mirrors: &[String],
     progress: &Progress,
 ) -> Result<Lock, LockError> {
-    let lock = archive::resolve(rack, previous, &Mirrors::choose(mirrors)?, progress)?;
+    let inputs = inputs(rack)?;
+    let lock = Lock { inputs, ..archive::resolve(rack, previous, &Mirrors::choose(mirrors)?, progress)? };
     write(&path(recipe), &lock)?;
     Ok(lock)
+}
+
+/// Pins what images are made from as it is now, and leaves the packages of `previous` as they are; no archive is asked.
+pub fn renew_inputs(recipe: &Path, rack: &Rack, previous: &Lock) -> Result<Lock, LockError> {
+    let lock = Lock { inputs: inputs(rack)?, ..previous.clone() };
+    write(&path(recipe), &lock)?;
+    Ok(lock)
+}
+
+/// How a lock differs from what the recipe asks for and from the files that lie beside it, one line each; empty if it fits.
+pub fn differences(rack: &Rack, lock: &Lock) -> Result<Vec<String>, LockError> {
+    Ok([sets::differences(rack, lock), from::differences(&inputs(rack)?, lock)].concat())
+}
+
+/// What images are made from in place of packages, as it is now.
+fn inputs(rack: &Rack) -> Result<BTreeMap<String, Input>, LockError> {
+    if rack.images.values().all(|image| image.from.is_none()) {
+        return Ok(BTreeMap::new());
+    }
+    Ok(from::pin(rack, Store::open()?.folder())?)
 }
 
 /// The lock as it stands in its file.
@@ -191,8 +222,6 @@ fn fault(lock: &Lock) -> Option<(String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use rackstick_image::{
         digest::Sha256,
         lock::{Index, Package},
@@ -223,6 +252,7 @@ mod tests {
                 sha256: Sha256([1; 32]),
             }],
             packages: BTreeMap::from([("libstdc++6".to_owned(), package)]),
+            inputs: BTreeMap::new(),
         }
     }
 

@@ -118,6 +118,7 @@ fn resolve_from(
         sets,
         indexes: suites.indexes,
         packages,
+        inputs: BTreeMap::new(),
     })
 }
 

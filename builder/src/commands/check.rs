@@ -10,7 +10,7 @@ use rackstick_image::{
     recipe::{self, Network, Rack},
 };
 
-use crate::{lock, lock::LockError, report, sets};
+use crate::{lock, lock::LockError, report};
 
 /// Check a rack recipe, the image recipes it names, and whether its lock still fits
 #[derive(clap::Args)]
@@ -38,7 +38,7 @@ fn lock_state(recipe: &Path, rack: &Rack) -> Result<String, LockError> {
     let Some(lock) = lock::read(recipe)? else {
         return Ok(format!("none yet; `rackstick lock {}` writes it", recipe.display()));
     };
-    let differences = sets::differences(rack, &lock);
+    let differences = lock::differences(rack, &lock)?;
     if !differences.is_empty() {
         return Err(LockError::Unfit { path, recipe: recipe.to_owned(), differences });
     }

@@ -33,13 +33,18 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     if let Some(previous) = &previous
         && !args.update
     {
-        let differences = sets::differences(&rack, previous);
+        let differences = lock::differences(&rack, previous)?;
         if differences.is_empty() {
             println!("{} fits its recipe and was left as it is; --update renews it", path.display());
             return Ok(());
         }
         for line in differences {
             println!("{line}");
+        }
+        if sets::differences(&rack, previous).is_empty() {
+            let lock = lock::renew_inputs(&args.recipe, &rack, previous)?;
+            println!("{}; the packages are as before, --update renews them", summary(&path, &lock));
+            return Ok(());
         }
     }
     let lock = lock::renew(&args.recipe, &rack, previous.as_ref(), &args.mirror, &Progress::stderr())?;
@@ -70,5 +75,9 @@ fn changes(previous: Option<&Lock>, lock: &Lock) -> Vec<String> {
 
 fn summary(path: &Path, lock: &Lock) -> String {
     let bytes: u64 = lock.packages.values().map(|package| package.size).sum();
-    format!("{}: {} packages, {} MiB", path.display(), lock.packages.len(), bytes >> 20)
+    let inputs = match lock.inputs.len() {
+        0 => String::new(),
+        count => format!(", images not made of packages: {count}"),
+    };
+    format!("{}: {} packages, {} MiB{inputs}", path.display(), lock.packages.len(), bytes >> 20)
 }

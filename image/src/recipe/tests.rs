@@ -244,6 +244,7 @@ fn built(rack: &Rack) -> BTreeMap<String, manifest::Image> {
         initrd: blob("initrd"),
         cmdline: String::new(),
         init: vec!["/sbin/init".to_owned()],
+        process: None,
     };
     rack.images.keys().map(|name| (name.clone(), image.clone())).collect()
 }
@@ -430,6 +431,7 @@ fn every_key_is_explained_in_the_documentation() {
         shapes::VOLUME,
         shapes::HEALTH,
         shapes::IMAGE,
+        shapes::FROM,
         shapes::FILE,
         shapes::USER,
         shapes::GROUP,
