@@ -7,6 +7,9 @@ mod images;
 mod parts;
 mod uki;
 
+pub use images::keys;
+pub use parts::Parts;
+
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -21,7 +24,7 @@ use rackstick_image::{
 };
 use thiserror::Error;
 
-use self::parts::{Parts, PartsError};
+use self::parts::PartsError;
 use rackstick::from::FromError;
 
 use crate::{
@@ -31,7 +34,7 @@ use crate::{
     layers,
     package::PackageError,
     progress::Progress,
-    runtime::Runtime,
+    runtime::{Runtime, RuntimeError},
     store::{Store, StoreError},
 };
 
@@ -45,6 +48,8 @@ pub struct Inputs<'a> {
     pub packages: &'a BTreeMap<String, PathBuf>,
     /// The rack's own binaries.
     pub runtime: &'a Runtime,
+    /// Where layers are kept.
+    pub store: &'a Store,
     /// How many threads may unpack at once.
     pub jobs: usize,
     /// The logical blocks of the disks that the image is for.
@@ -101,6 +106,9 @@ pub enum BuildError {
         /// The file.
         file: &'static str,
     },
+    /// The rack's own binaries.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
     /// What is made of packages alone.
     #[error(transparent)]
     Parts(#[from] PartsError),
@@ -120,12 +128,6 @@ pub enum BuildError {
         set: String,
         /// What it must hold.
         what: &'static str,
-    },
-    /// A cached layer changed.
-    #[error("the cached layer {} is damaged; delete it and build again", .path.display())]
-    DamagedLayer {
-        /// The layer.
-        path: PathBuf,
     },
     /// The lock's date does not fit the formats' clocks.
     #[error("the lock's epoch {0} is not a date between 1980 and 2106")]
@@ -148,12 +150,7 @@ struct Scratch(tempfile::TempDir);
 
 impl Scratch {
     fn new(store: &Store) -> Result<Self, BuildError> {
-        let folder = store.folder().to_owned();
-        tempfile::Builder::new()
-            .prefix("build-")
-            .tempdir_in(&folder)
-            .map(Self)
-            .map_err(|source| BuildError::Write { path: folder, source })
+        Ok(Self(store.scratch()?))
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -164,11 +161,9 @@ impl Scratch {
 /// Builds the generation and writes its disk image into the folder `output`, its manifest beside it.
 pub fn build(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Built, BuildError> {
     let Inputs { rack, lock, .. } = inputs;
-    let epoch = u32::try_from(lock.epoch).ok().filter(|epoch| *epoch >= EPOCH_MIN);
-    let epoch = epoch.ok_or(BuildError::Epoch(lock.epoch))?;
-    let store = Store::open()?;
-    let scratch = Scratch::new(&store)?;
-    let parts = Parts::open(&store)?;
+    let epoch = epoch(lock)?;
+    let scratch = Scratch::new(inputs.store)?;
+    let parts = Parts::open(inputs.store)?;
 
     let images = images::build(inputs, &scratch, &parts, epoch, progress)?;
     let job = progress.spinner("assembling", "host and disk image");
@@ -183,6 +178,12 @@ pub fn build(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Buil
     let built = disk::write(output, &manifest, inputs.sector, partition, &uki, &images.files, epoch)?;
     job.done("host and disk image");
     Ok(built)
+}
+
+/// The lock's date, as the formats of an image write it.
+fn epoch(lock: &Lock) -> Result<u32, BuildError> {
+    let epoch = u32::try_from(lock.epoch).ok().filter(|epoch| *epoch >= EPOCH_MIN);
+    epoch.ok_or(BuildError::Epoch(lock.epoch))
 }
 
 /// FAT's clock begins in 1980.

@@ -3,3 +3,4 @@
 
 pub mod from;
 pub mod layers;
+pub mod locked;

@@ -19,7 +19,7 @@ use rackstick_image::{
 use rackstick::from::{self, PinError};
 
 use crate::{
-    archive::{self, MirrorError, Mirrors, ResolveLockError},
+    archive::{self, DEBIAN, MirrorError, Mirrors, ResolveLockError, SECURITY, Updated},
     progress::Progress,
     sets,
     store::{Store, StoreError},
@@ -100,13 +100,25 @@ pub fn read(recipe: &Path) -> Result<Option<Lock>, LockError> {
 }
 
 /// The lock that a build goes by: that of the recipe if it fits, or a new one if there is none.
-pub fn for_build(recipe: &Path, rack: &Rack, mirrors: &[String], progress: &Progress) -> Result<Lock, LockError> {
-    let Some(lock) = read(recipe)? else {
-        return renew(recipe, rack, None, mirrors, progress);
-    };
+pub fn for_build(
+    recipe: &Path,
+    rack: &Rack,
+    mirrors: &[String],
+    store: &Store,
+    progress: &Progress,
+) -> Result<Lock, LockError> {
+    match fitting(recipe, rack)? {
+        Some(lock) => Ok(lock),
+        None => renew(recipe, rack, None, mirrors, store, progress),
+    }
+}
+
+/// The lock of a recipe, which must fit it, or none if there is none.
+pub fn fitting(recipe: &Path, rack: &Rack) -> Result<Option<Lock>, LockError> {
+    let Some(lock) = read(recipe)? else { return Ok(None) };
     let differences = differences(rack, &lock)?;
     if differences.is_empty() {
-        return Ok(lock);
+        return Ok(Some(lock));
     }
     Err(LockError::Unfit { path: path(recipe), recipe: recipe.to_owned(), differences })
 }
@@ -117,10 +129,11 @@ pub fn renew(
     rack: &Rack,
     previous: Option<&Lock>,
     mirrors: &[String],
+    store: &Store,
     progress: &Progress,
 ) -> Result<Lock, LockError> {
     let inputs = inputs(rack)?;
-    let lock = Lock { inputs, ..archive::resolve(rack, previous, &Mirrors::choose(mirrors)?, progress)? };
+    let lock = Lock { inputs, ..archive::resolve(rack, previous, &Mirrors::choose(mirrors)?, store, progress)? };
     write(&path(recipe), &lock)?;
     Ok(lock)
 }
@@ -143,6 +156,23 @@ fn inputs(rack: &Rack) -> Result<BTreeMap<String, Input>, LockError> {
         return Ok(BTreeMap::new());
     }
     Ok(from::pin(rack, Store::open()?.folder())?)
+}
+
+/// Updates the packages named, and what they need, and writes the lock.
+pub fn update(
+    recipe: &Path,
+    rack: &Rack,
+    previous: &Lock,
+    names: &[String],
+    mirrors: &[String],
+    store: &Store,
+    progress: &Progress,
+) -> Result<Updated, LockError> {
+    let inputs = inputs(rack)?;
+    let mut updated = archive::update(rack, previous, names, &Mirrors::choose(mirrors)?, store, progress)?;
+    updated.lock.inputs = inputs;
+    write(&path(recipe), &updated.lock)?;
+    Ok(updated)
 }
 
 /// The lock as it stands in its file.
@@ -200,6 +230,10 @@ fn fault(lock: &Lock) -> Option<(String, String)> {
         if !archive::is_pool_path(&package.path) {
             let message = format!("`{}` is not a path below an archive's pool", package.path);
             return Some((package.path.clone(), message));
+        }
+        if ![DEBIAN, SECURITY].contains(&package.archive.as_str()) {
+            let message = format!("`{}` is no archive; `{DEBIAN}` and `{SECURITY}` are", package.archive);
+            return Some((package.archive.clone(), message));
         }
         if package.size > MAX_PACKAGE {
             let message = format!("`{name}` has {} bytes; {MAX_PACKAGE} are the most", package.size);
@@ -276,6 +310,7 @@ mod tests {
             ("size = 727000", "size = -1", "lab.lock:26:8", ""),
             ("size = 727000", "size = 9000000000000000000", "lab.lock:26:8", "are the most"),
             ("pool/main", "../main", "lab.lock:", "not a path below an archive's pool"),
+            ("archive = \"debian\"\npath", "archive = \"../x\"\npath", "lab.lock:", "is no archive"),
             ("[packages.\"libstdc++6\"]", "[packages.\"../x\"]", "lab.lock:", "not the name of a package"),
             ("[packages.\"libstdc++6\"]", "[packages.other]", "lab.lock:", "not among the packages"),
             ("[roots]", "[roots", "lab.lock:", ""),

@@ -7,6 +7,8 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output;
+
 /// How a job with a known number of bytes looks; the bar is left out where there is no terminal.
 const BYTES: &str = "{prefix:>9} {bar:30} {bytes:>11}/{total_bytes} {bytes_per_sec:>11} {wide_msg}";
 /// How a job of unknown length looks.
@@ -29,8 +31,11 @@ pub struct Job {
 }
 
 impl Progress {
-    /// On stderr.
+    /// On stderr, or nowhere if the command is to be quiet.
     pub fn stderr() -> Self {
+        if output::manner().quiet {
+            return Self::quiet();
+        }
         let terminal = std::io::stderr().is_terminal();
         let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         Self { bars: MultiProgress::with_draw_target(target), lines: !terminal }

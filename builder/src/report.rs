@@ -6,6 +6,8 @@ use std::io::{IsTerminal, Write};
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, Severity, SourceCode, ThemeCharacters};
 use rackstick_image::recipe::{Diagnostic, Diagnostics};
 
+use crate::output;
+
 /// What a command fails with. Any `thiserror` enum converts with `?`.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -14,14 +16,16 @@ const UNWRAPPED: usize = 10_000;
 /// Columns below which wrapping would leave no text on a line.
 const NARROWEST: usize = 40;
 
-/// Writes the error to stderr.
+/// Tells an error: people on stderr.
 pub fn print(error: &(dyn std::error::Error + 'static)) {
-    write(|look| text(error, look));
+    if !output::keep_error(error) {
+        write(|look| text(error, look));
+    }
 }
 
-/// Writes warnings to stderr.
+/// Tells warnings: people on stderr.
 pub fn warn(warnings: &[Diagnostic]) {
-    if !warnings.is_empty() {
+    if !output::keep_warnings(warnings) && !warnings.is_empty() {
         write(|look| drawn(warnings, Severity::Warning, look));
     }
 }
@@ -58,7 +62,8 @@ fn text(error: &(dyn std::error::Error + 'static), look: Look) -> String {
     out
 }
 
-fn chain<'a>(
+/// The error and its causes, the nearest first.
+pub fn chain<'a>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |cause| cause.source())

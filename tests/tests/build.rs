@@ -164,6 +164,8 @@ fn a_whole_pc_is_judged_by_what_lspci_says_of_it() {
     assert_eq!((said.code, lines.len()), (Some(0), 4), "{said:?}");
     let drivers = ["needs no driver", "xhci_pci (USB", "ahci (disks", "e1000e (network cards"];
     assert!(lines.iter().zip(drivers).all(|(line, driver)| line.contains(driver)), "{said:?}");
+    let needed = "1 of 1 disk controllers, 1 of 1 wired NICs, 1 of 1 USB controllers";
+    assert!(said.stderr.contains(needed), "{said:?}");
 
     // The worst of all is the exit status; all others are answered nevertheless.
     let disk = "Bus 002 Device 003: ID dead:beef A disk\n";

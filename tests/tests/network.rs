@@ -10,7 +10,7 @@ use rackstick_api::rack::{Process, Request, Status};
 use rackstick_tests::{
     client::curl,
     image::Image,
-    rack::{BOOT_LIMIT, Network, Nic, Options, Rack},
+    rack::{BOOT_LIMIT, Network, Nic, Options, Rack, guest},
 };
 use serde_json::json;
 
@@ -78,8 +78,15 @@ fn a_lan_without_dhcp_leaves_the_rack_an_address_of_its_own() {
 #[test]
 fn guests_are_on_the_lan_and_behind_the_rack_and_know_names_of_their_own_networks_only() {
     let mut rack = Rack::start("networks", Image::networks(), Options::default());
-    let status = rack.until_healthy();
+    rack.until_healthy();
+    let status = rack.until_status("outer to have an address on the LAN", CHANGE_LIMIT, |status| {
+        guest(status, "outer").addresses.contains_key("lan")
+    });
     assert!(status.problems.is_empty(), "{status:?}");
+    let address = |name: &str, network: &str| guest(&status, name).addresses[network].to_string();
+    // By QEMU's DHCP server, which the guest itself asks.
+    assert!(address("outer", "lan").starts_with("10.0.2.1"), "{status:?}");
+    assert_eq!(address("inner", "inside"), "10.40.0.81");
     let inner = curl(rack.address("8080/tcp"), "/").unwrap();
     for line in [
         "10.40.0.81/24",

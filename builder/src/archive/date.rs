@@ -43,6 +43,13 @@ pub fn show(seconds: i64) -> String {
     )
 }
 
+/// The date as snapshots of archives are named: `20261121T091544Z`.
+pub fn stamp(seconds: i64) -> String {
+    let (year, month, day) = civil(seconds.div_euclid(SECONDS_OF_DAY));
+    let clock = seconds.rem_euclid(SECONDS_OF_DAY);
+    format!("{year:04}{month:02}{day:02}T{:02}{:02}{:02}Z", clock / 3600, clock / 60 % 60, clock % 60)
+}
+
 fn number(text: &str, least: i64, most: i64) -> Option<i64> {
     let digits = (1..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten().filter(|value| (least..=most).contains(value))
@@ -85,6 +92,7 @@ mod tests {
             assert_eq!(parse(text), Some(seconds), "{text}");
         }
         assert_eq!(show(1_795_252_544), "Sat, 21 Nov 2026 09:15:44 UTC");
+        assert_eq!(stamp(1_795_252_544), "20261121T091544Z");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rackstick_image::{
-    lock::{FORMAT, Lock, Package},
+    lock::{FORMAT, Index, Lock, Package},
     recipe::{Diagnostic, Diagnostics, Place, Rack},
 };
 
@@ -11,8 +11,9 @@ use super::{
     Mirrors, date,
     keys::{KeyError, Trust},
     packages::{self, Catalogue, PackagesError},
-    resolve::{self, ResolveError},
+    resolve::{self, KERNEL, ResolveError},
     suites::{Source, Suites, SuitesError, TRIXIE},
+    update::UpdateError,
 };
 use crate::{
     clock,
@@ -22,7 +23,7 @@ use crate::{
 };
 
 /// Sets whose packages are only unpacked: what they depend on is for installed systems.
-const UNPACKED: [&str; 2] = [sets::HOST, "kernel"];
+pub(super) const UNPACKED: [&str; 2] = [sets::HOST, "kernel"];
 /// The set that every image stands on.
 const BASE: &str = "base";
 
@@ -59,6 +60,9 @@ pub enum ResolveLockError {
     /// Their package indexes are wrong.
     #[error(transparent)]
     Packages(#[from] PackagesError),
+    /// Only some packages are to be updated, and that can't be.
+    #[error(transparent)]
+    Update(#[from] UpdateError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -69,10 +73,11 @@ pub fn resolve(
     rack: &Rack,
     previous: Option<&Lock>,
     mirrors: &Mirrors,
+    store: &Store,
     progress: &Progress,
 ) -> Result<Lock, ResolveLockError> {
-    let (store, client, trust) = (Store::open()?, Client::new(), Trust::trixie()?);
-    let source = Source { store: &store, client: &client, mirrors, trust: &trust, now: clock::now() };
+    let (client, trust) = (Client::new(), Trust::trixie()?);
+    let source = Source { store, client: &client, mirrors, trust: &trust, now: clock::now() };
     resolve_from(&source, rack, previous, progress)
 }
 
@@ -82,23 +87,32 @@ fn resolve_from(
     previous: Option<&Lock>,
     progress: &Progress,
 ) -> Result<Lock, ResolveLockError> {
-    let base = &rack.base;
-    if base.value != TRIXIE {
-        let diagnostic = Diagnostic::new(base.place.clone(), SuitesError::Base(base.value.clone()).to_string());
-        return Err(ResolveLockError::Recipe { base: base.value.clone(), source: diagnostic.into() });
-    }
-    let suites = Suites::fetch(&base.value, source, progress)?;
-    if let Some(previous) = previous {
-        not_older(&suites, previous)?;
-    }
+    let suites = suites(source, rack, previous, progress)?;
     let catalogue = Catalogue::read(&suites.packages)?;
     let firmware = Catalogue::read(&suites.firmware)?;
-    let roots = sets::roots(rack);
-    let chosen = match resolve_sets(&catalogue, &firmware, rack, &roots) {
-        Ok(chosen) => chosen,
-        Err(Fault::Recipe(source)) => return Err(ResolveLockError::Recipe { base: base.value.clone(), source }),
-        Err(Fault::Packages(error)) => return Err(error.into()),
+    let chosen = resolve_sets(&catalogue, &firmware, rack, &Kernels::new());
+    Ok(lock_of(rack, suites.indexes.clone(), suites.newest, &told(rack, chosen)?))
+}
+
+/// What was resolved, or else the errors with their places in the recipe.
+pub(super) fn told<T>(rack: &Rack, resolved: Result<T, Vec<(String, ResolveError)>>) -> Result<T, ResolveLockError> {
+    let diagnostics = |errors: Vec<(String, ResolveError)>| {
+        errors.into_iter().map(|(set, error)| diagnostic(rack, &set, error)).collect::<Result<Vec<_>, _>>()
     };
+    resolved.map_err(|errors| match diagnostics(errors) {
+        Ok(all) => ResolveLockError::Recipe { base: rack.base.value.clone(), source: Diagnostics(all) },
+        Err(error) => error.into(),
+    })
+}
+
+/// The packages of each set.
+pub(super) type Chosen<'c, 'a> = BTreeMap<String, Vec<&'c packages::Package<'a>>>;
+
+/// Kernels that stay as they are, by set: a metapackage, of which no lock tells, would lead to the newest.
+pub(super) type Kernels = BTreeMap<String, String>;
+
+/// The lock that holds what was chosen.
+pub(super) fn lock_of(rack: &Rack, indexes: Vec<Index>, epoch: i64, chosen: &Chosen<'_, '_>) -> Lock {
     let sets = chosen
         .iter()
         .map(|(set, packages)| {
@@ -109,17 +123,17 @@ fn resolve_from(
         })
         .collect();
     let packages = chosen.values().flatten().map(|package| (package.name.to_owned(), locked(package))).collect();
-    Ok(Lock {
+    Lock {
         format: FORMAT,
         builder: env!("CARGO_PKG_VERSION").to_owned(),
-        epoch: suites.newest,
-        base: base.value.clone(),
-        roots,
+        epoch,
+        base: rack.base.value.clone(),
+        roots: sets::roots(rack),
         sets,
-        indexes: suites.indexes,
+        indexes,
         packages,
         inputs: BTreeMap::new(),
-    })
+    }
 }
 
 fn locked(package: &packages::Package) -> Package {
@@ -131,6 +145,25 @@ fn locked(package: &packages::Package) -> Package {
         size: package.size,
         sha256: package.sha256,
     }
+}
+
+/// The suites of a rack's base, which must not be older than those of the lock before.
+pub(super) fn suites(
+    source: &Source,
+    rack: &Rack,
+    previous: Option<&Lock>,
+    progress: &Progress,
+) -> Result<Suites, ResolveLockError> {
+    let base = &rack.base;
+    if base.value != TRIXIE {
+        let diagnostic = Diagnostic::new(base.place.clone(), SuitesError::Base(base.value.clone()).to_string());
+        return Err(ResolveLockError::Recipe { base: base.value.clone(), source: diagnostic.into() });
+    }
+    let suites = Suites::fetch(&base.value, source, progress)?;
+    if let Some(previous) = previous {
+        not_older(&suites, previous)?;
+    }
+    Ok(suites)
 }
 
 /// An index without an expiry date could otherwise be an old one, with the vulnerabilities of its time.
@@ -150,19 +183,15 @@ fn not_older(suites: &Suites, previous: &Lock) -> Result<(), ResolveLockError> {
     Ok(())
 }
 
-enum Fault {
-    Recipe(Diagnostics),
-    Packages(PackagesError),
-}
-
-/// Resolves all sets; everything wrong is reported at once. Nothing but unpacked packages may come from `firmware`: what
-/// an image installs depends only on Debian's main component.
-fn resolve_sets<'c, 'a>(
+/// Resolves all sets; everything wrong is reported at once, each with its set. Nothing but unpacked packages may come from
+/// `firmware`: what an image installs depends only on Debian's main component.
+pub(super) fn resolve_sets<'c, 'a>(
     catalogue: &'c Catalogue<'a>,
     firmware: &'c Catalogue<'a>,
     rack: &Rack,
-    roots: &BTreeMap<String, Vec<String>>,
-) -> Result<BTreeMap<String, Vec<&'c packages::Package<'a>>>, Fault> {
+    kernels: &Kernels,
+) -> Result<Chosen<'c, 'a>, Vec<(String, ResolveError)>> {
+    let roots = sets::roots(rack);
     let mut chosen = BTreeMap::new();
     let mut faults = Vec::new();
     let mut base = BTreeSet::new();
@@ -173,8 +202,11 @@ fn resolve_sets<'c, 'a>(
             break;
         }
         let packages = if UNPACKED.contains(&set.as_str()) {
-            find_all(names, |name| match firmware.find(name) {
-                Some(id) if catalogue.find(name).is_none() => Ok(firmware.get(id)),
+            find_all(names, |name| match (firmware.find(name), kernels.get(set)) {
+                (_, Some(kernel)) if name.starts_with(KERNEL) => {
+                    resolve::find(catalogue, kernel).map(|id| catalogue.get(id))
+                }
+                (Some(id), _) if catalogue.find(name).is_none() => Ok(firmware.get(id)),
                 _ => resolve::find_unpacked(catalogue, name).map(|id| catalogue.get(id)),
             })
         } else {
@@ -190,17 +222,11 @@ fn resolve_sets<'c, 'a>(
             })
         };
         match packages {
-            Ok(packages) => {
-                chosen.insert(set.clone(), packages);
-            }
-            Err(errors) => {
-                for error in errors {
-                    faults.push(diagnostic(rack, set, error)?);
-                }
-            }
+            Ok(packages) => _ = chosen.insert(set.clone(), packages),
+            Err(errors) => faults.extend(errors.into_iter().map(|error| (set.clone(), error))),
         }
     }
-    if faults.is_empty() { Ok(chosen) } else { Err(Fault::Recipe(Diagnostics(faults))) }
+    if faults.is_empty() { Ok(chosen) } else { Err(faults) }
 }
 
 /// Finds each of the names, or tells of all that were not found.
@@ -215,10 +241,10 @@ fn find_all<T>(names: &[String], find: impl Fn(&str) -> Result<T, ResolveError>)
     if errors.is_empty() { Ok(found) } else { Err(errors) }
 }
 
-fn diagnostic(rack: &Rack, set: &str, error: ResolveError) -> Result<Diagnostic, Fault> {
+fn diagnostic(rack: &Rack, set: &str, error: ResolveError) -> Result<Diagnostic, PackagesError> {
     let at = |names: &[&str]| place(rack, set, names);
     Ok(match error {
-        ResolveError::Packages(error) => return Err(Fault::Packages(error)),
+        ResolveError::Packages(error) => return Err(error),
         ResolveError::Unknown { name, nearest } => {
             let message = format!("`{name}` is not a package of {}", rack.base.value);
             let diagnostic = Diagnostic::new(at(&[&name]), message).label("no such package");
@@ -234,14 +260,25 @@ fn diagnostic(rack: &Rack, set: &str, error: ResolveError) -> Result<Diagnostic,
             Diagnostic::new(at(&[&name]), message).hint(format!("choose one of them: {}", providers.join(", ")))
         }
         ResolveError::Unsatisfiable { asked, chain, relation, reason } => {
-            let message = format!("`{set}` can't be had: {chain} needs {relation}: {reason}");
+            let (needy, way) = way(&chain);
+            let message = format!("`{set}` can't be had: {needy} needs {relation}: {reason}{way}");
             Diagnostic::new(at(&[&asked]), message).label("needed for this")
         }
         ResolveError::Conflict { asked: [one, other], one: left, relation, other: right } => {
-            let message = format!("`{set}` can't be had: {left} conflicts with {relation}, but there is also {right}");
+            let ((left, left_way), (right, right_way)) = (way(&left), way(&right));
+            let message = format!(
+                "`{set}` can't be had: {left} conflicts with {relation}{left_way}\nand there is also {right}{right_way}"
+            );
             Diagnostic::new(at(&[&one, &other]), message)
         }
     })
+}
+
+/// The last of a chain, and who needs it, a line each.
+fn way(chain: &str) -> (&str, String) {
+    let mut links = chain.rsplit(resolve::LINK);
+    let last = links.next().unwrap_or_default();
+    (last, links.map(|link| format!("\n  which is needed by {link}")).collect())
 }
 
 /// Where the recipe asks for one of these packages; what no recipe names stands with the base.

@@ -1,5 +1,5 @@
 //! Where archives are fetched from. Nothing is built in: mirrors are given by `--mirror`, else they are those that the
-//! machine's own apt uses (sources.list(5): one-line and deb822 style).
+//! machine's own apt uses (sources.list(5): one-line and deb822 style). A folder that `rackstick vendor` filled is one too.
 
 use std::{
     collections::BTreeMap,
@@ -19,14 +19,16 @@ const APT: &str = "/etc/apt";
 const COMPONENT: &str = "main";
 /// Sources that name their keys are Debian's if the name of the keyring's file begins so.
 const KEYRING: &str = "debian-archive-";
+/// How the URLs of files of this machine begin.
+pub const FILE: &str = "file://";
 
 /// Why it is not known where to fetch from.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorError {
     /// Not a mirror.
     #[error(
-        "`{0}` is no mirror: the root of a Debian archive is needed, http or https, with `debian` or `debian-security` \
-         in its path, like http://HOST/debian"
+        "`{0}` is no mirror: the root of a Debian archive is needed, http, https or file, with `debian` or \
+         `debian-security` in its path, like http://HOST/debian, or a folder that `rackstick vendor` filled"
     )]
     Url(String),
     /// Only security updates.
@@ -61,18 +63,26 @@ impl Mirrors {
         if given.is_empty() { Self::of_apt(Path::new(APT)) } else { Self::given(given) }
     }
 
-    /// Mirrors by URL, each the root of an archive. If none is of `debian-security`, it is expected beside `debian`:
-    /// under the same URL with `debian-security` in place of `debian`.
-    pub fn given(urls: &[String]) -> Result<Self, MirrorError> {
+    /// Mirrors by URL, each the root of an archive, or by folder, each with archives in it. If no URL is of
+    /// `debian-security`, it is expected beside `debian`: under the same URL with `debian-security` in place of `debian`.
+    pub fn given(mirrors: &[String]) -> Result<Self, MirrorError> {
         let mut new = Self(BTreeMap::new());
-        for url in urls {
-            let (archive, root) = archive_of(url).ok_or_else(|| MirrorError::Url(url.clone()))?;
-            new.add(archive, root);
+        let urls: Vec<_> = mirrors.iter().map(|mirror| archive_of(mirror)).collect();
+        let security = urls.iter().flatten().any(|(archive, _)| *archive == SECURITY);
+        for (mirror, url) in mirrors.iter().zip(urls) {
+            if let Some((archive, root)) = url {
+                if archive == DEBIAN && !security {
+                    new.add(SECURITY, sibling(&root));
+                }
+                new.add(archive, root);
+                continue;
+            }
+            let archives = archives_in(mirror).ok_or_else(|| MirrorError::Url(mirror.clone()))?;
+            archives.into_iter().for_each(|(archive, root)| new.add(archive, root));
         }
         if !new.0.contains_key(DEBIAN) {
             return Err(MirrorError::OnlySecurity);
         }
-        new.expect_siblings();
         Ok(new)
     }
 
@@ -128,12 +138,7 @@ impl Mirrors {
         if self.0.contains_key(SECURITY) {
             return;
         }
-        let siblings = self.roots(DEBIAN).iter().map(|root| {
-            // The first three parts are scheme and host.
-            let sibling = |(index, part)| if index > 2 && part == DEBIAN { SECURITY } else { part };
-            root.split('/').enumerate().map(sibling).collect::<Vec<_>>().join("/")
-        });
-        let siblings = siblings.collect();
+        let siblings = self.roots(DEBIAN).iter().map(|root| sibling(root)).collect();
         self.0.insert(SECURITY, siblings);
     }
 
@@ -186,12 +191,35 @@ fn is_debians(keyring: &str) -> bool {
     keyring.rsplit('/').next().is_some_and(|name| name.starts_with(KEYRING))
 }
 
+/// Where security updates are beside `debian`.
+fn sibling(root: &str) -> String {
+    // The first three parts are scheme and host.
+    let sibling = |(index, part)| if index > 2 && part == DEBIAN { SECURITY } else { part };
+    root.split('/').enumerate().map(sibling).collect::<Vec<_>>().join("/")
+}
+
+/// The archives in a folder that `rackstick vendor` filled: their URLs have the folder's path as it is.
+fn archives_in(folder: &str) -> Option<Vec<(&'static str, String)>> {
+    let path = std::path::absolute(folder).ok()?;
+    let archive = |name| {
+        let root = path.join(name);
+        root.is_dir().then(|| Some((name, format!("{FILE}{}", root.to_str()?)))).flatten()
+    };
+    let archives: Vec<_> = [DEBIAN, SECURITY].into_iter().filter_map(archive).collect();
+    (!archives.is_empty()).then_some(archives)
+}
+
 /// Which of Debian's archives has its root at this URL, and the URL without a slash at its end.
 fn archive_of(url: &str) -> Option<(&'static str, String)> {
     let root = url.trim_end_matches('/');
-    let (_scheme, rest) = root.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"))?;
+    let (scheme, rest) = root.split_once("://")?;
     let (host, path) = rest.split_once('/')?;
-    if host.is_empty() || root.contains(['?', '#']) || !root.bytes().all(|byte| byte.is_ascii_graphic()) {
+    let right = match scheme {
+        "http" | "https" => !host.is_empty(),
+        "file" => host.is_empty() && !root.contains('%'),
+        _ => false,
+    };
+    if !right || root.contains(['?', '#']) || !root.bytes().all(|byte| byte.is_ascii_graphic()) {
         return None;
     }
     let has = |name| path.split('/').any(|part| part == name);
@@ -261,10 +289,40 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_with_archives_is_a_mirror_beside_others() {
+        let folder = tempfile::tempdir().unwrap();
+        // A name that no URL could have, and one that is no archive's.
+        let vendor = folder.path().join("debian/all packages");
+        fs::create_dir_all(vendor.join("debian")).unwrap();
+        let given = |other: &[&str]| {
+            let all = [&[vendor.to_str().unwrap()], other].concat();
+            Mirrors::given(&all.into_iter().map(str::to_owned).collect::<Vec<_>>()).unwrap()
+        };
+        let root = |name| format!("file://{}", vendor.join(name).display());
+        assert_eq!((given(&[]).roots(DEBIAN), given(&[]).roots(SECURITY).len()), ([root(DEBIAN)].as_slice(), 0));
+        fs::create_dir(vendor.join("debian-security")).unwrap();
+        let both = given(&["http://m.test/debian"]);
+        assert_eq!(both.roots(DEBIAN), [root(DEBIAN), "http://m.test/debian".to_owned()]);
+        assert_eq!(both.roots(SECURITY), [root(SECURITY), "http://m.test/debian-security".to_owned()]);
+        let both = given(&["http://m.test/debian", "http://s.test/debian-security"]);
+        assert_eq!(both.roots(SECURITY), [root(SECURITY), "http://s.test/debian-security".to_owned()]);
+        let files = Mirrors::given(&["file:///srv/debian/".to_owned()]).unwrap();
+        assert_eq!(files.roots(SECURITY), ["file:///srv/debian-security"]);
+    }
+
+    #[test]
     fn what_is_no_mirror_is_refused() {
-        for bad in
-            ["m.test/debian", "ftp://m.test/debian", "http://m.test", "http:///debian", "http://m.test/debian?x", ""]
-        {
+        for bad in [
+            "m.test/debian",
+            "ftp://m.test/debian",
+            "http://m.test",
+            "http:///debian",
+            "http://m.test/debian?x",
+            "",
+            "file://srv/debian",
+            "file:///srv/%64ebian",
+            "file:///srv",
+        ] {
             assert!(matches!(Mirrors::given(&[bad.to_owned()]), Err(MirrorError::Url(_))), "{bad}");
         }
     }

@@ -11,8 +11,10 @@ mod relation;
 mod release;
 mod resolve;
 mod suites;
+mod update;
 
 pub use lock::{ResolveLockError, resolve};
-pub use mirrors::{MirrorError, Mirrors};
+pub use mirrors::{DEBIAN, FILE, MirrorError, Mirrors, SECURITY};
 pub use obtain::obtain;
 pub use packages::{plain as is_package_name, proper_path as is_pool_path};
+pub use update::{Also, Updated, update};

@@ -8,7 +8,7 @@ use std::{
 use rackstick_image::lock::{Lock, Package};
 
 use super::{
-    Mirrors, ResolveLockError,
+    Mirrors, ResolveLockError, date,
     keys::Trust,
     packages::Catalogue,
     suites::{Source, Suites},
@@ -25,10 +25,17 @@ pub enum ObtainError {
     /// Archives drop old versions.
     #[error(
         "no mirror has these packages of the lock any more:{}\nEither take what the archive has now, with `rackstick \
-         lock --update`, or name a mirror that keeps old versions, with --mirror URL",
-        .0.iter().map(|line| format!("\n  {line}")).collect::<String>()
+         lock --update`; or name with --mirror what keeps old versions: a folder that `rackstick vendor` filled while they \
+         were there, or a snapshot of the archive from {snapshot} or the days after, like \
+         http://HOST/archive/debian/{snapshot}",
+        lines.iter().map(|line| format!("\n  {line}")).collect::<String>()
     )]
-    Gone(Vec<String>),
+    Gone {
+        /// Which ones, and what there is instead, one line each.
+        lines: Vec<String>,
+        /// The lock's date, as snapshots of archives are named.
+        snapshot: String,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -36,24 +43,18 @@ pub enum ObtainError {
 
 /// Sees to it that all packages of a lock are in the store, unaltered, and says where each .deb is, by the package's
 /// name. Needs no network, and no mirror, if they are there already.
-pub fn obtain(lock: &Lock, mirrors: &Mirrors, progress: &Progress) -> Result<BTreeMap<String, PathBuf>, ObtainError> {
-    let store = Store::open()?;
+pub fn obtain(
+    lock: &Lock,
+    mirrors: &Mirrors,
+    store: &Store,
+    progress: &Progress,
+) -> Result<BTreeMap<String, PathBuf>, ObtainError> {
     let client = Client::new();
-    let wants: Vec<Want> = lock
-        .packages
-        .iter()
-        .map(|(name, package)| Want {
-            name: format!("{name} {}", package.version),
-            archive: package.archive.clone(),
-            path: package.path.clone(),
-            size: package.size,
-            sha256: package.sha256,
-        })
-        .collect();
+    let wants: Vec<Want> = lock.packages.iter().map(|(name, package)| want(name, package)).collect();
     match store.obtain(&client, &wants, mirrors, progress) {
         Ok(()) => {}
         Err(StoreError::Gone(gone)) => {
-            let now = current(lock, &store, &client, mirrors).map_err(|error| error.to_string());
+            let now = current(lock, store, &client, mirrors).map_err(|error| error.to_string());
             let line = |(name, package): (&String, &Package)| {
                 let instead = match &now {
                     Ok(versions) => match versions.get(name) {
@@ -66,11 +67,22 @@ pub fn obtain(lock: &Lock, mirrors: &Mirrors, progress: &Progress) -> Result<BTr
             };
             let hashes: BTreeSet<_> = gone.iter().map(|want| want.sha256).collect();
             let packages = lock.packages.iter().filter(|(_, package)| hashes.contains(&package.sha256));
-            return Err(ObtainError::Gone(packages.map(line).collect()));
+            return Err(ObtainError::Gone { lines: packages.map(line).collect(), snapshot: date::stamp(lock.epoch) });
         }
         Err(error) => return Err(error.into()),
     }
     Ok(lock.packages.iter().map(|(name, package)| (name.clone(), store.path(package.sha256))).collect())
+}
+
+/// A package of a lock, as the store takes it.
+pub(super) fn want(name: &str, package: &Package) -> Want {
+    Want {
+        name: format!("{name} {}", package.version),
+        archive: package.archive.clone(),
+        path: package.path.clone(),
+        size: package.size,
+        sha256: package.sha256,
+    }
 }
 
 /// The versions that the archive has now of a lock's packages.

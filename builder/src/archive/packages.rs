@@ -3,7 +3,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
 };
 
 use deb822_fast::borrowed::{BorrowedParagraph, BorrowedParagraphIter};
@@ -52,6 +52,9 @@ pub struct PackageIndex {
     pub text: String,
 }
 
+/// Packages that stay as they are: their versions by name.
+pub type Held = BTreeMap<String, String>;
+
 /// One package.
 #[derive(Debug)]
 pub struct Package<'a> {
@@ -95,6 +98,12 @@ pub struct Catalogue<'a> {
 impl<'a> Catalogue<'a> {
     /// Reads all indexes. Where two hold the same version of a package, the earlier index wins.
     pub fn read(indexes: &'a [PackageIndex]) -> Result<Self, PackagesError> {
+        Self::holding(indexes, &Held::new())
+    }
+
+    /// Reads all indexes, but of the packages that are held only the version in which they are: if no index has that, the
+    /// catalogue does not know the package.
+    pub fn holding(indexes: &'a [PackageIndex], held: &Held) -> Result<Self, PackagesError> {
         let mut packages: Vec<Package<'a>> = Vec::new();
         let mut names: HashMap<&'a str, Id> = HashMap::new();
         for index in indexes {
@@ -104,6 +113,9 @@ impl<'a> Catalogue<'a> {
                     error: error.to_string(),
                 })?;
                 let package = package(index, &paragraph)?;
+                if held.get(package.name).is_some_and(|version| version != package.version) {
+                    continue;
+                }
                 match names.entry(package.name) {
                     Entry::Vacant(entry) => {
                         entry.insert(Id(packages.len()));

@@ -13,6 +13,8 @@ use super::{
 const MAX_RETRIES: usize = 1000;
 /// How many other names an unknown one is answered with.
 const NEAREST: usize = 3;
+/// What stands between a package and the one that it needs, where a chain is told.
+pub const LINK: &str = " -> ";
 /// How alike, from 0 to 1, a name must be to be offered.
 const LIKENESS: f64 = 0.75;
 
@@ -95,6 +97,12 @@ pub fn resolve(catalogue: &Catalogue, base: &BTreeSet<Id>, wanted: &[Id]) -> Res
     }
 }
 
+/// The package at the end of a chain, without its version.
+pub fn last_of(chain: &str) -> String {
+    let last = chain.rsplit(LINK).next().unwrap_or_default();
+    last.split(' ').next().unwrap_or_default().to_owned()
+}
+
 /// The packages that every system must have.
 pub fn essential(catalogue: &Catalogue) -> Vec<Id> {
     catalogue.iter().filter(|(_, package)| package.essential).map(|(id, _)| id).collect()
@@ -111,14 +119,17 @@ pub fn find(catalogue: &Catalogue, name: &str) -> Result<Id, ResolveError> {
         providers.sort_unstable();
         return Err(ResolveError::Virtual { name: name.to_owned(), providers });
     }
-    let mut alike: Vec<(f64, &str)> = catalogue
-        .iter()
-        .map(|(_, package)| (strsim::jaro_winkler(name, package.name), package.name))
-        .filter(|(likeness, _)| *likeness >= LIKENESS)
-        .collect();
-    alike.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
-    let nearest = alike.into_iter().take(NEAREST).map(|(_, name)| name.to_owned()).collect();
+    let known = catalogue.iter().map(|(_, package)| package.name);
+    let nearest = nearest(name, known).into_iter().map(str::to_owned).collect();
     Err(ResolveError::Unknown { name: name.to_owned(), nearest })
+}
+
+/// The names that are much like this one, the nearest first.
+pub fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Vec<&'n str> {
+    let alike = known.map(|known| (strsim::jaro_winkler(name, known), known));
+    let mut alike: Vec<(f64, &str)> = alike.filter(|(likeness, _)| *likeness >= LIKENESS).collect();
+    alike.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    alike.into_iter().take(NEAREST).map(|(_, name)| name).collect()
 }
 
 /// The package to unpack for a name: a kernel's metapackage, which depends on nothing but one kernel of its own version,
@@ -140,7 +151,7 @@ pub fn find_unpacked(catalogue: &Catalogue, name: &str) -> Result<Id, ResolveErr
 }
 
 /// How the names of kernels and of their metapackages begin.
-const KERNEL: &str = "linux-image-";
+pub const KERNEL: &str = "linux-image-";
 
 /// An attempt that failed, and the choice that led there, if there was one.
 struct Dead {
@@ -395,7 +406,7 @@ impl<'r, 'c, 'a> Attempt<'r, 'c, 'a> {
             let package = self.catalogue.get(*id);
             format!("{} {}", package.name, package.version)
         };
-        self.way(id).iter().rev().map(link).collect::<Vec<_>>().join(" -> ")
+        self.way(id).iter().rev().map(link).collect::<Vec<_>>().join(LINK)
     }
 }
 

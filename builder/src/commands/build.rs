@@ -1,30 +1,41 @@
 //! `rackstick build RECIPE [-o DIR] [--mirror URL]`: from a recipe to `<rack>_<version>.img` and its manifest.
 
-use std::{fs, io, path::PathBuf, time::Instant};
+use std::{fmt, fs, io, path::PathBuf, time::Instant};
 
 use rackstick_image::{recipe, sector::SectorSize};
+use serde::Serialize;
 
+use super::MirrorArgs;
 use crate::{
-    archive::{self, Mirrors},
+    archive,
     generation::{self, Inputs},
-    lock,
+    lock, output,
     progress::Progress,
     report,
     runtime::Runtime,
+    store::Store,
 };
+
+/// What its help ends with.
+const EXAMPLES: &str = concat!(
+    "Examples:\n",
+    "  rackstick build recipes/lab.toml\n",
+    "  rackstick build recipes/lab.toml -o /srv/images --quiet\n",
+    "  rackstick build recipes/lab.toml --mirror vendor\n",
+    "  rackstick build recipes/lab.toml --sector-size 4096\n",
+);
 
 /// Build a rack's disk image
 #[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// The rack recipe
     recipe: PathBuf,
     /// Where the image goes
     #[arg(short, long, value_name = "DIR", default_value = "out")]
     output: PathBuf,
-    /// Root of a Debian archive, like http://HOST/debian, in place of those of this machine's apt; may be repeated.
-    /// Security updates come from `debian-security` beside it, unless that is given too
-    #[arg(long, value_name = "URL")]
-    mirror: Vec<String>,
+    #[command(flatten)]
+    from: MirrorArgs,
     /// How many threads unpack packages at once; as many as there are CPUs if not given. The image is the same
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
@@ -56,23 +67,57 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     let runtime = Runtime::find()?;
     fs::create_dir_all(&args.output).map_err(|source| OutputError { path: args.output.clone(), source })?;
     let locked = lock::path(&args.recipe).exists();
-    let lock = lock::for_build(&args.recipe, &rack, &args.mirror, &progress)?;
+    let store = Store::open()?;
+    let lock = lock::for_build(&args.recipe, &rack, &args.from.mirror, &store, &progress)?;
     if !locked {
-        println!("{}: written, {} packages; keep it in git", lock::path(&args.recipe).display(), lock.packages.len());
+        let (path, packages) = (lock::path(&args.recipe), lock.packages.len());
+        output::say(format_args!("{}: written, {packages} packages; keep it in git", path.display()))?;
     }
-    let mirrors = Mirrors::choose(&args.mirror)?;
-    let packages = archive::obtain(&lock, &mirrors, &progress)?;
+    let mirrors = args.from.mirrors()?;
+    let packages = archive::obtain(&lock, &mirrors, &store, &progress)?;
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let inputs =
-        Inputs { rack: &rack, lock: &lock, packages: &packages, runtime: &runtime, jobs, sector: args.sector_size };
+    let inputs = Inputs {
+        rack: &rack,
+        lock: &lock,
+        packages: &packages,
+        runtime: &runtime,
+        store: &store,
+        jobs,
+        sector: args.sector_size,
+    };
     let built = generation::build(&inputs, &args.output, &progress)?;
-    println!(
-        "{}: {} MiB on disk, UKI {} MiB, built in {:.1} s",
-        built.image.display(),
-        built.allocated >> 20,
-        built.uki_size >> 20,
-        started.elapsed().as_secs_f64()
-    );
-    println!("Try it with: rackstick run {}", built.image.display());
+    output::result(&Image {
+        lock: lock::path(&args.recipe),
+        lock_written: !locked,
+        rack: &rack.name,
+        version: &rack.version,
+        manifest: built.image.with_extension("json"),
+        image: built.image,
+        allocated_bytes: built.allocated,
+        uki_bytes: built.uki_size,
+        seconds: started.elapsed().as_secs_f64(),
+    })?;
     Ok(())
+}
+
+/// What was built.
+#[derive(Serialize)]
+struct Image<'a> {
+    lock: PathBuf,
+    lock_written: bool,
+    rack: &'a str,
+    version: &'a str,
+    image: PathBuf,
+    manifest: PathBuf,
+    allocated_bytes: u64,
+    uki_bytes: u64,
+    seconds: f64,
+}
+
+impl fmt::Display for Image<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (image, disk, uki) = (self.image.display(), self.allocated_bytes >> 20, self.uki_bytes >> 20);
+        writeln!(f, "{image}: {disk} MiB on disk, UKI {uki} MiB, built in {:.1} s", self.seconds)?;
+        write!(f, "Try it with: rackstick run {image}")
+    }
 }

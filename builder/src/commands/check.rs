@@ -1,81 +1,158 @@
 //! `rackstick check RECIPE`: says whether a recipe is right, and whether its lock still fits it. Touches no network.
 
 use std::{
-    io::Write,
+    fmt,
     path::{Path, PathBuf},
 };
 
 use rackstick_image::{
-    manifest::{Address, Nic},
-    recipe::{self, Network, Rack},
+    manifest::Nic,
+    recipe::{self, Rack},
 };
+use serde::Serialize;
 
-use crate::{lock, lock::LockError, report};
+use crate::{lock, output, report};
+
+/// What its help ends with.
+const EXAMPLES: &str = concat!(
+    "Examples:\n",
+    "  rackstick check recipes/lab.toml\n",
+    "  rackstick check recipes/lab.toml --json | jq .result.guests\n",
+);
 
 /// Check a rack recipe, the image recipes it names, and whether its lock still fits
 #[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// The rack recipe
     recipe: PathBuf,
 }
 
+/// What is said of a recipe that is right.
+#[derive(Serialize)]
+struct Checked<'a> {
+    recipe: &'a Path,
+    rack: &'a str,
+    version: &'a str,
+    guests: Vec<Guest<'a>>,
+    networks: Vec<Network<'a>>,
+    /// None yet, or one that fits.
+    lock: Option<Fitting>,
+}
+
+#[derive(Serialize)]
+struct Guest<'a> {
+    name: &'a str,
+    vcpus: u8,
+    memory_mib: u32,
+    addresses: Vec<Address<'a>>,
+}
+
+/// A guest's address on a network.
+#[derive(Serialize)]
+struct Address<'a> {
+    network: &'a str,
+    /// None if the network's DHCP server gives it.
+    address: Option<String>,
+    /// By which the DHCP server of a LAN knows the guest.
+    mac: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Network<'a> {
+    name: &'a str,
+    /// The NIC of a network with one.
+    uplink: Option<&'a str>,
+    /// The subnet of a private network.
+    subnet: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Fitting {
+    path: PathBuf,
+    packages: usize,
+}
+
 /// Checks the recipe, then the lock.
-pub fn run(args: Args) -> Result<(), report::Error> {
+pub fn run(args: &Args) -> Result<(), report::Error> {
     let rack = recipe::load(&args.recipe)?;
     report::warn(&rack.warnings);
-    let lock = lock_state(&args.recipe, &rack)?;
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{}: rack {} {} is fine", args.recipe.display(), rack.name, rack.version)?;
-    writeln!(out, "  guests:   {}", listed(&guests(&rack)))?;
-    writeln!(out, "  networks: {}", listed(&networks(&rack)))?;
-    writeln!(out, "  lock:     {lock}")?;
+    let lock = lock::fitting(&args.recipe, &rack)?;
+    let lock = lock.map(|lock| Fitting { path: lock::path(&args.recipe), packages: lock.packages.len() });
+    let (name, version) = (&rack.name, &rack.version);
+    let (guests, networks) = (guests(&rack), networks(&rack));
+    output::result(&Checked { recipe: &args.recipe, rack: name, version, guests, networks, lock })?;
     Ok(())
 }
 
-/// What is to be said about a lock that fits or is not there; one that does not fit is an error.
-fn lock_state(recipe: &Path, rack: &Rack) -> Result<String, LockError> {
-    let path = lock::path(recipe);
-    let Some(lock) = lock::read(recipe)? else {
-        return Ok(format!("none yet; `rackstick lock {}` writes it", recipe.display()));
-    };
-    let differences = lock::differences(rack, &lock)?;
-    if !differences.is_empty() {
-        return Err(LockError::Unfit { path, recipe: recipe.to_owned(), differences });
-    }
-    Ok(format!("{} fits, {} packages", path.display(), lock.packages.len()))
-}
-
-fn guests(rack: &Rack) -> Vec<String> {
+fn guests(rack: &Rack) -> Vec<Guest<'_>> {
     let guests = rack.guests.iter().map(|(name, guest)| {
-        let addresses: Vec<String> =
-            guest.addresses.iter().map(|(network, at)| address(rack, name, network, at)).collect();
-        let memory = format!("{} MiB", guest.memory_mib);
-        format!("{name} ({})", [addresses, vec![memory]].concat().join(", "))
+        let addresses = guest.addresses.iter().map(|(network, at)| {
+            let on_a_lan = matches!(rack.networks.get(network), Some(recipe::Network::Uplink { .. }));
+            let mac = on_a_lan.then(|| recipe::mac(&rack.name, name, network));
+            Address { network, address: at.known().map(|address| address.to_string()), mac }
+        });
+        Guest { name, vcpus: guest.vcpus, memory_mib: guest.memory_mib, addresses: addresses.collect() }
     });
     guests.collect()
 }
 
-/// A guest's address on a network; on a LAN with the MAC address by which its DHCP server knows the guest.
-fn address(rack: &Rack, guest: &str, network: &str, address: &Address) -> String {
-    let known = match address.known() {
-        Some(address) => address.to_string(),
-        None => format!("DHCP on {network}"),
-    };
-    match rack.networks.get(network) {
-        Some(Network::Uplink { .. }) => format!("{known}, MAC {}", recipe::mac(&rack.name, guest, network)),
-        _ => known,
-    }
-}
-
-fn networks(rack: &Rack) -> Vec<String> {
+fn networks(rack: &Rack) -> Vec<Network<'_>> {
     let networks = rack.networks.iter().map(|(name, network)| match network {
-        Network::Uplink { nic: Nic::Auto, .. } => format!("{name} (uplink auto)"),
-        Network::Uplink { nic: Nic::Mac(nic) | Nic::Name(nic), .. } => format!("{name} (uplink {nic})"),
-        Network::Private { subnet, .. } => format!("{name} ({subnet})"),
+        recipe::Network::Uplink { nic: Nic::Auto, .. } => Network { name, uplink: Some("auto"), subnet: None },
+        recipe::Network::Uplink { nic: Nic::Mac(nic) | Nic::Name(nic), .. } => {
+            Network { name, uplink: Some(nic), subnet: None }
+        }
+        recipe::Network::Private { subnet, .. } => Network { name, uplink: None, subnet: Some(subnet.to_string()) },
     });
     networks.collect()
 }
 
-fn listed(items: &[String]) -> String {
+impl fmt::Display for Checked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let recipe = self.recipe.display();
+        writeln!(f, "{recipe}: rack {} {} is fine", self.rack, self.version)?;
+        writeln!(f, "  guests:   {}", listed(&self.guests))?;
+        writeln!(f, "  networks: {}", listed(&self.networks))?;
+        match &self.lock {
+            Some(Fitting { path, packages }) => {
+                write!(f, "  lock:     {} fits, {packages} packages", path.display())
+            }
+            None => write!(f, "  lock:     none yet; `rackstick lock {recipe}` writes it"),
+        }
+    }
+}
+
+impl fmt::Display for Guest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (", self.name)?;
+        self.addresses.iter().try_for_each(|address| write!(f, "{address}, "))?;
+        write!(f, "{} MiB)", self.memory_mib)
+    }
+}
+
+impl fmt::Display for Address<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.address {
+            Some(address) => f.write_str(address)?,
+            None => write!(f, "DHCP on {}", self.network)?,
+        }
+        self.mac.iter().try_for_each(|mac| write!(f, ", MAC {mac}"))
+    }
+}
+
+impl fmt::Display for Network<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, uplink, subnet } = self;
+        match (uplink, subnet) {
+            (Some(nic), _) => write!(f, "{name} (uplink {nic})"),
+            (None, Some(subnet)) => write!(f, "{name} ({subnet})"),
+            (None, None) => f.write_str(name),
+        }
+    }
+}
+
+fn listed(items: &[impl fmt::Display]) -> String {
+    let items: Vec<String> = items.iter().map(ToString::to_string).collect();
     if items.is_empty() { "none".to_owned() } else { items.join(", ") }
 }

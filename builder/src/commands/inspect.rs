@@ -3,15 +3,18 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     io::{self, Read, Write},
     path::PathBuf,
     process::ExitCode,
 };
 
 use rackstick_image::recipe;
+use serde::Serialize;
 
+use super::MirrorArgs;
 use crate::{
-    archive::{self, Mirrors},
+    archive,
     hardware::{
         self, Drivers, Firmware,
         answer::{Answer, Answers, Says, Status},
@@ -19,20 +22,29 @@ use crate::{
         document, pasted,
     },
     kernel::Kernel,
-    lock,
+    lock, output,
     progress::Progress,
     report, sets,
+    store::Store,
 };
 
 /// Longest list of devices in bytes: a file named by mistake is cut before it fills the memory.
 const LIST_MAX: u64 = 1 << 20;
 
+/// What its help ends with.
+const EXAMPLES: &str = concat!(
+    "Examples:\n",
+    "  rackstick inspect --hardware 10ec:8168 recipes/lab.toml\n",
+    "  rackstick inspect --hardware 144d:a808:0108 recipes/lab.toml\n",
+    "  rackstick inspect --drivers recipes/lab.toml\n",
+);
+
 /// Say what hardware a rack drives
 ///
 /// The exit status of --hardware is 0 if the device is driven, 1 if not, and 3 if that depends on its class, which was not
-/// given. Of several devices it is the worst: 1, then 3, then 0.
+/// given. Of several devices it is the worst: 1, then 3, then 0; what a rack needs of them is counted at the end.
 #[derive(clap::Args)]
-#[command(group(clap::ArgGroup::new("question").required(true)))]
+#[command(after_long_help = EXAMPLES, group(clap::ArgGroup::new("question").required(true)))]
 pub struct Args {
     /// Whether a rack drives this device, and with what: VENDOR:DEVICE as `lspci -nn` or `lsusb` shows it, like
     /// 8086:10d3; with its class after it, like 144d:a808:0108, also drivers for the whole class count (two digits are a
@@ -44,9 +56,8 @@ pub struct Args {
     drivers: bool,
     /// The rack recipe
     recipe: PathBuf,
-    /// Root of a Debian archive, like http://HOST/debian, in place of those of this machine's apt; may be repeated
-    #[arg(long, value_name = "URL")]
-    mirror: Vec<String>,
+    #[command(flatten)]
+    from: MirrorArgs,
 }
 
 /// Nothing drives the device, or nothing that names it.
@@ -89,11 +100,17 @@ pub fn run(args: Args) -> Result<ExitCode, report::Error> {
     }
     let rack = recipe::load(&args.recipe)?;
     let progress = Progress::stderr();
-    let mut lock = lock::for_build(&args.recipe, &rack, &args.mirror, &progress)?;
+    let locked = lock::path(&args.recipe).exists();
+    let store = Store::open()?;
+    let mut lock = lock::for_build(&args.recipe, &rack, &args.from.mirror, &store, &progress)?;
+    if !locked {
+        let path = lock::path(&args.recipe);
+        output::remark(&format!("{}: written, {} packages; keep it in git", path.display(), lock.packages.len()));
+    }
     // Nothing but the host's packages is needed.
     let host = lock.sets.get(sets::HOST).cloned().unwrap_or_default();
     lock.packages.retain(|name, _| host.contains(name));
-    let packages = archive::obtain(&lock, &Mirrors::choose(&args.mirror)?, &progress)?;
+    let packages = archive::obtain(&lock, &args.from.mirrors()?, &store, &progress)?;
 
     let image = packages.iter().find(|(name, _)| name.starts_with("linux-image-")).ok_or(NoKernel)?;
     let kernel = Kernel::read(image.1)?;
@@ -107,54 +124,124 @@ pub fn run(args: Args) -> Result<ExitCode, report::Error> {
         None => {
             let versions: BTreeMap<&str, &str> =
                 lock.packages.iter().map(|(name, package)| (name.as_str(), package.version.as_str())).collect();
-            write!(io::stdout(), "{}", document::write(&kernel, &drivers, &versions)?)?;
+            output::answer(&Document { markdown: document::write(&kernel, &drivers, &versions)? })?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
+/// What is to be said of devices.
+#[derive(Serialize)]
+struct Judged {
+    devices: Vec<JudgedDevice>,
+}
+
+#[derive(Serialize)]
+struct JudgedDevice {
+    status: Status,
+    /// Who drives it, or why it is not driven.
+    says: Vec<String>,
+    /// Which firmware it may ask for.
+    firmware: Vec<String>,
+}
+
 /// For one device: who drives it on stdout, or else what is wrong on stderr.
 fn one(devices: &[Device], answers: &Answers<'_>) -> Result<ExitCode, report::Error> {
     let Answer { status, verdicts, firmware } = answers.of(devices)?;
-    let mut lines: Vec<String> = verdicts.into_iter().flat_map(Says::lines).collect();
-    match status {
-        Status::Driven => {
-            lines.extend(firmware.into_iter().map(|line| format!("  {line}")));
-            writeln!(io::stdout(), "{}", lines.join("\n"))?;
-        }
-        Status::NotDriven => report::print(&NotDriven(lines)),
-        Status::CantTell => {
-            lines.push(answers.classes());
-            report::print(&NotDriven(lines));
-        }
+    let mut says: Vec<String> = verdicts.into_iter().flat_map(Says::lines).collect();
+    if status == Status::Driven || output::manner().json {
+        output::answer(&Judged { devices: vec![JudgedDevice { status, says, firmware }] })?;
+    } else {
+        says.extend((status == Status::CantTell).then(|| answers.classes()));
+        report::print(&NotDriven(says));
     }
     Ok(status.exit_code())
+}
+
+impl fmt::Display for Judged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = self.devices.iter().flat_map(|device| {
+            let firmware = device.firmware.iter().map(|line| format!("  {line}"));
+            device.says.iter().cloned().chain(firmware)
+        });
+        f.write_str(&lines.collect::<Vec<_>>().join("\n"))
+    }
 }
 
 /// For many devices: a line for each on stdout, whatever the answer. What can't be read may be a device that is not driven.
 fn list(lines: Vec<Result<Vec<Device>, IdError>>, answers: &Answers<'_>) -> Result<ExitCode, report::Error> {
     let mut worst = Status::Driven;
     let mut classes_matter = false;
-    let mut out = io::stdout().lock();
+    let mut needed = Needed::default();
+    let mut judged = Judged { devices: Vec::new() };
     for line in lines {
-        let devices = match line {
-            Ok(devices) => devices,
-            Err(error) => {
-                writeln!(out, "{error}")?;
-                worst = Status::NotDriven;
-                continue;
+        let (status, says) = match line {
+            Ok(devices) => {
+                let answer = answers.of(&devices)?;
+                needed.count(&devices, answer.status);
+                let lines: Vec<String> = answer.verdicts.into_iter().map(Says::line).collect();
+                (answer.status, lines.join("; "))
             }
+            Err(error) => (Status::NotDriven, error.to_string()),
         };
-        let answer = answers.of(&devices)?;
-        let lines: Vec<String> = answer.verdicts.into_iter().map(Says::line).collect();
-        writeln!(out, "{}", lines.join("; "))?;
-        worst = worst.max(answer.status);
-        classes_matter |= answer.status == Status::CantTell;
+        worst = worst.max(status);
+        classes_matter |= status == Status::CantTell;
+        judged.devices.push(JudgedDevice { status, says: vec![says], firmware: Vec::new() });
     }
+    output::answer(&judged)?;
+    if output::manner().json {
+        return Ok(worst.exit_code());
+    }
+    write!(io::stderr(), "{needed}")?;
     if classes_matter {
         writeln!(io::stderr(), "{}", answers.classes())?;
     }
     Ok(worst.exit_code())
+}
+
+/// Of the devices that a rack can't do without, how many there are and how many are driven.
+#[derive(Default)]
+struct Needed([(usize, usize); NEEDED.len()]);
+
+/// Classes of PCI (PCI Code and ID Assignment) whose devices hold a rack's disk, connect it, or have its stick.
+const NEEDED: [(&str, &[&str]); 3] = [
+    ("disk controllers", &["0100", "0101", "0104", "0105", "0106", "0107", "0108"]),
+    ("wired NICs", &["0200"]),
+    ("USB controllers", &["0c03"]),
+];
+
+impl Needed {
+    fn count(&mut self, devices: &[Device], status: Status) {
+        let [device] = devices else { return };
+        for ((all, driven), (_, classes)) in self.0.iter_mut().zip(NEEDED) {
+            if classes.iter().any(|class| device.is_of_class(class)) {
+                *all += 1;
+                *driven += usize::from(status == Status::Driven);
+            }
+        }
+    }
+}
+
+impl fmt::Display for Needed {
+    /// Nothing if there are none, as in a list of USB devices.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counted = self.0.iter().zip(NEEDED).filter(|((all, _), _)| *all > 0);
+        let counted: Vec<String> =
+            counted.map(|((all, driven), (name, _))| format!("{driven} of {all} {name}")).collect();
+        if counted.is_empty() { Ok(()) } else { writeln!(out, "driven, of what a rack needs: {}", counted.join(", ")) }
+    }
+}
+
+/// All that a rack drives.
+#[derive(Serialize)]
+struct Document {
+    markdown: String,
+}
+
+impl fmt::Display for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.markdown.trim_end_matches('\n'))
+    }
 }
 
 /// The devices of a list on standard input, a line each.

@@ -1,83 +1,158 @@
-//! `rackstick lock RECIPE [--update] [--mirror URL]`: writes the rack's lock, resolved against the archives as they are
-//! now.
+//! `rackstick lock RECIPE [--update [PACKAGE…]]`: writes the rack's lock, resolved against the archives as they are now.
 
-use std::path::{Path, PathBuf};
+use std::{fmt, path::PathBuf};
 
 use rackstick_image::{lock::Lock, recipe};
+use serde::Serialize;
 
-use crate::{lock, progress::Progress, report, sets};
+use super::MirrorArgs;
+use crate::{
+    archive::{Also, Updated},
+    lock, output,
+    progress::Progress,
+    report, sets,
+    store::Store,
+};
+
+/// What its help ends with.
+const EXAMPLES: &str = concat!(
+    "Examples:\n",
+    "  rackstick lock recipes/lab.toml\n",
+    "  rackstick lock recipes/lab.toml --update\n",
+    "  rackstick lock recipes/lab.toml --update nginx-light linux-image-amd64\n",
+);
 
 /// Resolve a recipe's packages and pin them in `<recipe>.lock`
+///
+/// A lock that fits its recipe is left as it is, unless --update is given.
 #[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// The rack recipe
     recipe: PathBuf,
+    /// With --update: only these packages of the lock, and what they need, get new versions; all others stay as they are
+    #[arg(value_name = "PACKAGE", requires = "update")]
+    packages: Vec<String>,
     /// Renew a lock that still fits its recipe, too
     #[arg(long)]
     update: bool,
-    /// Root of a Debian archive, like http://HOST/debian, in place of those of this machine's apt; may be repeated.
-    /// Security updates come from `debian-security` beside it, unless that is given too
-    #[arg(long, value_name = "URL")]
-    mirror: Vec<String>,
+    #[command(flatten)]
+    from: MirrorArgs,
 }
 
+/// Some packages of a lock that does not exist.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no lock yet of which only some packages could be updated; write it with `rackstick lock {}`", .0.display())]
+struct NoLock(PathBuf);
+
 /// Writes the lock if there is none, if it no longer fits, or if asked to.
-pub fn run(args: Args) -> Result<(), report::Error> {
+pub fn run(args: &Args) -> Result<(), report::Error> {
     let rack = recipe::load(&args.recipe)?;
-    // A lock that can't be read may be replaced, but only when asked to.
+    // A lock that can't be read may be replaced, but only when all of it is.
     let previous = match lock::read(&args.recipe) {
-        Err(lock::LockError::Invalid(_)) if args.update => None,
+        Err(lock::LockError::Invalid(_)) if args.update && args.packages.is_empty() => None,
         other => other?,
     };
     let path = lock::path(&args.recipe);
+    let mut differences = Vec::new();
     if let Some(previous) = &previous
         && !args.update
     {
-        let differences = lock::differences(&rack, previous)?;
+        differences = lock::differences(&rack, previous)?;
         if differences.is_empty() {
-            println!("{} fits its recipe and was left as it is; --update renews it", path.display());
+            output::result(&Outcome::new(path, previous, None))?;
             return Ok(());
         }
-        for line in differences {
-            println!("{line}");
-        }
+        differences.iter().try_for_each(output::say)?;
         if sets::differences(&rack, previous).is_empty() {
             let lock = lock::renew_inputs(&args.recipe, &rack, previous)?;
-            println!("{}; the packages are as before, --update renews them", summary(&path, &lock));
+            let written = Written { differences, also: Vec::new(), changes: Vec::new() };
+            output::result(&Outcome::new(path, &lock, Some(written)))?;
             return Ok(());
         }
     }
-    let lock = lock::renew(&args.recipe, &rack, previous.as_ref(), &args.mirror, &Progress::stderr())?;
-    for line in changes(previous.as_ref(), &lock) {
-        println!("{line}");
-    }
-    println!("{}", summary(&path, &lock));
+    let (store, progress) = (Store::open()?, Progress::stderr());
+    let (recipe, mirrors) = (&args.recipe, &args.from.mirror);
+    let Updated { lock, also } = if args.packages.is_empty() {
+        let lock = lock::renew(recipe, &rack, previous.as_ref(), mirrors, &store, &progress)?;
+        Updated { lock, also: Vec::new() }
+    } else {
+        let previous = previous.as_ref().ok_or_else(|| NoLock(recipe.clone()))?;
+        lock::update(recipe, &rack, previous, &args.packages, mirrors, &store, &progress)?
+    };
+    let written = Written { differences, also, changes: changes(previous.as_ref(), &lock) };
+    output::result(&Outcome::new(path, &lock, Some(written)))?;
     Ok(())
 }
 
-/// How the packages changed, one line each; nothing for a first lock.
-fn changes(previous: Option<&Lock>, lock: &Lock) -> Vec<String> {
-    let Some(previous) = previous else { return Vec::new() };
-    let mut lines = Vec::new();
-    for (name, package) in &lock.packages {
-        match previous.packages.get(name) {
-            None => lines.push(format!("+ {name} {}", package.version)),
-            Some(old) if old.version != package.version => {
-                lines.push(format!("  {name} {} -> {}", old.version, package.version));
-            }
-            Some(_) => {}
-        }
-    }
-    let gone = previous.packages.iter().filter(|(name, _)| !lock.packages.contains_key(*name));
-    lines.extend(gone.map(|(name, package)| format!("- {name} {}", package.version)));
-    lines
+/// The lock as it is now.
+#[derive(Serialize)]
+struct Outcome {
+    lock: PathBuf,
+    packages: usize,
+    bytes: u64,
+    /// Images that are not made of packages.
+    inputs: usize,
+    /// None if it was left as it is.
+    written: Option<Written>,
 }
 
-fn summary(path: &Path, lock: &Lock) -> String {
-    let bytes: u64 = lock.packages.values().map(|package| package.size).sum();
-    let inputs = match lock.inputs.len() {
-        0 => String::new(),
-        count => format!(", images not made of packages: {count}"),
-    };
-    format!("{}: {} packages, {} MiB{inputs}", path.display(), lock.packages.len(), bytes >> 20)
+/// Why and how a lock was written.
+#[derive(Serialize)]
+struct Written {
+    /// How the lock before did not fit its recipe.
+    differences: Vec<String>,
+    /// What moved although it was not named, and why.
+    also: Vec<Also>,
+    changes: Vec<Change>,
+}
+
+/// How one package changed: it came if there is no old version, and went if there is no new one.
+#[derive(Serialize)]
+struct Change {
+    package: String,
+    old: Option<String>,
+    new: Option<String>,
+}
+
+impl Outcome {
+    fn new(lock: PathBuf, content: &Lock, written: Option<Written>) -> Self {
+        let bytes = content.packages.values().map(|package| package.size).sum();
+        Self { lock, packages: content.packages.len(), bytes, inputs: content.inputs.len(), written }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.lock.display();
+        let Some(Written { also, changes, .. }) = &self.written else {
+            return write!(f, "{path} fits its recipe and was left as it is; --update renews it");
+        };
+        for Also { package, why } in also {
+            writeln!(f, "{package} can't stay as it is: {why}")?;
+        }
+        for Change { package, old, new } in changes {
+            match (old, new) {
+                (Some(old), Some(new)) => writeln!(f, "  {package} {old} -> {new}")?,
+                (None, Some(new)) => writeln!(f, "+ {package} {new}")?,
+                (old, None) => writeln!(f, "- {package} {}", old.as_deref().unwrap_or_default())?,
+            }
+        }
+        write!(f, "{path}: {} packages, {} MiB", self.packages, self.bytes >> 20)?;
+        match self.inputs {
+            0 => Ok(()),
+            count => write!(f, ", images not made of packages: {count}"),
+        }
+    }
+}
+
+/// How the packages changed, those that went last; nothing for a first lock.
+fn changes(previous: Option<&Lock>, lock: &Lock) -> Vec<Change> {
+    let Some(previous) = previous else { return Vec::new() };
+    let version = |lock: &Lock, name: &String| lock.packages.get(name).map(|package| package.version.clone());
+    let gone = previous.packages.keys().filter(|name| !lock.packages.contains_key(*name));
+    let all = lock.packages.keys().chain(gone);
+    let changes =
+        all.map(|name| Change { package: name.clone(), old: version(previous, name), new: version(lock, name) });
+    changes.filter(|change| change.old != change.new).collect()
 }

@@ -2,33 +2,70 @@
 
 mod build;
 mod check;
+mod completions;
 mod inspect;
 mod lock;
+mod man;
+mod new;
 mod run;
+mod schema;
+mod store;
+mod vendor;
 
 use std::process::ExitCode;
 
-use crate::report;
+use crate::{
+    archive::{MirrorError, Mirrors},
+    report,
+};
+
+/// Where packages come from.
+#[derive(clap::Args)]
+struct MirrorArgs {
+    /// Where packages come from, in place of the mirrors of this machine's apt: the root of a Debian archive, like
+    /// http://HOST/debian, or a folder that `rackstick vendor` filled. If repeated, they are tried one after the other. Security
+    /// updates come from `debian-security` beside `debian`, unless that is given too
+    #[arg(long, value_name = "URL|DIR")]
+    mirror: Vec<String>,
+}
+
+impl MirrorArgs {
+    fn mirrors(&self) -> Result<Mirrors, MirrorError> {
+        Mirrors::choose(&self.mirror)
+    }
+}
 
 /// What to do.
 #[derive(clap::Subcommand)]
 pub enum Command {
+    New(new::Args),
     Build(build::Args),
     Check(check::Args),
     Inspect(inspect::Args),
     Lock(lock::Args),
     Run(run::Args),
+    Store(store::Args),
+    Vendor(vendor::Args),
+    Schema(schema::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Command {
     /// Does it: what the command exits with, if it is not clear from whether it succeeded.
     pub fn run(self) -> Result<ExitCode, report::Error> {
         match self {
+            Self::New(args) => new::run(&args)?,
             Self::Build(args) => build::run(args)?,
-            Self::Check(args) => check::run(args)?,
+            Self::Check(args) => check::run(&args)?,
             Self::Inspect(args) => return inspect::run(args),
-            Self::Lock(args) => lock::run(args)?,
+            Self::Lock(args) => lock::run(&args)?,
             Self::Run(args) => run::run(args)?,
+            Self::Store(args) => return store::run(args),
+            Self::Vendor(args) => vendor::run(&args)?,
+            Self::Schema(args) => schema::run(&args)?,
+            Self::Completions(args) => completions::run(&args)?,
+            Self::Man(args) => man::run(&args)?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -45,6 +45,14 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long the rack may take to stop its guests and switch off, under software emulation.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(120);
 
+/// What its help ends with.
+const EXAMPLES: &str = concat!(
+    "Examples:\n",
+    "  rackstick run out/lab_2026.11.1.img\n",
+    "  rackstick run out/lab_2026.11.1.img --disk usb --nic rtl8139 --cpus 1 --memory 512 --screen /tmp/screen\n",
+    "  rackstick run out/lab_2026.11.1.img --persist --forward 2222:22/tcp\n",
+);
+
 /// Boot an image in QEMU
 ///
 /// Ctrl-C or SIGTERM switches the rack off cleanly; a second one stops it hard.
@@ -54,6 +62,7 @@ const POWER_OFF_LIMIT: Duration = Duration::from_secs(120);
 /// `--disk usb --nic rtl8139 --cpus 1 --memory 512 --screen /tmp/screen`. The disk's sectors are those that the image was
 /// built for.
 #[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// The disk image; `<its stem>.json` beside it says which ports to forward
     image: PathBuf,

@@ -15,6 +15,7 @@ use rackstick_image::{
     source::{Source, SourceError},
     verity,
 };
+use serde::Serialize;
 
 use super::{
     notes::Notes,
@@ -168,6 +169,35 @@ pub struct Built {
     pub notes: Vec<String>,
 }
 
+/// The keys under which the cache holds all that is made of this.
+pub fn keys(
+    layers: &Layers,
+    from: &From,
+    locked: &lock::Input,
+    added: &[RecipeFile],
+) -> Result<Vec<String>, FromError> {
+    let (_, hashes) = files::collect(added)?;
+    let base = identity(locked);
+    let own = (&base, &hashes);
+    let start = start_of(&own, from);
+    Ok(vec![layers.key(&base)?, layers.key(&own)?, layers.key(&start)?])
+}
+
+/// What decides the layer of the image itself. Where the input lies decides nothing.
+fn identity(locked: &lock::Input) -> impl Serialize + use<> {
+    match locked {
+        lock::Input::Rootfs { sha256, .. } => ("rootfs", *sha256),
+        lock::Input::Oci { sha256, .. } => ("oci", *sha256),
+    }
+}
+
+/// What decides how the image is started, beside what is in it.
+fn start_of<'a, T: Serialize>(own: &'a T, from: &'a From) -> impl Serialize + use<'a, T> {
+    let command = from.command.as_ref().map(|command| &command.value);
+    let user = from.user.as_ref().map(|user| &user.value);
+    (own, command, &from.env, &from.workdir, user)
+}
+
 /// Makes the image: its layers and what is started in it. `locked` says what it is made from, `added` are the recipe's files,
 /// `scratch` is a folder for what is needed meanwhile.
 pub fn build(
@@ -179,15 +209,9 @@ pub fn build(
     scratch: &Path,
 ) -> Result<Built, FromError> {
     let (placed, hashes) = files::collect(added)?;
-    // Where the input lies decides nothing.
-    let base = match locked {
-        lock::Input::Rootfs { sha256, .. } => ("rootfs", sha256),
-        lock::Input::Oci { sha256, .. } => ("oci", sha256),
-    };
+    let base = identity(locked);
     let own = (&base, &hashes);
-    let command = from.command.as_ref().map(|command| &command.value);
-    let user = from.user.as_ref().map(|user| &user.value);
-    let start = (&own, command, &from.env, &from.workdir, user);
+    let start = start_of(&own, from);
 
     let kept = (layers.kept(&base)?, layers.kept(&own)?, layers.recall::<Start>(&start)?);
     if let (Some(base), own, Some(start)) = kept

@@ -14,6 +14,6 @@ mod tests;
 mod tree;
 mod users;
 
-pub use build::{Built, FromError, build};
+pub use build::{Built, FromError, build, keys};
 pub use pin::{PinError, differences, pin};
 pub use process::Start;

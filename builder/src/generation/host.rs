@@ -3,6 +3,9 @@
 
 use std::{path::Path, thread};
 
+use rackstick_image::lock::Lock;
+use serde::Serialize;
+
 use super::{
     BuildError, Inputs,
     parts::{Part, Parts},
@@ -34,9 +37,14 @@ const BOOT: [(&str, &str); 2] =
 
 /// The part with all of it.
 pub fn part(inputs: &Inputs, parts: &Parts, epoch: u32) -> Result<Part, BuildError> {
-    let names = inputs.lock.sets.get(sets::HOST).into_iter().flatten();
-    let packages: Vec<_> = names.filter_map(|name| Some((name, inputs.lock.packages.get(name)?.sha256))).collect();
-    parts.get(&("host", epoch, packages), |folder| make(inputs, epoch, folder))
+    parts.get(&made_of(inputs.lock, epoch), |folder| make(inputs, epoch, folder))
+}
+
+/// What decides the part.
+pub fn made_of(lock: &Lock, epoch: u32) -> impl Serialize {
+    let names = lock.sets.get(sets::HOST).into_iter().flatten();
+    let packages = names.filter_map(|name| Some((name, lock.packages.get(name)?.sha256)));
+    ("host", epoch, packages.collect::<Vec<_>>())
 }
 
 fn make(inputs: &Inputs, epoch: u32, folder: &Path) -> Result<(), BuildError> {

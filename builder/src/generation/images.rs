@@ -10,14 +10,16 @@ use std::{
 
 use rackstick::from::{self, FromError, Start};
 use rackstick_image::{
-    digest::VerityDigest,
+    digest::{Sha256, VerityDigest},
+    lock::{Lock, Package as Locked},
     manifest::{self, Blob},
-    recipe::{From, Image},
+    recipe::{From, Image, Rack},
     verity,
 };
+use serde::Serialize;
 
 use super::{
-    BuildError, Inputs, Scratch, additions,
+    BuildError, Inputs, Scratch, additions, host,
     parts::{self, Part, Parts},
     write,
 };
@@ -26,12 +28,16 @@ use crate::{
     kernel::Kernel,
     layers::{Base, Layer, Layers, Package},
     progress::Progress,
+    runtime::Runtime,
     sets,
     store::Store,
 };
 
 /// The guests' kernel command line: the console is virtio's, and a panic ends the machine at once, for the daemon to see.
 const CMDLINE: &str = "console=hvc0 panic=-1 oops=panic loglevel=4";
+/// The sets of the lock that all images share.
+const BASE: &str = "base";
+const KERNEL: &str = "kernel";
 /// PID 1 of an image made of packages: systemd.
 const INIT: &str = "/sbin/init";
 
@@ -58,10 +64,10 @@ pub fn build(
         return Ok(images);
     }
     let program = env::current_exe().map_err(BuildError::Program)?;
-    let layers = Layers::new(&Store::open()?.folder().join("layers"), &program, inputs.lock.epoch, inputs.jobs)?;
+    let layers = Layers::new(&inputs.store.layers(), &program, inputs.lock.epoch, inputs.jobs)?;
 
     let job = progress.spinner("building", "layer base");
-    let base = layers.base(&inputs.set("base"), &|_| ())?;
+    let base = layers.base(&inputs.set(BASE), &|_| ())?;
     job.done("layer base");
 
     let (own, kernel) = thread::scope(|scope| {
@@ -84,18 +90,18 @@ pub fn build(
     let (modules, boot) = kernel?;
 
     let release = String::from_utf8_lossy(&boot.read(RELEASE)?).into_owned();
-    let modules = images.add(&format!("kernel {release}"), &modules)?;
+    let modules = images.add(&format!("kernel {release}"), &modules);
     let kernel = images.add_file("vmlinux", &boot.file(VMLINUX))?;
     let initrd = images.add_file("initrd", &boot.file(INITRD))?;
     for (name, own) in own {
         let own = own.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let mut blobs = Vec::new();
         if own.on_base {
-            blobs.push(images.add("base", &base.layer)?);
+            blobs.push(images.add("base", &base.layer));
         }
         blobs.push(modules.clone());
         for (label, layer) in &own.layers {
-            blobs.push(images.add(label, layer)?);
+            blobs.push(images.add(label, layer));
         }
         let image = manifest::Image {
             layers: blobs,
@@ -141,12 +147,10 @@ fn kernel(
     progress: &Progress,
 ) -> Result<(Layer, Part), BuildError> {
     let job = progress.spinner("building", "guest kernel");
-    let missing = || BuildError::Missing { set: "kernel".to_owned(), what: "kernel" };
-    let package = inputs.set("kernel").into_iter().find(|package| package.name.starts_with("linux-image-"));
-    let package = package.ok_or_else(missing)?;
+    let missing = || BuildError::Missing { set: KERNEL.to_owned(), what: "kernel" };
+    let package = inputs.set(KERNEL).into_iter().find(|package| is_kernel(&package.name)).ok_or_else(missing)?;
     let layer = layers.kernel(base, &package, &|_| ())?;
-    let init = parts::hash(&inputs.runtime.guest)?;
-    let boot = parts.get(&("guest", epoch, package.sha256, init), |folder| {
+    let boot = parts.get(&boot_of(&package, inputs.runtime, epoch)?, |folder| {
         let kernel = Kernel::read(&package.deb)?;
         write(&folder.join(RELEASE), kernel.release.as_bytes())?;
         write(&folder.join(VMLINUX), &kernel.vmlinux()?)?;
@@ -204,13 +208,10 @@ fn foreign_layers(
 }
 
 impl Images {
-    /// A layer from the cache, which must still be what it was when it was made: a rack would refuse it.
-    fn add(&mut self, label: &str, layer: &Layer) -> Result<Blob, BuildError> {
-        let blob = self.add_file(label, &layer.path)?;
-        if blob.digest != layer.digest {
-            return Err(BuildError::DamagedLayer { path: layer.path.clone() });
-        }
-        Ok(blob)
+    /// A layer. Whether it is what its digest says is checked again when it is copied.
+    fn add(&mut self, label: &str, layer: &Layer) -> Blob {
+        self.files.insert(layer.digest, layer.path.clone());
+        Blob { digest: layer.digest, size: layer.size, label: label.to_owned() }
     }
 
     fn add_file(&mut self, label: &str, path: &Path) -> Result<Blob, BuildError> {
@@ -226,17 +227,59 @@ impl Images {
 impl Inputs<'_> {
     /// The packages of a set, as layers take them.
     fn set(&self, set: &str) -> Vec<Package> {
-        let names = self.lock.sets.get(set).into_iter().flatten();
-        names
-            .filter_map(|name| {
-                let (locked, deb) = (self.lock.packages.get(name)?, self.packages.get(name)?);
-                Some(Package {
-                    name: name.clone(),
-                    version: locked.version.clone(),
-                    sha256: locked.sha256,
-                    deb: deb.clone(),
-                })
-            })
-            .collect()
+        packages_of(self.lock, set, self.store)
     }
+}
+
+/// The packages of a lock's set, as layers take them.
+fn packages_of(lock: &Lock, set: &str, store: &Store) -> Vec<Package> {
+    let names = lock.sets.get(set).into_iter().flatten();
+    let packages = names.filter_map(|name| {
+        let Locked { version, sha256, .. } = lock.packages.get(name)?;
+        let (name, version) = (name.clone(), version.clone());
+        Some(Package { name, version, sha256: *sha256, deb: store.path(*sha256) })
+    });
+    packages.collect()
+}
+
+/// Under which keys layers and parts of a recipe are kept, once they are built.
+pub struct Keys {
+    /// Those of layers.
+    pub layers: Vec<String>,
+    /// Those of parts.
+    pub parts: Vec<Sha256>,
+}
+
+/// The keys of all that a recipe needs.
+pub fn keys(rack: &Rack, lock: &Lock, store: &Store) -> Result<Keys, BuildError> {
+    let (epoch, parts) = (super::epoch(lock)?, Parts::open(store)?);
+    let mut keys = Keys { layers: Vec::new(), parts: vec![parts.key(&host::made_of(lock, epoch))?] };
+    let kernels = packages_of(lock, KERNEL, store);
+    let Some(kernel) = kernels.iter().find(|package| is_kernel(&package.name)) else { return Ok(keys) };
+    keys.parts.push(parts.key(&boot_of(kernel, &Runtime::find()?, epoch)?)?);
+    let scratch = Scratch::new(store)?;
+    let of_packages = rack.images.iter().filter(|(_, image)| image.from.is_none());
+    let images = of_packages.map(|(name, image)| {
+        let packages = packages_of(lock, &sets::image(name), store);
+        additions::of(image, packages, &scratch).map(|(additions, _)| additions)
+    });
+    let images = images.collect::<Result<Vec<_>, _>>()?;
+    let program = env::current_exe().map_err(BuildError::Program)?;
+    let layers = Layers::new(&store.layers(), &program, lock.epoch, 1)?;
+    keys.layers = layers.keys_of(&packages_of(lock, BASE, store), kernel, &images)?;
+    for (name, image) in &rack.images {
+        let (Some(from), Some(locked)) = (&image.from, lock.inputs.get(name)) else { continue };
+        let files = additions::of(image, Vec::new(), &scratch)?.0.files;
+        keys.layers.extend(from::keys(&layers, from, locked, &files)?);
+    }
+    Ok(keys)
+}
+
+/// What decides the part that boots guests.
+fn boot_of(kernel: &Package, runtime: &Runtime, epoch: u32) -> Result<impl Serialize + use<>, BuildError> {
+    Ok(("guest", epoch, kernel.sha256, parts::hash(&runtime.guest)?))
+}
+
+fn is_kernel(package: &str) -> bool {
+    package.starts_with("linux-image-")
 }

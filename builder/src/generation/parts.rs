@@ -4,11 +4,13 @@
 use std::{
     collections::BTreeMap,
     env,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
+use rackstick::locked;
 use rackstick_image::digest::Sha256;
 use serde::Serialize;
 use sha2::Digest;
@@ -18,6 +20,8 @@ use crate::store::Store;
 
 /// What each file of a part must be: names and hashes, written last.
 const SUMS: &str = "sums.json";
+/// The ending of the name of a part's lock. When it was last changed says when the part was last used.
+const LOCK: &str = "lock";
 
 /// Why a part can't be had.
 #[derive(Debug, Error)]
@@ -79,10 +83,10 @@ impl Parts {
         inputs: &impl Serialize,
         make: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<Part, E> {
-        let inputs = serde_json::to_vec(&(self.builder, inputs)).map_err(PartsError::from)?;
-        let key = Sha256(sha2::Sha256::digest(inputs).into());
-        let folder = self.folder.join(key.to_string());
-        let part = Part { _lock: lock(&folder.with_extension("lock"))?, folder };
+        let folder = self.folder.join(self.key(inputs)?.to_string());
+        let lock = folder.with_extension(LOCK);
+        let locked = locked::open(&lock).and_then(|lock| locked::touch(&lock).map(|()| lock));
+        let part = Part { _lock: locked.map_err(failed("lock", &lock))?, folder };
         if !is_whole(&part.folder) {
             part.empty()?;
             make(&part.folder)?;
@@ -92,7 +96,84 @@ impl Parts {
     }
 }
 
+impl Parts {
+    /// The key of the part that is decided by `inputs`.
+    pub fn key(&self, inputs: &impl Serialize) -> Result<Sha256, PartsError> {
+        let inputs = serde_json::to_vec(&(self.builder, inputs))?;
+        Ok(Sha256(sha2::Sha256::digest(inputs).into()))
+    }
+
+    /// Removes the parts under keys that are not to be kept, given each key and when it was last used (seconds since 1970), and
+    /// what killed builds left; says how many parts went. With `pretend` nothing goes. What a build uses stays.
+    pub fn sweep(&self, keep: impl Fn(&Sha256, i64) -> bool, pretend: bool) -> Result<usize, PartsError> {
+        let mut swept = 0;
+        for (key, used) in self.keys()? {
+            let Some(part) = self.unused(&key)? else { continue };
+            let sealed = part.file(SUMS).exists();
+            if sealed && keep(&key, used) {
+                continue;
+            }
+            swept += usize::from(sealed);
+            if !pretend {
+                part.remove()?;
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Hashes every part anew and removes those that are damaged. Says how many there were, and where those were that went.
+    pub fn verify(&self) -> Result<(usize, Vec<PathBuf>), PartsError> {
+        let (mut count, mut damaged) = (0, Vec::new());
+        for key in self.keys()?.into_keys() {
+            let Some(part) = self.unused(&key)?.filter(|part| part.file(SUMS).exists()) else { continue };
+            count += 1;
+            if !is_whole(&part.folder) {
+                damaged.push(part.folder.clone());
+                part.remove()?;
+            }
+        }
+        Ok((count, damaged))
+    }
+
+    /// All keys under which there is something, and when each was last used.
+    fn keys(&self) -> Result<BTreeMap<Sha256, i64>, PartsError> {
+        let list = || {
+            let mut keys = BTreeMap::new();
+            for entry in fs::read_dir(&self.folder)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let key = name.to_str().and_then(|name| name.trim_end_matches(".lock").parse().ok());
+                let used = entry.metadata()?.mtime();
+                // Of folder and lock, the later one tells.
+                key.map(|key: Sha256| keys.entry(key).and_modify(|known| *known = used.max(*known)).or_insert(used));
+            }
+            Ok(keys)
+        };
+        list().map_err(failed("list", &self.folder))
+    }
+
+    /// The part, unless a build uses it.
+    fn unused(&self, key: &Sha256) -> Result<Option<Part>, PartsError> {
+        let folder = self.folder.join(key.to_string());
+        let lock = folder.with_extension(LOCK);
+        let locked = locked::try_open(&lock).map_err(failed("lock", &lock))?;
+        Ok(locked.map(|lock| Part { folder, _lock: lock }))
+    }
+}
+
 impl Part {
+    /// Removes it, the list of hashes first and the lock last.
+    fn remove(self) -> Result<(), PartsError> {
+        let lock = self.folder.with_extension(LOCK);
+        let removed = |result: io::Result<()>| match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.folder)(error)),
+            _ => Ok(()),
+        };
+        removed(fs::remove_file(self.file(SUMS)))?;
+        removed(fs::remove_dir_all(&self.folder))?;
+        removed(fs::remove_file(lock))
+    }
+
     fn empty(&self) -> Result<(), PartsError> {
         match fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("empty", &self.folder)(error)),
@@ -117,14 +198,6 @@ fn is_whole(folder: &Path) -> bool {
     let Ok(text) = fs::read(folder.join(SUMS)) else { return false };
     let Ok(sums) = serde_json::from_slice::<BTreeMap<String, Sha256>>(&text) else { return false };
     sums.iter().all(|(name, sum)| hash(&folder.join(name)).is_ok_and(|hash| hash == *sum))
-}
-
-/// Waits while another build has it.
-fn lock(path: &Path) -> Result<File, PartsError> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed("open", path))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
-        .map_err(|error| failed("lock", path)(error.into()))?;
-    Ok(file)
 }
 
 /// SHA-256 of a file.
@@ -176,6 +249,29 @@ mod tests {
             assert_eq!(get("a").read("file").unwrap(), b"a");
             assert_eq!(made.get(), count + 3);
         }
+    }
+
+    #[test]
+    fn parts_that_are_not_kept_go_and_damaged_ones_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let parts = Parts::open(&Store::at(folder.path().to_owned()).unwrap()).unwrap();
+        let make = |folder: &Path| fs::write(folder.join("file"), "x").map_err(failed("write", folder));
+        let get = |inputs: &str| parts.get::<PartsError>(&inputs, make).unwrap();
+        let [kept, old] = ["kept", "old"].map(|inputs| get(inputs).folder.clone());
+        fs::create_dir(parts.folder.join("0".repeat(64))).unwrap();
+        let used = get("old");
+        let key = parts.key(&"kept").unwrap();
+        assert_eq!(parts.sweep(|other, _| *other == key, false).unwrap(), 0, "a build uses it");
+        drop(used);
+        assert_eq!(parts.sweep(|other, _| *other == key, true).unwrap(), 1);
+        assert!(old.exists(), "pretended only");
+        assert_eq!(parts.sweep(|other, _| *other == key, false).unwrap(), 1);
+        assert_eq!(fs::read_dir(&parts.folder).unwrap().count(), 2, "the kept one and its lock");
+
+        assert_eq!(parts.verify().unwrap(), (1, vec![]));
+        fs::write(kept.join("file"), "y").unwrap();
+        assert_eq!(parts.verify().unwrap(), (1, vec![kept]));
+        assert_eq!(fs::read_dir(&parts.folder).unwrap().count(), 0);
     }
 
     #[test]

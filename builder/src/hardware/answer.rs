@@ -7,6 +7,7 @@ use std::{
 };
 
 use rackstick_image::modules::Index;
+use serde::Serialize;
 
 use super::{
     Drivers,
@@ -16,7 +17,8 @@ use super::{
 use crate::kernel::{Kernel, KernelError};
 
 /// Whether a device is driven, the better first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Status {
     /// It is.
     Driven,

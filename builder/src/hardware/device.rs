@@ -7,6 +7,11 @@ use std::fmt;
 use rackstick_image::modules::{self, Index, Module};
 use thiserror::Error;
 
+/// Drivers for PCI devices that Debian's kernel has built in, and the aliases that they would have as modules: up to Linux 6.16
+/// `modules.builtin.modinfo` lacks those that come from a driver's table of ids.
+const BUILT_IN: [(&str, &str); 2] =
+    [("virtio_pci", "pci:v00001AF4d*sv*sd*bc*sc*i*"), ("8250_pci", "pci:v*d*sv*sd*bc07sc00i*")];
+
 /// Not a device.
 #[derive(Debug, Error)]
 #[error(
@@ -161,6 +166,13 @@ impl Device {
         value("bc") == Some("06") && matches!(value("sc"), Some("00" | "01" | "04"))
     }
 
+    /// Whether it is a PCI device of this class and subclass, four digits.
+    pub fn is_of_class(&self, class: &str) -> bool {
+        let Self::Id { bus: Bus::Pci, fields, .. } = self else { return false };
+        let value = |name| fields.iter().find(|(key, _)| *key == name).map_or("", |(_, value)| value.as_str());
+        format!("{}{}", value("bc"), value("sc")).eq_ignore_ascii_case(class)
+    }
+
     /// The modules with an alias for this device. Without its class only those that name the device itself: a driver
     /// for a whole class of devices may be meant for it or not.
     pub fn drivers<'i>(&self, index: &'i Index) -> Vec<&'i Module> {
@@ -178,6 +190,7 @@ impl Device {
     /// Whether the kernel has a driver for this device built in.
     pub fn is_builtin(&self, index: &Index) -> bool {
         index.aliases().any(|(alias, module)| module.is_none() && self.fits(alias))
+            || BUILT_IN.iter().any(|(module, alias)| index.is_builtin(module) && self.fits(alias))
     }
 
     /// Whether an alias is for this device, as far as that is known.
@@ -225,14 +238,14 @@ mod tests {
 
     fn index() -> Index {
         Index::parse(
-            "rackstick-modules 1\nb 8250_pci\nm ahci kernel/drivers/ata/ahci.ko.xz\nm e1000e kernel/e1000e.ko.xz\n\
-             m r8152 kernel/r8152.ko.xz\nm tg3 kernel/tg3.ko.xz\nm usb_storage kernel/usb-storage.ko.xz\n\
-             m virtio_pci kernel/virtio_pci.ko.xz\n\
-             a 0 pci:v*d*sv*sd*bc01sc06i01*\na 3 pci:v000014E4d00001684sv00001028sd*bc*sc*i*\n\
-             a 5 pci:v00001AF4d*sv*sd*bc*sc*i*\n\
+            "rackstick-modules 1\nb 8250_pci\nb virtio_pci\nm ahci kernel/drivers/ata/ahci.ko.xz\nm e1000e kernel/e1000e.ko.xz\n\
+             m hyperv kernel/hyperv.ko.xz\nm r8152 kernel/r8152.ko.xz\nm tg3 kernel/tg3.ko.xz\n\
+             m usb_storage kernel/usb-storage.ko.xz\n\
+             a 0 pci:v*d*sv*sd*bc01sc06i01*\na 2 pci:v00001414d*sv*sd*bc*sc*i*\n\
+             a 4 pci:v000014E4d00001684sv00001028sd*bc*sc*i*\n\
              a 1 pci:v00008086d000010D3sv*sd*bc*sc*i*\na - pci:v00009710d00009835sv*sd*bc*sc*i*\n\
-             a 4 usb:v*p*d*dc*dsc*dp*ic08isc06ip50in*\na 3 usb:v*p*d*dc09dsc*dp*ic*isc*ip*in*\n\
-             a 2 usb:v0BDAp8153d*dc*dsc*dp*icFFisc*ip*in*\n",
+             a 5 usb:v*p*d*dc*dsc*dp*ic08isc06ip50in*\na 4 usb:v*p*d*dc09dsc*dp*ic*isc*ip*in*\n\
+             a 3 usb:v0BDAp8153d*dc*dsc*dp*icFFisc*ip*in*\n",
         )
         .unwrap()
     }
@@ -253,10 +266,7 @@ mod tests {
         assert_eq!(drivers("8086:10d3")[1], ("USB 8086:10d3".to_owned(), vec![]));
         assert_eq!(only("usb:0bda:8153"), ["r8152"]);
         assert_eq!(only("pci:0bda:8153"), [""; 0]);
-        assert_eq!(
-            (only("1af4:1041"), only("1af4:1041:0200")),
-            (vec!["virtio_pci".to_owned()], vec!["virtio_pci".to_owned()])
-        );
+        assert_eq!((only("1414:1041"), only("1414:1041:0200")), (vec!["hyperv".to_owned()], vec!["hyperv".to_owned()]));
         assert_eq!(only("14e4:1684"), ["tg3"], "the subsystem is not known, so it may be that one");
         assert_eq!(only("pci:v00008086d000010D3sv00008086sd0000A01Fbc02sc00i00"), ["e1000e"]);
     }
@@ -303,6 +313,9 @@ mod tests {
         let is_builtin = |text| Device::parse(text).unwrap().iter().any(|device| device.is_builtin(&index));
         assert!(is_builtin("9710:9835") && is_builtin("pci:v00009710d00009835sv00001000sd00000012bc07sc00i02"));
         assert!(!is_builtin("8086:10d3") && !is_builtin("usb:9710:9835"));
+        // Without an alias, as Debian's kernel has them.
+        assert!(is_builtin("1af4:1041") && is_builtin("1af4:1000:0200") && !is_builtin("usb:1af4:1041"));
+        assert!(is_builtin("8086:9c3d:0700") && !is_builtin("8086:9c3d") && !is_builtin("8086:9c3d:0780"));
     }
 
     #[test]

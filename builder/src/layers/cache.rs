@@ -1,17 +1,26 @@
 //! Where finished layers are kept: by the hash of all that decides their bytes. A layer is there only once its `.json` is;
-//! whatever else lies under its key is what a build left that was cut off.
+//! whatever else lies under its key is what a build left that was cut off. When its `.lock` was last changed says when it was
+//! last used.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::DirBuilderExt,
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, BufReader, ErrorKind, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
+use rackstick_image::verity;
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 use super::{Error, Layer, stage::protocol::Written};
+use crate::locked;
+
+/// Digits of a key.
+const KEY_LENGTH: usize = 64;
+/// Bytes of a layer that are read at once.
+const BUFFER: usize = 1 << 20;
 
 /// The cache.
 #[derive(Debug)]
@@ -51,11 +60,37 @@ impl Cache {
     /// Takes a key's place; waits while another builder has it.
     pub fn slot(&self, key: &str) -> Result<Slot, Error> {
         let path = self.folder.join(format!("{key}.lock"));
-        let lock =
-            OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed("opened", &path))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-            .map_err(|error| failed("locked", &path)(error.into()))?;
+        let lock = locked::open(&path).and_then(|lock| locked::touch(&lock).map(|()| lock));
+        let lock = lock.map_err(failed("locked", &path))?;
         Ok(Slot { folder: self.folder.clone(), key: key.to_owned(), _lock: lock })
+    }
+
+    /// As [`Cache::slot`], but nothing if another builder has it; and this is no use of it.
+    pub fn free_slot(&self, key: &str) -> Result<Option<Slot>, Error> {
+        let path = self.folder.join(format!("{key}.lock"));
+        let lock = locked::try_open(&path).map_err(failed("locked", &path))?;
+        Ok(lock.map(|lock| Slot { folder: self.folder.clone(), key: key.to_owned(), _lock: lock }))
+    }
+
+    /// All keys under which there is something, and when each was last used, in seconds since 1970.
+    pub fn keys(&self) -> Result<BTreeMap<String, i64>, Error> {
+        let read = || {
+            let mut keys = BTreeMap::new();
+            for entry in fs::read_dir(&self.folder)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let Some((key, suffix)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
+                if key.len() == KEY_LENGTH && key.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                    let used = entry.metadata()?.mtime();
+                    let known = keys.entry(key.to_owned()).or_insert(used);
+                    if suffix == "lock" {
+                        *known = used;
+                    }
+                }
+            }
+            Ok(keys)
+        };
+        read().map_err(failed("read", &self.folder))
     }
 }
 
@@ -88,7 +123,7 @@ impl Slot {
     pub fn forget_partial(&self) -> Result<(), Error> {
         let path = self.partial();
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removed", &path)(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("removed", &path)(error)),
             _ => Ok(()),
         }
     }
@@ -97,7 +132,7 @@ impl Slot {
     pub fn recall<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
         let path = self.path("found");
         match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             result => Ok(serde_json::from_slice(&result.map_err(failed("read", &path))?).ok()),
         }
     }
@@ -115,20 +150,51 @@ impl Slot {
         store().map_err(failed("written", &path))
     }
 
-    /// The layer, if it is there.
+    /// The layer, if it is there and what it was when it was written.
     pub fn finished(&self, with_tree: bool) -> Result<Option<Layer>, Error> {
         let (note, path) = (self.path("json"), self.path("erofs"));
         let text = match fs::read(&note) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             result => result.map_err(failed("read", &note))?,
         };
         let Ok(Written { digest, size }) = serde_json::from_slice(&text) else {
             return Ok(None);
         };
         // Somebody may have made room by hand.
-        let whole =
-            fs::metadata(&path).is_ok_and(|metadata| metadata.len() == size) && (!with_tree || self.tree().is_dir());
+        if with_tree && !self.tree().is_dir() {
+            return Ok(None);
+        }
+        let found = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            result => result.and_then(|file| verity::digest(BufReader::with_capacity(BUFFER, file))),
+        };
+        let whole = found.map_err(failed("read", &path))? == digest;
         Ok(whole.then_some(Layer { path, digest, size }))
+    }
+
+    /// The layer's file.
+    pub fn layer(&self) -> PathBuf {
+        self.path("erofs")
+    }
+
+    /// Whether anything but its lock lies under the key.
+    pub fn is_more_than_a_lock(&self) -> bool {
+        ["json", "json.new", "erofs"].iter().any(|suffix| self.path(suffix).exists()) || !self.leftovers().is_empty()
+    }
+
+    /// Whether there is a layer, of whatever content.
+    pub fn is_noted(&self) -> bool {
+        self.path("json").exists() && self.path("erofs").exists()
+    }
+
+    /// From here on there is no layer until [`Slot::finish`]: else the rest of a build that is cut off could pass for one.
+    pub fn begin(&self) -> Result<(), Error> {
+        remove(&self.path("json"))
+    }
+
+    /// Removes all but trees, the lock last.
+    pub fn discard(self) -> Result<(), Error> {
+        ["json", "json.new", "erofs", "partial", "lock"].into_iter().try_for_each(|suffix| remove(&self.path(suffix)))
     }
 
     /// Gives a written layer its final name.
@@ -145,6 +211,13 @@ impl Slot {
         };
         store().map_err(failed("written", &note))?;
         Ok(Layer { path, digest: written.digest, size: written.size })
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("removed", path)(error)),
+        _ => Ok(()),
     }
 }
 

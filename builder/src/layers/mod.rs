@@ -18,6 +18,7 @@ pub(crate) mod paths;
 mod place;
 mod region;
 pub mod stage;
+mod tidy;
 mod tree;
 mod unpack;
 
@@ -35,6 +36,7 @@ use self::{
 };
 
 pub use files::RecipeFile;
+pub use tidy::Swept;
 
 /// Changes whenever the same inputs shall give other layers.
 const FORMAT: u32 = 1;
@@ -146,13 +148,12 @@ impl Layers {
     /// The base: all of its packages, configured, and made fit for a guest.
     pub fn base(&self, packages: &[Package], step: &dyn Fn(&str)) -> Result<Base, Error> {
         let packages = sorted(packages);
-        let key = self.cache.key(&("base", FORMAT, self.epoch, &packages))?;
+        let key = self.base_key(&packages)?;
         let slot = self.cache.slot(&key)?;
         let tree = slot.tree();
         let layer = match slot.finished(true)? {
             Some(layer) => layer,
             None => {
-                self.remove("base", &slot.leftovers())?;
                 let task = Task::Base { root: tree.clone(), packages: staged(&packages), out: slot.partial() };
                 self.make("base", task, &slot, step)?
             }
@@ -162,28 +163,22 @@ impl Layers {
 
     /// The layer of the image `name` above `base`.
     pub fn image(&self, name: &str, base: &Base, additions: &Additions, step: &dyn Fn(&str)) -> Result<Layer, Error> {
-        let packages = sorted(&additions.packages);
-        let (files, hashes) = files::collect(&additions.files)?;
-        let identity = ("image", FORMAT, self.epoch, &base.key, &packages, &hashes, &additions.changes);
-        let key = self.cache.key(&identity)?;
+        let (key, files) = self.image_key(&base.key, additions)?;
         let slot = self.cache.slot(&key)?;
         if let Some(layer) = slot.finished(false)? {
             return Ok(layer);
         }
-        self.remove(name, &slot.leftovers())?;
-        let (packages, changes) = (staged(&packages), additions.changes.clone());
+        let (packages, changes) = (staged(&sorted(&additions.packages)), additions.changes.clone());
         let (base, work, out) = (base.tree.clone(), slot.work(), slot.partial());
         self.make(name, Task::Image { base, work, packages, files, changes, out }, &slot, step)
     }
 
     /// The modules of the kernel in `package`, indexed by the `depmod` of `base`.
     pub fn kernel(&self, base: &Base, package: &Package, step: &dyn Fn(&str)) -> Result<Layer, Error> {
-        let key = self.cache.key(&("kernel", FORMAT, self.epoch, &base.key, package))?;
-        let slot = self.cache.slot(&key)?;
+        let slot = self.cache.slot(&self.kernel_key(&base.key, package)?)?;
         if let Some(layer) = slot.finished(false)? {
             return Ok(layer);
         }
-        self.remove("kernel", &slot.leftovers())?;
         let (work, out) = (slot.work(), slot.partial());
         let package = protocol::Package { name: package.name.clone(), deb: package.deb.clone() };
         self.make("kernel", Task::Kernel { base: base.tree.clone(), work, package, out }, &slot, step)
@@ -218,7 +213,8 @@ impl Layers {
         self.cache.slot(&self.key(inputs)?)?.remember(found)
     }
 
-    fn key(&self, inputs: &impl Serialize) -> Result<String, Error> {
+    /// The key of what `inputs` decide.
+    pub fn key(&self, inputs: &impl Serialize) -> Result<String, Error> {
         self.cache.key(&("from", FORMAT, self.epoch, inputs))
     }
 
@@ -227,7 +223,35 @@ impl Layers {
         self.epoch
     }
 
+    /// The keys of all layers that are made of this: of the base, the kernel and the images.
+    pub fn keys_of(&self, base: &[Package], kernel: &Package, images: &[Additions]) -> Result<Vec<String>, Error> {
+        let base = self.base_key(&sorted(base))?;
+        let mut keys = vec![self.kernel_key(&base, kernel)?];
+        for additions in images {
+            keys.push(self.image_key(&base, additions)?.0);
+        }
+        keys.push(base);
+        Ok(keys)
+    }
+
+    fn base_key(&self, packages: &[Package]) -> Result<String, Error> {
+        self.cache.key(&("base", FORMAT, self.epoch, packages))
+    }
+
+    fn image_key(&self, base: &str, additions: &Additions) -> Result<(String, Vec<PlacedFile>), Error> {
+        let packages = sorted(&additions.packages);
+        let (files, hashes) = files::collect(&additions.files)?;
+        let key = self.cache.key(&("image", FORMAT, self.epoch, base, packages, hashes, &additions.changes))?;
+        Ok((key, files))
+    }
+
+    fn kernel_key(&self, base: &str, package: &Package) -> Result<String, Error> {
+        self.cache.key(&("kernel", FORMAT, self.epoch, base, package))
+    }
+
     fn make(&self, label: &str, task: Task, slot: &cache::Slot, step: &dyn Fn(&str)) -> Result<Layer, Error> {
+        slot.begin()?;
+        self.remove(label, &slot.leftovers())?;
         let written = self.run(label, task, step)?;
         let written = written.ok_or_else(|| Error::Stage {
             label: label.to_owned(),

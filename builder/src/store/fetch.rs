@@ -2,14 +2,14 @@
 //! interruption where it stopped, whether within this run or in an earlier one.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
-    os::unix::fs::MetadataExt,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
+use rackstick::locked;
 use rackstick_image::digest::Sha256;
 use sha2::Digest;
 
@@ -218,19 +218,8 @@ struct Partial {
 impl Partial {
     /// Opens and locks the file, and takes over what an interrupted run left in it.
     fn lock(path: &Path, size: u64) -> io::Result<Self> {
-        let file = loop {
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-            file.lock()?;
-            // Whoever had the lock may have given the file its final name, or removed it.
-            let ours = file.metadata()?;
-            match fs::metadata(path) {
-                Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => break file,
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        };
-        let mut new = Self { file, length: 0, hasher: sha2::Sha256::new() };
+        // Whoever had the lock may have given the file its final name.
+        let mut new = Self { file: locked::open(path)?, length: 0, hasher: sha2::Sha256::new() };
         new.length = io::copy(&mut (&new.file).take(size.saturating_add(1)), &mut new.hasher)?;
         if new.length >= size {
             // Either too long, or whole and yet not finished: then its hash was wrong.
@@ -311,23 +300,28 @@ impl Partial {
     }
 }
 
-/// Whether a file is there with this content.
+/// Whether a file is there with this content. If so, its time of modification says from now on that it was used.
 fn verified(path: &Path, hash: Sha256, size: u64) -> io::Result<bool> {
-    let mut file = match File::open(path) {
+    let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
-    if file.metadata()?.len() != size {
-        return Ok(false);
+    let right = file.metadata()?.len() == size && hash_of(&file)? == hash;
+    if right {
+        locked::touch(&file)?;
     }
+    Ok(right)
+}
+
+/// The hash of all that a file holds.
+pub(super) fn hash_of(mut file: &File) -> io::Result<Sha256> {
     let mut hasher = sha2::Sha256::new();
     let mut buffer = vec![0; BUFFER];
     loop {
         match file.read(&mut buffer)? {
-            0 => break,
+            0 => return Ok(Sha256(hasher.finalize().into())),
             count => hasher.update(&buffer[..count]),
         }
     }
-    Ok(Sha256(hasher.finalize().into()) == hash)
 }

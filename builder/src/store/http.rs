@@ -1,12 +1,16 @@
 //! HTTP, the little that archives need: read a small file whole, or a large one from an offset on (RFC 9110, section
-//! 14). Proxies come from the environment (`http_proxy`, `https_proxy`, `no_proxy`).
+//! 14). Proxies come from the environment (`http_proxy`, `https_proxy`, `no_proxy`). URLs of files of this machine are read too;
+//! their paths stand there as they are.
 
 use std::{
-    io::{self, Read},
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
     time::Duration,
 };
 
 use ureq::{Agent, Body, http::Response};
+
+use crate::archive::FILE;
 
 /// How long to wait for a connection.
 const CONNECT: Duration = Duration::from_secs(15);
@@ -32,7 +36,7 @@ pub struct HttpError {
 #[derive(Debug, thiserror::Error)]
 pub enum HttpErrorKind {
     /// The server has no such file.
-    #[error("not found (404)")]
+    #[error("not found")]
     NotFound,
     /// The server answered with another error.
     #[error("the server answered with status {0}")]
@@ -82,10 +86,8 @@ impl Client {
     /// Reads a file of at most `limit` bytes.
     pub fn read(&self, url: &str, limit: u64) -> Result<Vec<u8>, HttpError> {
         let fail = |kind| HttpError { url: url.to_owned(), kind };
-        let answer = self.0.get(url).call().map_err(|error| fail(transport(&error)))?;
-        let answer = check(answer).map_err(fail)?;
         let mut bytes = Vec::new();
-        let mut body = answer.into_body().into_reader().take(limit.saturating_add(1));
+        let mut body = self.part(url, 0)?.body.take(limit.saturating_add(1));
         body.read_to_end(&mut bytes).map_err(|error| fail(HttpErrorKind::Transport(broken(&error))))?;
         if bytes.len() as u64 > limit {
             return Err(fail(HttpErrorKind::TooLarge(limit)));
@@ -96,6 +98,9 @@ impl Client {
     /// Begins to read a file from an offset on.
     pub fn part(&self, url: &str, offset: u64) -> Result<Part, HttpError> {
         let fail = |kind| HttpError { url: url.to_owned(), kind };
+        if let Some(path) = url.strip_prefix(FILE) {
+            return file(path, offset).map_err(fail);
+        }
         let mut request = self.0.get(url);
         if offset > 0 {
             request = request.header("Range", format!("bytes={offset}-"));
@@ -113,6 +118,23 @@ impl Client {
             _ => 0,
         };
         Ok(Part { start, body: Box::new(answer.into_body().into_reader()) })
+    }
+}
+
+/// A file of this machine from an offset on.
+fn file(path: &str, offset: u64) -> Result<Part, HttpErrorKind> {
+    let open = || -> io::Result<File> {
+        let mut file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        file.seek(SeekFrom::Start(offset))?;
+        Ok(file)
+    };
+    match open() {
+        Ok(file) => Ok(Part { start: offset, body: Box::new(file) }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(HttpErrorKind::NotFound),
+        Err(error) => Err(HttpErrorKind::Transport(error.to_string())),
     }
 }
 

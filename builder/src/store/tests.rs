@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::{
     server::{Answer, Server, nobody},
+    tidy::Swept,
     *,
 };
 use crate::{archive::Mirrors, progress::Progress};
@@ -323,4 +324,82 @@ fn a_store_that_can_not_be_made_is_an_error_with_its_path() {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     let error = Store::at(file.join("cache")).err().unwrap().to_string();
     assert!(error.contains("file/cache"), "{error}");
+}
+
+/// Lets a file of the store look as if it was last used an hour ago.
+fn age(path: &Path) {
+    let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+    fs::File::options().append(true).open(path).unwrap().set_modified(hour_ago).unwrap();
+}
+
+/// Seconds since 1970, half an hour ago.
+fn half_an_hour_ago() -> i64 {
+    crate::clock::now() - 1800
+}
+
+#[test]
+fn what_no_build_used_for_long_goes_and_what_was_used_or_is_kept_stays() {
+    let rig = Rig::new();
+    let wants: Vec<_> = ["old", "kept", "used"].map(|name| want(name, name.as_bytes())).into();
+    for want in &wants {
+        let name = want.path["pool/".len()..].trim_end_matches(".deb");
+        rig.server.answer(&format!("/debian/{}", want.path), vec![Answer::Whole(name.into())]);
+    }
+    rig.obtain(&wants).unwrap();
+    wants.iter().for_each(|want| age(&rig.store.path(want.sha256)));
+    rig.obtain_from(&[nobody("debian")], &wants[2..]).unwrap();
+    for (name, old) in [("older", true), ("newer", false)] {
+        let path = rig.partial(&want(name, name.as_bytes()));
+        fs::write(&path, "half").unwrap();
+        if old {
+            age(&path);
+        }
+    }
+    // Of a build that was killed: its folder was not removed.
+    let killed = rig.store.scratch().unwrap().keep();
+    fs::write(killed.join("uki"), "half").unwrap();
+    fs::create_dir(rig.store.folder().join("target")).unwrap();
+
+    let keep = [wants[1].sha256].into();
+    let expected = Swept { files: 1, partial: 1, leftovers: 1 };
+    assert_eq!(rig.store.sweep(&keep, half_an_hour_ago(), true).unwrap(), expected);
+    assert!(killed.exists() && rig.store.path(wants[0].sha256).exists(), "pretended only");
+    assert_eq!(rig.store.sweep(&keep, half_an_hour_ago(), false).unwrap(), expected);
+    let there: Vec<bool> = wants.iter().map(|want| rig.store.path(want.sha256).exists()).collect();
+    assert_eq!(there, [false, true, true]);
+    assert!(!killed.exists() && rig.store.folder().join("target").exists());
+    assert_eq!(fs::read_dir(rig.store.partial()).unwrap().count(), 1);
+    assert_eq!(rig.store.sweep(&keep, half_an_hour_ago(), false).unwrap(), Swept::default());
+}
+
+#[test]
+fn a_damaged_file_is_found_named_and_removed() {
+    let rig = Rig::new();
+    let wants: Vec<_> = ["good", "bad"].map(|name| want(name, name.as_bytes())).into();
+    for (want, content) in wants.iter().zip(["good", "bed"]) {
+        fs::write(rig.store.path(want.sha256), content).unwrap();
+    }
+    let damaged = Damaged { path: rig.store.path(wants[1].sha256), package: None };
+    assert_eq!(rig.store.verify().unwrap(), (2, vec![damaged]));
+    assert_eq!(rig.store.verify().unwrap(), (1, vec![]));
+}
+
+#[test]
+fn who_tidies_up_waits_for_builders_and_they_wait_for_it() {
+    let rig = Rig::new();
+    let open = || Store::at(rig.folder.path().join("cache")).unwrap();
+    let (waits, waiting) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let tidying = scope.spawn(|| open().alone(move || waits.send(()).unwrap()).unwrap());
+        waiting.recv().unwrap();
+        assert!(!tidying.is_finished());
+        drop(rig.store);
+        let alone = tidying.join().unwrap();
+        let builder = scope.spawn(open);
+        // Not a proof, but a builder that does not wait is seen nearly always.
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!builder.is_finished());
+        drop(alone);
+        builder.join().unwrap();
+    });
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use mini::{Workshop, entry};
-use rackstick::layers::{Additions, Base, Error, Layer, Layers, Package, RecipeFile, stage};
+use rackstick::layers::{Additions, Base, Error, Layer, Layers, Package, RecipeFile, Swept, stage};
 use tar::EntryType;
 
 /// Every layer's date. Before any file that a test makes.
@@ -385,6 +385,8 @@ fn leftovers_of_a_build_that_was_cut_off_are_no_hindrance() {
     let began = std::io::BufRead::lines(output).map_while(Result::ok).any(|line| line.contains("configure sleeper"));
     assert!(began, "the script was never started");
     assert!(!bench.leftovers().is_empty());
+    let nothing = Swept::default();
+    assert_eq!(bench.layers.sweep(|_, _| true, false).unwrap(), nothing, "what a builder works on stays");
     builder.kill().unwrap();
     builder.wait().unwrap();
     // Waits for the lock, which the dead builder's processes do not hold, and clears away.
@@ -396,6 +398,80 @@ fn leftovers_of_a_build_that_was_cut_off_are_no_hindrance() {
     let layer = bench.image(&base, &[again]).unwrap();
     assert!(bench.unpacked(&layer).join("etc/half").exists());
     assert_eq!(bench.leftovers(), [""; 0]);
+}
+
+#[test]
+fn what_a_killed_build_left_and_what_is_not_kept_goes() {
+    let bench = Bench::new();
+    let draft = bench.workshop.draft("owned");
+    draft.script("postinst", "mkdir /srv; echo > /srv/x; chown -R daemon /srv; chmod 700 /srv");
+    let base = bench.layers.base(&[bench.workshop.base(), draft.build()], &|_| ()).unwrap();
+    let image = bench.image(&base, &[bench.workshop.draft("a").build()]).unwrap();
+    let cache = bench.dir.path().join("cache");
+    fs::create_dir_all(cache.join(format!("{}.work/upper", "0".repeat(64)))).unwrap();
+    fs::write(cache.join(format!("{}.partial", "0".repeat(64))), "half").unwrap();
+    let key = |layer: &Layer| layer.path.file_stem().unwrap().to_str().unwrap().to_owned();
+
+    let expected = Swept { layers: 1, leftovers: 1 };
+    let kept = key(&image);
+    assert_eq!(bench.layers.sweep(|key, _| key == kept, true).unwrap(), expected);
+    assert!(base.layer.path.exists(), "pretended only");
+    assert_eq!(bench.layers.sweep(|key, _| key == kept, false).unwrap(), expected);
+    let left = fs::read_dir(&cache).unwrap();
+    let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, ["erofs", "json", "lock"].map(|suffix| format!("{kept}.{suffix}")));
+    let again = bench.layers.base(&[bench.workshop.base(), draft.build()], &|_| ()).unwrap();
+    assert_eq!(again.layer, base.layer);
+}
+
+#[test]
+fn a_layer_that_is_no_longer_what_it_was_is_found_and_built_again() {
+    let bench = Bench::new();
+    let packages = [bench.workshop.base()];
+    let additions = [bench.workshop.draft("a").build()];
+    let base = bench.layers.base(&packages, &|_| ()).unwrap();
+    let image = bench.image(&base, &additions).unwrap();
+    let damage = |layer: &Layer, at: usize| {
+        let mut bytes = fs::read(&layer.path).unwrap();
+        bytes[at] ^= 1;
+        fs::write(&layer.path, bytes).unwrap();
+    };
+    let whole = |layer: &Layer| {
+        let digest = rackstick_image::verity::digest(fs::File::open(&layer.path).unwrap()).unwrap();
+        digest == layer.digest && fs::metadata(&layer.path).unwrap().len() == layer.size
+    };
+    damage(&base.layer, 4000);
+    damage(&image, usize::try_from(image.size).unwrap() - 1);
+    let again = bench.layers.base(&packages, &|_| ()).unwrap();
+    assert_eq!((&again, whole(&again.layer)), (&base, true));
+    let again = bench.image(&again, &additions).unwrap();
+    assert_eq!((&again, whole(&again)), (&image, true));
+
+    assert_eq!(bench.layers.verify().unwrap(), (2, vec![]));
+    damage(&base.layer, 5000);
+    fs::write(&image.path, "").unwrap();
+    let (count, mut damaged) = bench.layers.verify().unwrap();
+    damaged.sort();
+    let mut expected = vec![base.layer.path.clone(), image.path.clone()];
+    expected.sort();
+    assert_eq!((count, damaged), (2, expected));
+    assert_eq!(fs::read_dir(bench.dir.path().join("cache")).unwrap().count(), 0);
+}
+
+/// As when somebody made room by hand, and the build that made it anew was killed.
+#[test]
+fn a_base_whose_tree_is_gone_is_no_base_until_all_of_it_is_there_again() {
+    let bench = Bench::new();
+    let packages = [bench.workshop.base()];
+    let base = bench.layers.base(&packages, &|_| ()).unwrap();
+    let tree = base.layer.path.with_extension("tree");
+    fs::remove_dir_all(&tree).unwrap();
+    let broken = Package { deb: bench.dir.path().join("gone.deb"), ..packages[0].clone() };
+    bench.layers.base(&[broken], &|_| ()).unwrap_err();
+    fs::create_dir_all(tree.join("usr")).unwrap();
+    assert_eq!(bench.layers.base(&packages, &|_| ()).unwrap(), base);
+    assert!(tree.join("usr/bin/dpkg").exists());
 }
 
 #[test]

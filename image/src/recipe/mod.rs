@@ -20,6 +20,7 @@ mod order;
 mod rack;
 mod reader;
 mod region;
+pub mod schema;
 mod shapes;
 mod templates;
 #[cfg(test)]
@@ -35,7 +36,7 @@ pub use generation::{GenerationError, mac, manifest};
 pub use guests::VCPUS_MAX;
 pub use image::{Content, File, Format, From, Group, Image, Owner, User};
 pub use load::{BASES, RECIPE_MAX, load};
-pub use names::{NAME_MAX, NETWORK_NAME_MAX, VERSION_MAX, closest};
+pub use names::{NAME_MAX, NETWORK_NAME_MAX, VERSION_MAX, closest, is_name, name_rule};
 pub use rack::{Guest, Network, Rack, Volume};
 pub use units::{MEMORY_MAX_MIB, MEMORY_MIN_MIB};
 pub use vars::Var;

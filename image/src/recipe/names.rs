@@ -31,6 +31,16 @@ pub(super) fn is_label(text: &str, max: usize) -> bool {
     (1..=max).contains(&text.len()) && text.bytes().all(inside) && !text.starts_with('-') && !text.ends_with('-')
 }
 
+/// Whether a rack, guest or image can have this name.
+pub fn is_name(text: &str) -> bool {
+    is_label(text, NAME_MAX)
+}
+
+/// What [`is_name`] wants, in words.
+pub fn name_rule() -> String {
+    label_rule(NAME_MAX)
+}
+
 /// What [`is_label`] wants, for a hint.
 pub(super) fn label_rule(max: usize) -> String {
     format!("1 to {max} lower-case letters, digits and inner hyphens, as in a host name")

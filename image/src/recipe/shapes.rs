@@ -106,10 +106,7 @@ pub const IMAGE: Shape = Shape {
 /// `from` of an image recipe.
 pub const FROM: Shape = Shape {
     what: "`from`",
-    keys: &[
-        optional("rootfs", r#"from = { rootfs = "alpine.tar.gz" }"#),
-        optional("oci", r#"from = { oci = "app.tar" }"#),
-    ],
+    keys: &[optional("rootfs", r#"rootfs = "alpine.tar.gz""#), optional("oci", r#"oci = "app.tar""#)],
 };
 
 /// `[[files]]` of an image recipe.
@@ -144,3 +141,8 @@ pub const USER: Shape = Shape {
 /// `[groups.NAME]` of an image recipe.
 pub const GROUP: Shape =
     Shape { what: "a group", keys: &[optional("gid", "gid = 2000"), optional("system", "system = true")] };
+
+/// All of them.
+#[cfg(test)]
+pub const ALL: &[&Shape] =
+    &[&RECIPE, &RACK, &UPLINK, &PRIVATE, &GUEST, &VOLUME, &HEALTH, &IMAGE, &FROM, &FILE, &USER, &GROUP];

@@ -149,6 +149,17 @@ fn a_guest_goes_out_where_there_is_a_router() {
 }
 
 #[test]
+fn a_name_that_a_rack_gives_to_no_nic_is_warned_of() {
+    let warnings = |uplink: &str| load_text(&SMALL.replace("auto", uplink)).unwrap().warnings;
+    let [warning] = &warnings("enp3s0")[..] else { panic!() };
+    assert!(warning.to_string().contains("hardly `enp3s0`"), "{warning}");
+    assert!(warning.hint.as_deref().is_some_and(|hint| hint.contains("MAC address")), "{warning:?}");
+    for fine in ["eth0", "eth12", "auto", "52:54:00:ab:cd:ef"] {
+        assert_eq!(warnings(fine), [], "{fine}");
+    }
+}
+
+#[test]
 fn a_mac_address_may_have_dashes_and_names_one_nic_however_it_is_written() {
     let rack = load_text(&SMALL.replace("auto", "52-54-00-AB-CD-EF")).unwrap();
     let Network::Uplink { nic, .. } = &rack.networks["lan"] else { panic!() };
@@ -422,21 +433,7 @@ fn a_recipe_nested_without_end_is_refused() {
 #[test]
 fn every_key_is_explained_in_the_documentation() {
     let docs = fs::read_to_string(project().join("docs/recipes.md")).unwrap();
-    let shapes = [
-        shapes::RECIPE,
-        shapes::RACK,
-        shapes::UPLINK,
-        shapes::PRIVATE,
-        shapes::GUEST,
-        shapes::VOLUME,
-        shapes::HEALTH,
-        shapes::IMAGE,
-        shapes::FROM,
-        shapes::FILE,
-        shapes::USER,
-        shapes::GROUP,
-    ];
-    for key in shapes.iter().skip(1).flat_map(|shape| shape.keys) {
+    for key in shapes::ALL.iter().skip(1).flat_map(|shape| shape.keys) {
         let ways = ["| `{}` |", "### `[[{}]]`", "### `[{}.NAME]`", "### `[{}]`"].map(|way| way.replace("{}", key.name));
         let explained = ways.iter().any(|way| docs.contains(way));
         assert!(explained, "`{}` is not explained", key.name);

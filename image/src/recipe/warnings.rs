@@ -10,10 +10,39 @@ use super::{
     rack::{Network, Rack},
     reader::value,
 };
-use crate::manifest::{self, Address, UplinkAddress};
+use crate::manifest::{self, Address, Nic, UplinkAddress};
 
 /// All of them, by place. The rack was read from `root` without any error.
 pub(super) fn find(rack: &Rack, source: &Arc<Source>, root: &DeTable<'_>) -> Vec<Diagnostic> {
+    let place = |path: &[&str]| {
+        let span = value(root, path).map_or(0..0, Spanned::span);
+        Place { source: Arc::clone(source), span }
+    };
+    let mut found = foreign_names(rack, &place);
+    found.extend(without_way_out(rack, &place));
+    found.sort_by_key(|warning| warning.place.span.start);
+    found
+}
+
+/// Uplinks with a name that only udev gives.
+fn foreign_names(rack: &Rack, place: &dyn Fn(&[&str]) -> Place) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    for (network, what) in &rack.networks {
+        let Network::Uplink { nic: Nic::Name(name), .. } = what else { continue };
+        let own = name.strip_prefix("eth").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
+        if !own {
+            let message = format!("a rack calls its NICs `eth0`, `eth1` and so on, hardly `{name}`");
+            found.push(Diagnostic::new(place(&["networks", network, "uplink"]), message).hint(
+                "name it by its MAC address, which `ip link` shows on any Linux, for example `uplink = \"52:54:00:12:34:56\"`, \
+                 or take the first with a cable: `uplink = \"auto\"`",
+            ));
+        }
+    }
+    found
+}
+
+/// Guests that reach nothing behind their LAN.
+fn without_way_out(rack: &Rack, place: &dyn Fn(&[&str]) -> Place) -> Vec<Diagnostic> {
     let networks =
         rack.networks.iter().map(|(name, network)| (name.clone(), generation::network_of(network))).collect();
     let mut found = Vec::new();
@@ -24,12 +53,10 @@ pub(super) fn find(rack: &Rack, source: &Arc<Source>, root: &DeTable<'_>) -> Vec
         if at.address == Address::Dhcp || !no_router {
             continue;
         }
-        let span = value(root, &["guests", name, "address", &at.network]).map_or(0..0, Spanned::span);
         let message = format!("guest `{name}` has no way out: network `{}` has no `gateway`", at.network);
         let hint = hint(rack, &at.network);
-        found.push(Diagnostic::new(Place { source: Arc::clone(source), span }, message).hint(hint));
+        found.push(Diagnostic::new(place(&["guests", name, "address", &at.network]), message).hint(hint));
     }
-    found.sort_by_key(|warning| warning.place.span.start);
     found
 }
 

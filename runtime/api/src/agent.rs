@@ -1,6 +1,8 @@
 //! What the daemon asks of the agent inside a guest, over vsock: it connects to [`PORT`], writes one
 //! [`Request`] a line and reads one [`Response`] a line. The guest is hostile: the daemon reads nothing else of it.
 
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
 use serde::{Deserialize, Serialize};
 
 /// The vsock port on which the agent listens.
@@ -28,6 +30,8 @@ pub enum Response {
         detail: String,
         /// MemAvailable of the guest in KiB.
         memory_available_kib: u64,
+        /// By MAC address, the addresses that its interfaces have by DHCP.
+        addresses: BTreeMap<String, Ipv4Addr>,
     },
     /// The shutdown has begun.
     ShuttingDown,

@@ -8,7 +8,7 @@
 //! virtio-serial port [`VIRTIO_PORT`]: whoever holds the hypervisor below holds the rack anyway.
 //! No network port is opened.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -211,6 +211,8 @@ pub struct Guest {
     pub healthy: bool,
     /// What is wrong, in one line; empty if nothing.
     pub detail: String,
+    /// Its IPv4 addresses by network: those of the recipe, and those that a DHCP server gave it, by its own account.
+    pub addresses: BTreeMap<String, Ipv4Addr>,
     /// Process id of its monitor while it runs.
     pub pid: Option<u32>,
     /// How often it was started again since the rack came up.

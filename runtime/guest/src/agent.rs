@@ -7,6 +7,7 @@ mod shutdown;
 mod volumes;
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::Path,
     process::ExitCode,
@@ -116,6 +117,10 @@ fn answer(request: Request, config: &GuestConfig) -> Response {
                 healthy,
                 detail: words.collect::<Vec<_>>().join("; "),
                 memory_available_kib: memory_available_kib().unwrap_or(0),
+                addresses: dhcp::addresses(config).unwrap_or_else(|error| {
+                    log::warn!("the host is not told the addresses that DHCP gave: {error}");
+                    BTreeMap::new()
+                }),
             }
         }
         Request::Shutdown => match shutdown::begin() {
@@ -149,7 +154,7 @@ mod tests {
             process: None,
             health: None,
         };
-        let Response::Status { healthy, detail, memory_available_kib } = answer(Request::Status, &config) else {
+        let Response::Status { healthy, detail, memory_available_kib, .. } = answer(Request::Status, &config) else {
             panic!("no status");
         };
         assert!(healthy && detail.is_empty() && memory_available_kib > 1024);

@@ -37,6 +37,20 @@ pub(super) fn start(config: &GuestConfig) {
     }
 }
 
+/// The addresses that interfaces have now, of those that ask for one, by MAC address.
+pub(super) fn addresses(config: &GuestConfig) -> Result<BTreeMap<String, Ipv4Addr>, NetlinkError> {
+    let asking = config.interfaces.iter().filter(|interface| matches!(interface.address, Address::Dhcp { .. }));
+    let asking: Vec<Mac> = asking.filter_map(|interface| interface.mac.parse().ok()).collect();
+    if asking.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let mut netlink = Netlink::open()?;
+    let (links, addresses) = (netlink.links()?, netlink.addresses()?);
+    let mac = |link| links.iter().find(|found| found.index == link).and_then(|found| found.mac);
+    let named = addresses.into_iter().filter_map(|address| Some((mac(address.link)?, address.address)));
+    Ok(named.filter(|(mac, _)| asking.contains(mac)).map(|(mac, address)| (mac.to_string(), address)).collect())
+}
+
 struct Client {
     mac: Mac,
     default_route: bool,

@@ -50,7 +50,12 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let server = thread::spawn(move || {
             lines(&theirs, &theirs, |request| match request {
-                Request::Status => Response::Status { healthy: true, detail: String::new(), memory_available_kib: 7 },
+                Request::Status => Response::Status {
+                    healthy: true,
+                    detail: String::new(),
+                    memory_available_kib: 7,
+                    addresses: std::collections::BTreeMap::new(),
+                },
                 Request::Shutdown => Response::ShuttingDown,
             })
         });

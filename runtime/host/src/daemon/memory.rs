@@ -1,9 +1,13 @@
 //! What the host itself uses of the machine's memory: MemTotal - MemFree - clean page cache, of `/proc/meminfo`
-//! (Linux, Documentation/filesystems/proc.rst), less the same of the guests' cgroup (admin-guide/cgroup-v2.rst).
+//! (Linux, Documentation/filesystems/proc.rst), less the same of the guests' cgroup (admin-guide/cgroup-v2.rst). Free pages that a
+//! CPU keeps at hand are not in MemFree, but in `/proc/zoneinfo` (mm/vmstat.c): they are free all the same.
 
 use std::{fs, io};
 
 use super::guest::cgroup;
+
+/// Size of a page on x86-64.
+const PAGE_KIB: u64 = 4;
 
 /// The host's memory in KiB, now.
 pub fn host_kib() -> io::Result<u64> {
@@ -15,7 +19,8 @@ pub fn host_kib() -> io::Result<u64> {
         Err(error) => return Err(error),
     };
     let all = used(&fs::read_to_string("/proc/meminfo")?).ok_or_else(|| lacks("/proc/meminfo"))?;
-    Ok(all.saturating_sub(guests))
+    let at_hand = pages_at_hand(&fs::read_to_string("/proc/zoneinfo")?) * PAGE_KIB;
+    Ok(all.saturating_sub(guests).saturating_sub(at_hand))
 }
 
 /// `memory.current` and `memory.stat` are in bytes. Pages of layers are clean page cache, whoever is charged for them.
@@ -27,6 +32,12 @@ fn used_by_guests(current: &str, stat: &str) -> Option<u64> {
     };
     let clean = field("file")?.saturating_sub(field("shmem")?.checked_add(field("file_dirty")?)?);
     Some(current.trim().parse::<u64>().ok()?.saturating_sub(clean) >> 10)
+}
+
+/// Free pages that CPUs keep at hand, of all zones.
+fn pages_at_hand(zoneinfo: &str) -> u64 {
+    let counts = zoneinfo.lines().filter_map(|line| line.trim_start().strip_prefix("count:"));
+    counts.filter_map(|count| count.trim().parse::<u64>().ok()).sum()
 }
 
 /// The machine's memory in MiB, less what the kernel took for itself before it counted.
@@ -58,6 +69,13 @@ mod tests {
             "MemTotal: 1000 kB\nMemFree: 400 kB\nBuffers: 10 kB\nCached: 200 kB\nDirty: 5 kB\nShmem: 105 kB\n";
         assert_eq!(used(meminfo), Some(1000 - 400 - 100));
         assert_eq!(used("MemTotal: 1000 kB\n"), None);
+    }
+
+    #[test]
+    fn pages_that_a_cpu_keeps_at_hand_are_free() {
+        let zone = "Node 0, zone    DMA32\n  pages free     1\n  pagesets\n    cpu: 0\n              count:    120\n              \
+                    high:     500\n    cpu: 1\n              count:    7\n              high:     500\n";
+        assert_eq!((pages_at_hand(zone), pages_at_hand(&zone.repeat(2)), pages_at_hand("")), (127, 254, 0));
     }
 
     #[test]

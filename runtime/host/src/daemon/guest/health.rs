@@ -1,6 +1,8 @@
 //! Asks a guest's agent at regular intervals how the guest is, in a thread of its own.
 
 use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
     time::Duration,
@@ -24,6 +26,14 @@ pub struct Health {
     pub healthy: bool,
     /// What is wrong; empty if nothing.
     pub detail: String,
+    /// What DHCP gave it, by MAC address. It may say anything.
+    pub addresses: BTreeMap<String, Ipv4Addr>,
+}
+
+impl Health {
+    fn bad(answered: bool, detail: String) -> Self {
+        Self { answered, healthy: false, detail, addresses: BTreeMap::new() }
+    }
 }
 
 /// A thread that asks; it ends when this is dropped.
@@ -44,12 +54,12 @@ impl Checks {
 fn run(cid: u32, stopped: &Receiver<()>, report: impl Fn(Health) -> bool) {
     loop {
         let health = match agent::call(cid, Request::Status, PATIENCE) {
-            Ok(Response::Status { healthy, detail, .. }) => Health { answered: true, healthy, detail: plain(&detail) },
-            Ok(Response::Error(why)) => Health { answered: true, healthy: false, detail: plain(&why) },
-            Ok(Response::ShuttingDown) => {
-                Health { answered: true, healthy: false, detail: "it is shutting down".into() }
+            Ok(Response::Status { healthy, detail, addresses, .. }) => {
+                Health { answered: true, healthy, detail: plain(&detail), addresses }
             }
-            Err(error) => Health { answered: false, healthy: false, detail: error.to_string() },
+            Ok(Response::Error(why)) => Health::bad(true, plain(&why)),
+            Ok(Response::ShuttingDown) => Health::bad(true, "it is shutting down".into()),
+            Err(error) => Health::bad(false, error.to_string()),
         };
         if !report(health) || stopped.recv_timeout(INTERVAL) != Err(RecvTimeoutError::Timeout) {
             return;

@@ -13,7 +13,9 @@ pub mod volumes;
 mod vsock;
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::mpsc::Sender,
     thread,
@@ -88,6 +90,8 @@ pub struct Guest {
     healthy: bool,
     /// What is wrong or what it waits for; empty if nothing.
     detail: String,
+    /// Those that it has by DHCP, by network.
+    leased: BTreeMap<String, Ipv4Addr>,
     restarts: u32,
     delays: Restarts,
     events: Sender<Event>,
@@ -108,6 +112,7 @@ impl Guest {
             volumes: Preparation::default(),
             healthy: false,
             detail: String::new(),
+            leased: BTreeMap::new(),
             restarts: record.restarts,
             delays: Restarts::new(),
             events,
@@ -146,9 +151,15 @@ impl Guest {
             },
             healthy: self.healthy,
             detail: self.detail.clone(),
+            addresses: self.addresses(),
             pid: self.monitor(),
             restarts: self.restarts,
         }
+    }
+
+    fn addresses(&self) -> BTreeMap<String, Ipv4Addr> {
+        let known = |interface: &manifest::Interface| Some((interface.network.clone(), interface.address.known()?));
+        self.spec.interfaces.iter().filter_map(known).chain(self.leased.clone()).collect()
     }
 
     /// Whether its last check passed.
@@ -329,6 +340,25 @@ impl Guest {
         running.proven |= health.healthy;
         self.healthy = health.healthy;
         self.detail = health.detail;
+        if health.answered {
+            self.leased(&health.addresses);
+        }
+    }
+
+    /// Notes what it says that DHCP gave it: of that only what concerns interfaces of its own that ask for an address.
+    fn leased(&mut self, by_mac: &BTreeMap<String, Ipv4Addr>) {
+        for interface in self.spec.interfaces.iter().filter(|interface| interface.address.known().is_none()) {
+            let (name, network) = (&self.spec.name, &interface.network);
+            let before = match by_mac.get(&interface.mac) {
+                Some(address) => self.leased.insert(network.clone(), *address),
+                None => self.leased.remove(network),
+            };
+            match self.leased.get(network) {
+                now if now == before.as_ref() => {}
+                Some(address) => log::info!("{name}: its address on {network} is {address}"),
+                None => log::info!("{name}: it has no address on {network} any more"),
+            }
+        }
     }
 
     /// Its monitor has ended.
@@ -341,6 +371,7 @@ impl Guest {
             (stopping, lived) = (running.stopping, now.saturating_duration_since(running.since));
         }
         self.healthy = false;
+        self.leased.clear();
         let end = match stopping.and_then(|stopping| stopping.killed()) {
             Some(after) => End::Killed(after),
             None => End::of(&self.spec.name, signal),

@@ -113,6 +113,8 @@ struct Running<'a> {
     missing: (Instant, Option<String>),
     /// The cards that could be taken.
     seen: String,
+    /// All wired cards, for who looks for another one.
+    others: String,
     port: Option<Port>,
     dhcp: Option<dhcp::Session>,
     claim: Option<linklocal::Session>,
@@ -145,6 +147,7 @@ impl<'a> Running<'a> {
             bridge,
             missing: (now, None),
             seen: String::new(),
+            others: String::new(),
             port: None,
             dhcp: None,
             claim: None,
@@ -255,8 +258,9 @@ impl<'a> Running<'a> {
         for card in cards.iter().filter(|card| !card.link.up) {
             self.netlink.set_up(card.link.index, true)?;
         }
-        let seen: Vec<String> = cards.iter().map(nic::Card::shown).collect();
-        self.seen = seen.join(", ");
+        let names = |cards: &[nic::Card]| cards.iter().map(nic::Card::shown).collect::<Vec<_>>().join(", ");
+        self.seen = names(&cards);
+        self.others = names(&nic::candidates(&Nic::Auto, links));
         let present = |card: &&nic::Card| card.link.master == Some(self.bridge);
         let chosen = match &self.port {
             // Its cable is out; another one's may be in.
@@ -459,10 +463,14 @@ impl Running<'_> {
             return match gone {
                 Some(gone) => Some(format!("{gone} is gone; waiting for it or {wanted}")),
                 None if now < *since + PATIENCE => None,
-                None if self.seen.is_empty() => {
+                None if !self.seen.is_empty() => Some(format!("no carrier on {}; plug a cable in", self.seen)),
+                None if self.others.is_empty() => {
                     Some(format!("{wanted} is not there; plug it in, or see whether the rack has a driver for it"))
                 }
-                None => Some(format!("no carrier on {}; plug a cable in", self.seen)),
+                None => Some(format!(
+                    "{wanted} is not there, but {}: if one of them is meant, let the recipe name it by its MAC address",
+                    self.others
+                )),
             };
         };
         if port.unplugged.is_some_and(|since| now >= since + SETTLE) {

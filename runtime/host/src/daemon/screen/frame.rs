@@ -214,12 +214,13 @@ fn guests(guests: &[Guest], columns: usize, room: usize) -> Vec<Line> {
 
 fn of_guest(guest: &Guest, widest: usize, columns: usize, most: usize) -> Vec<Line> {
     let (word, style) = Rank::of(guest).word();
-    let mut detail = plain(&guest.detail);
+    let addresses = guest.addresses.values().map(ToString::to_string);
+    let mut said: Vec<String> = vec![addresses.collect::<Vec<_>>().join(", "), plain(&guest.detail)];
     if guest.restarts > 0 {
-        let separator = if detail.is_empty() { "" } else { "; " };
-        // As above.
-        let _ = write!(detail, "{separator}restarts: {}", guest.restarts);
+        said.push(format!("restarts: {}", guest.restarts));
     }
+    said.retain(|text| !text.is_empty());
+    let detail = said.join("; ");
     let head = format!(" {:<widest$}  ", plain(&guest.name));
     let state = format!("{word:<8} ");
     let indent = head.len() + state.len();

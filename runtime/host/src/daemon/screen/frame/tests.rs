@@ -7,7 +7,8 @@ use super::*;
 const USUAL: Size = Size { columns: 80, rows: 25 };
 
 fn guest(name: &str, state: State, healthy: bool, detail: &str) -> Guest {
-    Guest { name: name.into(), state, healthy, detail: detail.into(), pid: None, restarts: 0 }
+    let (name, detail) = (name.into(), detail.into());
+    Guest { name, state, healthy, detail, addresses: BTreeMap::new(), pid: None, restarts: 0 }
 }
 
 fn status(guests: Vec<Guest>) -> Status {
@@ -34,8 +35,10 @@ fn expect(lines: &[Line], expected: &str) {
 
 #[test]
 fn a_rack_that_is_well_says_so_in_few_words() {
+    let addresses = BTreeMap::from([("lan".into(), [192, 0, 2, 7].into()), ("servers".into(), [10, 20, 0, 53].into())]);
+    let dns = Guest { addresses, ..guest("dns", State::Running, true, "") };
     let web = Guest { restarts: 2, ..guest("web", State::Running, true, "") };
-    let lines = overview(&status(vec![guest("dns", State::Running, true, ""), web]), None, USUAL);
+    let lines = overview(&status(vec![dns, web]), None, USUAL);
     assert_eq!(lines.len(), USUAL.rows);
     expect(
         &lines,
@@ -45,7 +48,7 @@ fn a_rack_that_is_well_says_so_in_few_words() {
  Address    10.0.2.15/24 on lan
 
  Guests     2 of 2 healthy
- dns  healthy
+ dns  healthy  192.0.2.7, 10.20.0.53
  web  healthy  restarts: 2
 
 

@@ -1,0 +1,101 @@
+//! Tidying the store up: what no build has used for long goes, and so does what is no longer what its name says. Only for a
+//! store that was opened alone: then whatever a build keeps for itself was left by one that was killed.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, DirEntry, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use rackstick::layers::deb;
+use rackstick_image::digest::Sha256;
+
+use super::{SCRATCH, Store, StoreError, THREADS, fetch::hash_of};
+use crate::parallel::each_by;
+
+/// How many things went, by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Packages, and archives' indexes.
+    pub files: usize,
+    /// Files that were fetched in part.
+    pub partial: usize,
+    /// What builds that were killed had for themselves.
+    pub leftovers: usize,
+}
+
+/// A file of the store that is not what its name says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damaged {
+    /// The file.
+    pub path: PathBuf,
+    /// The package that it was, as far as it can still be read.
+    pub package: Option<String>,
+}
+
+impl Store {
+    /// Removes files that were last used before `before` (seconds since 1970) and that are not to be kept, and what killed
+    /// builds left. With `pretend` nothing goes, and what would go is counted.
+    pub fn sweep(&self, keep: &BTreeSet<Sha256>, before: i64, pretend: bool) -> Result<Swept, StoreError> {
+        let old = |entry: &DirEntry| Ok(entry.metadata()?.mtime() < before);
+        let unneeded = |entry: &DirEntry| {
+            let name = entry.file_name();
+            let kept = name.to_str().and_then(|name| name.parse().ok()).is_some_and(|hash| keep.contains(&hash));
+            Ok(!kept && old(entry)?)
+        };
+        let left = |entry: &DirEntry| Ok(entry.file_name().as_encoded_bytes().starts_with(SCRATCH.as_bytes()));
+        Ok(Swept {
+            files: remove(&self.files(), unneeded, pretend)?,
+            partial: remove(&self.partial(), old, pretend)?,
+            leftovers: remove(self.folder(), left, pretend)?,
+        })
+    }
+
+    /// Hashes every file anew and removes those that are damaged. Says how many there were, and which went.
+    pub fn verify(&self) -> Result<(usize, Vec<Damaged>), StoreError> {
+        let mut files = Vec::new();
+        for entry in entries(&self.files())? {
+            let named = entry.file_name().to_str().and_then(|name| name.parse::<Sha256>().ok());
+            files.extend(named.map(|hash| (hash, entry.path())));
+        }
+        let judged = each_by(THREADS, &files, |(hash, path)| {
+            let judge = || {
+                let file = File::open(path)?;
+                let damaged = hash_of(&file)? != *hash;
+                if damaged {
+                    fs::remove_file(path)?;
+                }
+                Ok(damaged.then(|| Damaged {
+                    path: path.clone(),
+                    package: deb::control(&file).ok().map(|control| control.package),
+                }))
+            };
+            judge().map_err(|source| StoreError::Io { path: path.clone(), source })
+        });
+        let judged = judged.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok((files.len(), judged.into_iter().flatten().collect()))
+    }
+}
+
+/// Removes what in a folder is to go, or only counts it.
+fn remove(folder: &Path, goes: impl Fn(&DirEntry) -> io::Result<bool>, pretend: bool) -> Result<usize, StoreError> {
+    let mut count = 0;
+    for entry in entries(folder)? {
+        let path = entry.path();
+        let removed = goes(&entry).and_then(|goes| {
+            if goes && !pretend {
+                if entry.file_type()?.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
+            }
+            Ok(goes)
+        });
+        count += usize::from(removed.map_err(|source| StoreError::Io { path, source })?);
+    }
+    Ok(count)
+}
+
+fn entries(folder: &Path) -> Result<Vec<DirEntry>, StoreError> {
+    let read = || fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>();
+    read().map_err(|source| StoreError::Io { path: folder.to_owned(), source })
+}

@@ -1,0 +1,211 @@
+//! What holds for the whole command: how it speaks to programs, what it writes for shells, editors and readers of manuals, judged by
+//! those, and how one begins.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn rackstick(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rackstick"));
+    command
+        .current_dir(folder)
+        .args(arguments)
+        .env("RACKSTICK_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    str::from_utf8(bytes).unwrap()
+}
+
+/// The document, which is all on stdout; the code, and stderr.
+fn json(folder: &Path, arguments: &[&str]) -> (Value, Option<i32>, String) {
+    let output = rackstick(folder, &[arguments, &["--json"]].concat());
+    let document = serde_json::from_slice(&output.stdout);
+    let document = document.unwrap_or_else(|error| panic!("{error}: {}", text(&output.stdout)));
+    (document, output.status.code(), text(&output.stderr).to_owned())
+}
+
+#[test]
+fn a_program_gets_one_document_with_what_people_are_told() {
+    let (document, code, stderr) = json(&project(), &["check", "recipes/lab.toml"]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let result = &document["result"];
+    assert_eq!((&result["rack"], &result["lock"]["packages"]), (&"lab".into(), &130.into()), "{document:#}");
+    assert_eq!(result["guests"][1]["name"], "web");
+    assert_eq!(result["guests"][1]["addresses"][0]["address"], "10.20.0.80");
+    assert_eq!(document["warnings"], Value::Array(vec![]));
+    assert!(document.get("error").is_none());
+    let (document, ..) = json(&project(), &["lock", "recipes/lab.toml"]);
+    assert_eq!((&document["result"]["packages"], &document["result"]["written"]), (&130.into(), &Value::Null));
+    let (document, ..) = json(&project(), &["store", "gc", "--dry-run"]);
+    assert_eq!(document["result"]["removed"], false);
+}
+
+#[test]
+fn a_program_gets_every_error_with_its_place() {
+    let (document, code, stderr) = json(&project(), &["check", "tests/bad-recipes/several-at-once.toml"]);
+    assert_eq!((code, stderr.as_str()), (Some(1), ""));
+    let problems = document["error"]["problems"].as_array().unwrap();
+    assert_eq!(problems.len(), 4, "{document:#}");
+    for problem in problems {
+        assert_eq!(problem["file"], "tests/bad-recipes/several-at-once.toml");
+        assert!(problem["line"].as_u64() > Some(0) && problem["column"].as_u64() > Some(0), "{problem}");
+        assert!(problem["message"].is_string() && problem["hint"].is_string(), "{problem}");
+    }
+    let (document, code, _) = json(&project(), &["build", "no/such.toml"]);
+    assert_eq!((code, &document["error"]["message"]), (Some(1), &"can't read the recipe no/such.toml".into()));
+    assert_eq!(document["error"]["causes"].as_array().unwrap().len(), 1, "{document:#}");
+    assert!(document.get("result").is_none());
+}
+
+#[test]
+fn every_name_in_a_document_is_explained() {
+    let explained = fs::read_to_string(project().join("docs/json.md")).unwrap();
+    let documents = [
+        json(&project(), &["check", "recipes/lab.toml"]).0,
+        json(&project(), &["check", "tests/bad-recipes/several-at-once.toml"]).0,
+        json(&project(), &["lock", "recipes/lab.toml"]).0,
+        json(&project(), &["store", "gc", "--dry-run"]).0,
+        json(&project(), &["store", "verify"]).0,
+    ];
+    let mut all: Vec<&Value> = documents.iter().collect();
+    while let Some(value) = all.pop() {
+        match value {
+            Value::Array(items) => all.extend(items),
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    assert!(explained.contains(&format!("`{name}`")), "`{name}` is not explained");
+                    all.push(value);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_quiet_command_says_only_what_is_wrong() {
+    let fine = rackstick(&project(), &["check", "--quiet", "recipes/lab.toml"]);
+    assert_eq!((text(&fine.stdout), text(&fine.stderr), fine.status.code()), ("", "", Some(0)));
+    let wrong = rackstick(&project(), &["check", "-q", "tests/bad-recipes/unknown-key.toml"]);
+    assert!(text(&wrong.stderr).contains("did you mean `memory`?") && wrong.stdout.is_empty());
+}
+
+#[test]
+fn a_new_recipe_is_right_and_takes_the_place_of_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = rackstick(folder.path(), &["new", "home"]);
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
+    assert_eq!(
+        text(&made.stdout),
+        "home/home.toml: made; look into it, then build it with: rackstick build home/home.toml\n"
+    );
+    let checked = rackstick(folder.path(), &["check", "home/home.toml"]);
+    assert_eq!((checked.status.code(), text(&checked.stderr)), (Some(0), ""));
+    assert!(text(&checked.stdout).contains("rack home 1 is fine"));
+    assert!(fs::read_to_string(folder.path().join("home/images/web/index.html")).unwrap().contains("the rack home"));
+
+    fs::write(folder.path().join("home/home.toml"), "mine").unwrap();
+    let again = rackstick(folder.path(), &["new", "home"]);
+    assert!(again.status.code() == Some(1) && text(&again.stderr).contains("home exists already"), "{again:?}");
+    assert_eq!(fs::read_to_string(folder.path().join("home/home.toml")).unwrap(), "mine");
+    for (bad, why) in
+        [("Home", "can't be the name of a rack"), ("..", "can't be the name"), ("no/such/home", "can't make")]
+    {
+        let refused = rackstick(folder.path(), &["new", bad]);
+        assert!(refused.status.code() == Some(1) && text(&refused.stderr).contains(why), "{bad}: {refused:?}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+}
+
+/// Runs python with jsonschema: how many of the files do not fit the schema.
+fn misfits(schema: &Path, files: &[PathBuf]) -> Vec<PathBuf> {
+    let script = "import json, sys, tomllib\nfrom jsonschema import Draft7Validator\n\
+        schema = json.load(open(sys.argv[1])); Draft7Validator.check_schema(schema)\n\
+        for path in sys.argv[2:]:\n    if not Draft7Validator(schema).is_valid(tomllib.load(open(path, 'rb'))): print(path)\n";
+    let output = Command::new("python3").args(["-c", script]).arg(schema).args(files).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout).lines().map(PathBuf::from).collect()
+}
+
+fn recipes_in(folder: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(project().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_some_and(|suffix| suffix == "toml")).collect()
+}
+
+#[test]
+fn recipes_fit_their_schema_and_those_with_other_keys_or_types_do_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let schema = |kind: &str| {
+        let path = folder.path().join(kind);
+        let printed = rackstick(&project(), &["schema", kind]);
+        fs::write(&path, printed.stdout).unwrap();
+        path
+    };
+    let (rack, image) = (schema("rack"), schema("image"));
+    let good = [
+        misfits(&rack, &[recipes_in("recipes"), recipes_in("tests/recipes")].concat()),
+        misfits(&image, &[recipes_in("recipes/images"), recipes_in("tests/recipes/images")].concat()),
+    ];
+    assert!(good.iter().all(Vec::is_empty), "{good:?}");
+
+    let bad = |names: &[&str]| -> Vec<PathBuf> {
+        names.iter().map(|name| project().join("tests/bad-recipes").join(format!("{name}.toml"))).collect()
+    };
+    let wrong = bad(&[
+        "unknown-key",
+        "unknown-key-without-near-one",
+        "unknown-table",
+        "volume-unknown-key",
+        "volume-without-size",
+        "missing-key",
+        "missing-rack",
+        "wrong-type",
+        "wrong-type-in-array",
+        "wrong-type-of-table",
+        "network-of-both-kinds",
+        "network-of-no-kind",
+        "bad-guest-name",
+        "image-recipe",
+    ]);
+    assert_eq!(misfits(&rack, &wrong), wrong);
+    let wrong = bad(&["images/unknown-key-in-image", "images/file-without-path"]);
+    assert_eq!(misfits(&image, &wrong), wrong);
+}
+
+#[test]
+fn shells_and_readers_of_manuals_take_what_is_written_for_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = rackstick(&project(), &["completions", "bash"]).stdout;
+    let path = folder.path().join("completions");
+    fs::write(&path, script).unwrap();
+    let complete = "source \"$0\"; COMP_WORDS=(rackstick bui); COMP_CWORD=1; _rackstick rackstick bui rackstick; echo \"${COMPREPLY[@]}\"";
+    let output = Command::new("bash").args(["-c", complete]).arg(&path).output().unwrap();
+    assert_eq!((text(&output.stdout), text(&output.stderr)), ("build\n", ""));
+    for shell in ["zsh", "fish"] {
+        assert!(text(&rackstick(&project(), &["completions", shell]).stdout).contains("rackstick"), "{shell}");
+    }
+
+    let pages = folder.path().join("man");
+    let written = rackstick(&project(), &["man", pages.to_str().unwrap()]);
+    assert!(written.status.success(), "{}", text(&written.stderr));
+    let pages: Vec<PathBuf> = fs::read_dir(&pages).unwrap().map(|entry| entry.unwrap().path()).collect();
+    for name in ["rackstick.1", "rackstick-build.1", "rackstick-store-gc.1"] {
+        assert!(pages.iter().any(|page| page.ends_with(name)), "{name}: {pages:?}");
+    }
+    let judged = Command::new("mandoc").args(["-T", "lint", "-W", "error"]).args(&pages).output().unwrap();
+    assert!(judged.status.success(), "{}", text(&judged.stdout));
+    let judged = Command::new("groff").args(["-man", "-Tutf8", "-ww", "-z"]).args(&pages).output().unwrap();
+    assert_eq!((judged.status.success(), text(&judged.stderr)), (true, ""));
+}
