@@ -25,6 +25,8 @@ use rackstick_image::{
 use thiserror::Error;
 
 use self::parts::PartsError;
+use rackstick::from::FromError;
+
 use crate::{
     artifacts::{self, ArtifactError},
     hardware::microcode::MicrocodeError,
@@ -83,6 +85,9 @@ pub enum BuildError {
         /// What is wrong, and where.
         source: Diagnostics,
     },
+    /// An image that is not made of packages.
+    #[error(transparent)]
+    From(#[from] FromError),
     /// A kernel package.
     #[error(transparent)]
     Kernel(#[from] KernelError),

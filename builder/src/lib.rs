@@ -1,5 +1,6 @@
 //! What of the command `rackstick` is tested from outside: the layers, whose work happens in processes that start the
-//! command again.
+//! command again, and what they are made from beside packages.
 
+pub mod from;
 pub mod layers;
 pub mod locked;

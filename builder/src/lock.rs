@@ -2,6 +2,7 @@
 //! all, made when there is none, and never changed behind the user's back.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs::{self, File, Permissions},
     io::{self, Write},
@@ -11,15 +12,17 @@ use std::{
 };
 
 use rackstick_image::{
-    lock::{FORMAT, Lock},
+    lock::{FORMAT, Input, Lock},
     recipe::{Diagnostic, Diagnostics, Place, Rack, Source},
 };
+
+use rackstick::from::{self, PinError};
 
 use crate::{
     archive::{self, DEBIAN, MirrorError, Mirrors, ResolveLockError, SECURITY, Updated},
     progress::Progress,
     sets,
-    store::Store,
+    store::{Store, StoreError},
 };
 
 /// What a lock begins with.
@@ -68,6 +71,12 @@ pub enum LockError {
     /// It is not known where to fetch from.
     #[error(transparent)]
     Mirrors(#[from] MirrorError),
+    /// What an image is made from can't be pinned.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// There is nowhere to work.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Where the lock of a recipe is: the recipe's path with `.lock` in place of `.toml`.
@@ -107,7 +116,7 @@ pub fn for_build(
 /// The lock of a recipe, which must fit it, or none if there is none.
 pub fn fitting(recipe: &Path, rack: &Rack) -> Result<Option<Lock>, LockError> {
     let Some(lock) = read(recipe)? else { return Ok(None) };
-    let differences = sets::differences(rack, &lock);
+    let differences = differences(rack, &lock)?;
     if differences.is_empty() {
         return Ok(Some(lock));
     }
@@ -123,9 +132,30 @@ pub fn renew(
     store: &Store,
     progress: &Progress,
 ) -> Result<Lock, LockError> {
-    let lock = archive::resolve(rack, previous, &Mirrors::choose(mirrors)?, store, progress)?;
+    let inputs = inputs(rack)?;
+    let lock = Lock { inputs, ..archive::resolve(rack, previous, &Mirrors::choose(mirrors)?, store, progress)? };
     write(&path(recipe), &lock)?;
     Ok(lock)
+}
+
+/// Pins what images are made from as it is now, and leaves the packages of `previous` as they are; no archive is asked.
+pub fn renew_inputs(recipe: &Path, rack: &Rack, previous: &Lock) -> Result<Lock, LockError> {
+    let lock = Lock { inputs: inputs(rack)?, ..previous.clone() };
+    write(&path(recipe), &lock)?;
+    Ok(lock)
+}
+
+/// How a lock differs from what the recipe asks for and from the files that lie beside it, one line each; empty if it fits.
+pub fn differences(rack: &Rack, lock: &Lock) -> Result<Vec<String>, LockError> {
+    Ok([sets::differences(rack, lock), from::differences(&inputs(rack)?, lock)].concat())
+}
+
+/// What images are made from in place of packages, as it is now.
+fn inputs(rack: &Rack) -> Result<BTreeMap<String, Input>, LockError> {
+    if rack.images.values().all(|image| image.from.is_none()) {
+        return Ok(BTreeMap::new());
+    }
+    Ok(from::pin(rack, Store::open()?.folder())?)
 }
 
 /// Updates the packages named, and what they need, and writes the lock.
@@ -138,7 +168,9 @@ pub fn update(
     store: &Store,
     progress: &Progress,
 ) -> Result<Updated, LockError> {
-    let updated = archive::update(rack, previous, names, &Mirrors::choose(mirrors)?, store, progress)?;
+    let inputs = inputs(rack)?;
+    let mut updated = archive::update(rack, previous, names, &Mirrors::choose(mirrors)?, store, progress)?;
+    updated.lock.inputs = inputs;
     write(&path(recipe), &updated.lock)?;
     Ok(updated)
 }
@@ -224,8 +256,6 @@ fn fault(lock: &Lock) -> Option<(String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use rackstick_image::{
         digest::Sha256,
         lock::{Index, Package},
@@ -256,6 +286,7 @@ mod tests {
                 sha256: Sha256([1; 32]),
             }],
             packages: BTreeMap::from([("libstdc++6".to_owned(), package)]),
+            inputs: BTreeMap::new(),
         }
     }
 

@@ -46,6 +46,16 @@ impl Progress {
         Self { bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()), lines: false }
     }
 
+    /// Says something that stays on the screen.
+    pub fn say(&self, line: &str) {
+        if self.lines {
+            eprintln!("{line}");
+        } else {
+            // There is nobody left to tell if the terminal fails.
+            let _ = self.bars.println(line);
+        }
+    }
+
     /// Starts a job of this many bytes: `verb` as in `fetching`, `what` as in `212 packages`.
     pub fn bytes(&self, verb: &'static str, what: &str, bytes: u64) -> Job {
         self.start(verb, what, ProgressBar::new(bytes), BYTES)

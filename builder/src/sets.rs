@@ -43,14 +43,14 @@ pub fn image(name: &str) -> String {
     format!("image:{name}")
 }
 
-/// The packages asked for, sorted, by set: `host`, `kernel`, `base` and one `image:<name>` for each image.
+/// The packages asked for, sorted, by set: `host`, `kernel`, `base` and one `image:<name>` for each image made of packages.
 pub fn roots(rack: &Rack) -> BTreeMap<String, Vec<String>> {
     let mut sets: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (set, package) in FIXED {
         sets.entry((*set).to_owned()).or_default().push((*package).to_owned());
     }
     sets.values_mut().for_each(|packages| packages.sort());
-    for (name, recipe) in &rack.images {
+    for (name, recipe) in rack.images.iter().filter(|(_, recipe)| recipe.from.is_none()) {
         let packages = sets.entry(image(name)).or_default();
         packages.extend(recipe.packages.iter().map(|package| package.value.clone()));
         packages.sort();
@@ -58,7 +58,7 @@ pub fn roots(rack: &Rack) -> BTreeMap<String, Vec<String>> {
     sets
 }
 
-/// How a lock differs from what the recipe asks for, one line each; empty if it fits.
+/// How a lock's packages differ from what the recipe asks for, one line each; empty if it fits.
 pub fn differences(rack: &Rack, lock: &Lock) -> Vec<String> {
     let mut lines = Vec::new();
     if rack.base.value != lock.base {

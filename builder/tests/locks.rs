@@ -86,6 +86,63 @@ fn a_damaged_lock_is_refused_with_its_place_and_only_replaced_when_asked() {
     assert_eq!(recipes.read("lab.lock"), damaged);
 }
 
+/// A rack whose one image is made from a file, locked but for that; the lock of its packages is that of a rack without images.
+fn rack_from(file: &str) -> (TempDir, impl Fn(&str, &[&str]) -> (bool, String)) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    let rack = "[rack]\nname = 'app'\nversion = '1'\nbase = 'debian:trixie'\n[guests.app]\nimage = 'images/app.toml'\nmemory = '64 MiB'\n";
+    fs::write(path.join("app.toml"), rack).unwrap();
+    fs::create_dir(path.join("images")).unwrap();
+    fs::write(path.join("images/app.toml"), format!("from = {{ rootfs = '{file}' }}\ncommand = ['/bin/app']\n"))
+        .unwrap();
+    let bare = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/recipes/bare.lock");
+    fs::copy(bare, path.join("app.lock")).unwrap();
+    let run = move |command: &str, args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_rackstick"))
+            .current_dir(&path)
+            .args([command, "app.toml"])
+            .args(args)
+            .env("RACKSTICK_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"))
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    (folder, run)
+}
+
+#[test]
+fn an_input_that_changed_since_it_was_locked_is_an_error_that_names_it_and_lock_takes_it_without_a_mirror() {
+    let (folder, run) = rack_from("root.tar");
+    let (file, lock) = (folder.path().join("images/root.tar"), folder.path().join("app.lock"));
+    let before = fs::read_to_string(&lock).unwrap();
+    fs::write(&file, "one").unwrap();
+    let (success, said) = run("check", &[]);
+    assert!(!success && said.contains("image `app` is made from root.tar, which the lock does not have"), "{said}");
+    assert!(said.contains("Run `rackstick lock app.toml`"), "{said}");
+
+    let (success, said) = run("lock", &["--mirror", NOBODY]);
+    assert!(success && said.contains("images not made of packages: 1; the packages are as before"), "{said}");
+    let pinned = fs::read_to_string(&lock).unwrap();
+    let sha256 = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed";
+    let entry = format!("[inputs.app.rootfs]\npath = \"root.tar\"\nsize = 3\nsha256 = \"{sha256}\"\n");
+    assert_eq!(pinned, format!("{before}\n{entry}"), "nothing else changes");
+    assert!(run("check", &[]).0);
+
+    fs::write(&file, "two").unwrap();
+    for command in ["check", "build"] {
+        let (success, said) = run(command, &[]);
+        assert!(!success && said.contains("root.tar of image `app` has changed: it is 3fc4ccfe745870e2"), "{said}");
+        assert!(said.contains(sha256) && said.contains("Run `rackstick lock app.toml`"), "{said}");
+    }
+    assert!(run("lock", &["--mirror", NOBODY]).0 && run("check", &[]).0);
+
+    // A recipe that goes back to packages has a lock as it was before.
+    fs::write(folder.path().join("app.toml"), "[rack]\nname = 'app'\nversion = '1'\nbase = 'debian:trixie'\n").unwrap();
+    let (success, said) = run("lock", &["--mirror", NOBODY]);
+    assert!(success && said.contains("image `app` is no longer made from root.tar"), "{said}");
+    assert_eq!(fs::read_to_string(&lock).unwrap(), before);
+}
+
 /// Needs the network, like the next one.
 #[test]
 fn packages_that_do_not_exist_are_all_reported_with_their_place_and_near_names() {

@@ -18,7 +18,7 @@ pub use layout::LayoutError;
 pub use scan::{Origin, ScanError, ScanOptions, scan};
 pub use tree::{Device, Kind, Mtime, Node, Tree, TreeError};
 pub use write::{Summary, WriteError, WriteOptions, write};
-pub use xattr::XattrError;
+pub use xattr::{XattrError, from_archive as xattr_from_archive};
 
 /// Size of every block in bytes.
 pub const BLOCK_SIZE: usize = 4096;

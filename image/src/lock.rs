@@ -31,6 +31,32 @@ pub struct Lock {
     pub indexes: Vec<Index>,
     /// All packages, by name.
     pub packages: BTreeMap<String, Package>,
+    /// What images are made from that are not made of packages, by the image's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inputs: BTreeMap<String, Input>,
+}
+
+/// What an image is made from, in place of packages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+pub enum Input {
+    /// A tarball of a root file system.
+    Rootfs {
+        /// As the image recipe names it: relative to it.
+        path: String,
+        /// Size in bytes.
+        size: u64,
+        /// SHA-256 of the file.
+        sha256: Sha256,
+    },
+    /// An OCI image in an archive or a layout folder.
+    Oci {
+        /// As the image recipe names it: relative to it.
+        path: String,
+        /// SHA-256 of the image's manifest, which names everything else by its hash: what registries call its digest. Of an
+        /// archive in the older format of `docker save`, which has no manifest, that of the configuration: the image's id.
+        sha256: Sha256,
+    },
 }
 
 /// One signed index of an archive.

@@ -99,8 +99,29 @@ pub struct Image {
     pub initrd: Blob,
     /// Kernel command line.
     pub cmdline: String,
-    /// The program that becomes PID 1 of the image, with its arguments.
+    /// What the image starts, with its arguments: its PID 1, or with `process` a program below ours.
     pub init: Vec<String>,
+    /// How `init` is started, in an image without an init of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+}
+
+/// How the one program of an image is started that has no init of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Its whole environment.
+    pub env: BTreeMap<String, String>,
+    /// The folder that it is started in.
+    pub workdir: String,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its further groups.
+    pub groups: Vec<u32>,
+    /// The number of the signal that asks it to end, 1 to 64.
+    pub stop_signal: u8,
 }
 
 /// One file under `layers/` of the data partition.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -18,6 +18,15 @@ pub enum Source {
     Path {
         /// The file.
         path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// From a piece of a regular file, which must then reach that far. Links are not followed.
+    Part {
+        /// The file.
+        path: PathBuf,
+        /// Where the piece begins, in bytes.
+        offset: u64,
         /// Its size in bytes.
         size: u64,
     },
@@ -55,7 +64,7 @@ impl Source {
     pub fn size(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Path { size, .. } => *size,
+            Self::Path { size, .. } | Self::Part { size, .. } => *size,
         }
     }
 
@@ -64,16 +73,30 @@ impl Source {
         match self {
             Self::Bytes(bytes) => Ok(Box::new(bytes.as_slice())),
             Self::Path { path, size } => Ok(Box::new(open(path, *size)?.take(*size))),
+            Self::Part { path, offset, size } => {
+                let mut file = open_part(path, *offset, *size)?;
+                file.seek(SeekFrom::Start(*offset)).map_err(read_error(path))?;
+                Ok(Box::new(file.take(*size)))
+            }
         }
     }
 }
 
 /// Opens a regular file of exactly `size` bytes. A link or a pipe that took its place is not followed or waited for.
 pub(crate) fn open(path: &Path, size: u64) -> Result<File, SourceError> {
+    open_if(path, size, |length| length == size)
+}
+
+/// Opens a regular file that holds `size` bytes behind `offset`, in the same way.
+pub(crate) fn open_part(path: &Path, offset: u64, size: u64) -> Result<File, SourceError> {
+    open_if(path, size, |length| offset.checked_add(size).is_some_and(|end| end <= length))
+}
+
+fn open_if(path: &Path, size: u64, fits: impl Fn(u64) -> bool) -> Result<File, SourceError> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = File::options().read(true).custom_flags(flags.bits() as i32).open(path).map_err(read_error(path))?;
     let metadata = file.metadata().map_err(read_error(path))?;
-    if metadata.is_file() && metadata.len() == size {
+    if metadata.is_file() && fits(metadata.len()) {
         Ok(file)
     } else {
         Err(SourceError::Changed { path: path.to_path_buf(), size })

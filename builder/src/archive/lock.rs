@@ -132,6 +132,7 @@ pub(super) fn lock_of(rack: &Rack, indexes: Vec<Index>, epoch: i64, chosen: &Cho
         sets,
         indexes,
         packages,
+        inputs: BTreeMap::new(),
     }
 }
 

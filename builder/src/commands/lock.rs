@@ -58,12 +58,18 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
     if let Some(previous) = &previous
         && !args.update
     {
-        differences = sets::differences(&rack, previous);
+        differences = lock::differences(&rack, previous)?;
         if differences.is_empty() {
             output::result(&Outcome::new(path, previous, None))?;
             return Ok(());
         }
         differences.iter().try_for_each(output::say)?;
+        if sets::differences(&rack, previous).is_empty() {
+            let lock = lock::renew_inputs(&args.recipe, &rack, previous)?;
+            let written = Written { differences, also: Vec::new(), changes: Vec::new() };
+            output::result(&Outcome::new(path, &lock, Some(written)))?;
+            return Ok(());
+        }
     }
     let (store, progress) = (Store::open()?, Progress::stderr());
     let (recipe, mirrors) = (&args.recipe, &args.from.mirror);
@@ -85,6 +91,8 @@ struct Outcome {
     lock: PathBuf,
     packages: usize,
     bytes: u64,
+    /// Images that are not made of packages.
+    inputs: usize,
     /// None if it was left as it is.
     written: Option<Written>,
 }
@@ -110,7 +118,7 @@ struct Change {
 impl Outcome {
     fn new(lock: PathBuf, content: &Lock, written: Option<Written>) -> Self {
         let bytes = content.packages.values().map(|package| package.size).sum();
-        Self { lock, packages: content.packages.len(), bytes, written }
+        Self { lock, packages: content.packages.len(), bytes, inputs: content.inputs.len(), written }
     }
 }
 
@@ -130,7 +138,11 @@ impl fmt::Display for Outcome {
                 (old, None) => writeln!(f, "- {package} {}", old.as_deref().unwrap_or_default())?,
             }
         }
-        write!(f, "{path}: {} packages, {} MiB", self.packages, self.bytes >> 20)
+        write!(f, "{path}: {} packages, {} MiB", self.packages, self.bytes >> 20)?;
+        match self.inputs {
+            0 => Ok(()),
+            count => write!(f, ", images not made of packages: {count}"),
+        }
     }
 }
 

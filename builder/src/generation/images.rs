@@ -8,11 +8,12 @@ use std::{
     thread,
 };
 
+use rackstick::from::{self, FromError, Start};
 use rackstick_image::{
     digest::{Sha256, VerityDigest},
     lock::{Lock, Package as Locked},
     manifest::{self, Blob},
-    recipe::{Image, Rack},
+    recipe::{From, Image, Rack},
     verity,
 };
 use serde::Serialize;
@@ -34,7 +35,7 @@ use crate::{
 
 /// The guests' kernel command line: the console is virtio's, and a panic ends the machine at once, for the daemon to see.
 const CMDLINE: &str = "console=hvc0 panic=-1 oops=panic loglevel=4";
-/// PID 1 of an image that has systemd, as all have so far.
+/// PID 1 of an image made of packages: systemd.
 const INIT: &str = "/sbin/init";
 
 /// Images by name, and the files that they consist of.
@@ -71,7 +72,13 @@ pub fn build(
             .rack
             .images
             .iter()
-            .map(|(name, image)| (name, scope.spawn(|| own_layer(inputs, &layers, &base, image, scratch, progress))))
+            .map(|(name, image)| {
+                let build = || match &image.from {
+                    None => own_layer(inputs, &layers, &base, image, scratch, progress),
+                    Some(from) => foreign_layers(inputs, &layers, image, from, scratch, progress),
+                };
+                (name, scope.spawn(build))
+            })
             .collect();
         let kernel = kernel(inputs, &layers, &base, parts, epoch, progress);
         let own: Vec<_> = own.into_iter().map(|(name, thread)| (name, thread.join())).collect();
@@ -79,20 +86,27 @@ pub fn build(
     });
     let (modules, boot) = kernel?;
 
-    let base = images.add("base", &base.layer);
     let release = String::from_utf8_lossy(&boot.read(RELEASE)?).into_owned();
     let modules = images.add(&format!("kernel {release}"), &modules);
     let kernel = images.add_file("vmlinux", &boot.file(VMLINUX))?;
     let initrd = images.add_file("initrd", &boot.file(INITRD))?;
-    for (name, layer) in own {
-        let layer = layer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        let own = images.add(name, &layer);
+    for (name, own) in own {
+        let own = own.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let mut blobs = Vec::new();
+        if own.on_base {
+            blobs.push(images.add("base", &base.layer));
+        }
+        blobs.push(modules.clone());
+        for (label, layer) in &own.layers {
+            blobs.push(images.add(label, layer));
+        }
         let image = manifest::Image {
-            layers: vec![base.clone(), modules.clone(), own],
+            layers: blobs,
             kernel: kernel.clone(),
             initrd: initrd.clone(),
             cmdline: cmdline(inputs.rack.images.get(name)),
-            init: vec![INIT.to_owned()],
+            init: own.start.init,
+            process: own.start.process,
         };
         images.manifests.insert(name.to_owned(), image);
     }
@@ -104,6 +118,15 @@ pub fn build(
 fn cmdline(image: Option<&Image>) -> String {
     let further = image.into_iter().flat_map(|image| &image.cmdline);
     further.fold(CMDLINE.to_owned(), |line, parameter| line + " " + parameter)
+}
+
+/// What an image has above the base or, if it does not stand on that, above the kernel's modules: an image that is not made of
+/// packages may have a link where the modules' layer has folders, and what is above wins.
+struct Own {
+    on_base: bool,
+    /// Lowest first, each with its label.
+    layers: Vec<(String, Layer)>,
+    start: Start,
 }
 
 /// The unpacked kernel and the initrd of guests, by their names in the part that holds them.
@@ -141,14 +164,44 @@ fn own_layer(
     image: &Image,
     scratch: &Scratch,
     progress: &Progress,
-) -> Result<Layer, BuildError> {
+) -> Result<Own, BuildError> {
     let name = &image.name;
     let label = format!("layer {name}");
     let job = progress.spinner("building", &label);
     let (additions, marks) = additions::of(image, inputs.set(&sets::image(name)), scratch)?;
     let layer = layers.image(name, base, &additions, &|_| ()).map_err(|error| marks.place(name, error))?;
     job.done(&label);
-    Ok(layer)
+    let start = Start { init: vec![INIT.to_owned()], process: None };
+    Ok(Own { on_base: true, layers: vec![(name.clone(), layer)], start })
+}
+
+/// The layers of an image that is not made of packages.
+fn foreign_layers(
+    inputs: &Inputs,
+    layers: &Layers,
+    image: &Image,
+    from: &From,
+    scratch: &Scratch,
+    progress: &Progress,
+) -> Result<Own, BuildError> {
+    let name = &image.name;
+    let missing = || BuildError::Missing { set: sets::image(name), what: "input" };
+    let locked = inputs.lock.inputs.get(name).ok_or_else(missing)?;
+    let label = format!("image {name} from {}", from.path.value);
+    let job = progress.spinner("building", &label);
+    let (additions, marks) = additions::of(image, Vec::new(), scratch)?;
+    let folder = tempfile::tempdir_in(scratch.0.path())
+        .map_err(|source| BuildError::Write { path: scratch.0.path().to_owned(), source })?;
+    let built = from::build(layers, image, from, locked, &additions.files, folder.path());
+    let built = built.map_err(|error| match error {
+        FromError::Layer(error) => marks.place(name, error),
+        other => other.into(),
+    })?;
+    job.done(&label);
+    for note in built.notes {
+        progress.say(&format!("image {name}: {note}"));
+    }
+    Ok(Own { on_base: false, layers: built.layers, start: built.start })
 }
 
 impl Images {
@@ -202,7 +255,8 @@ pub fn keys(rack: &Rack, lock: &Lock, store: &Store) -> Result<Keys, BuildError>
     let Some(kernel) = kernels.iter().find(|package| is_kernel(&package.name)) else { return Ok(keys) };
     keys.parts.push(parts.key(&boot_of(kernel, &Runtime::find()?, epoch)?)?);
     let scratch = Scratch::new(store)?;
-    let images = rack.images.iter().map(|(name, image)| {
+    let of_packages = rack.images.iter().filter(|(_, image)| image.from.is_none());
+    let images = of_packages.map(|(name, image)| {
         let packages = packages_of(lock, &sets::image(name), store);
         additions::of(image, packages, &scratch).map(|(additions, _)| additions)
     });
@@ -210,6 +264,11 @@ pub fn keys(rack: &Rack, lock: &Lock, store: &Store) -> Result<Keys, BuildError>
     let program = env::current_exe().map_err(BuildError::Program)?;
     let layers = Layers::new(&store.layers(), &program, lock.epoch, 1)?;
     keys.layers = layers.keys_of(&packages_of(lock, sets::BASE, store), kernel, &images)?;
+    for (name, image) in &rack.images {
+        let (Some(from), Some(locked)) = (&image.from, lock.inputs.get(name)) else { continue };
+        let files = additions::of(image, Vec::new(), &scratch)?.0.files;
+        keys.layers.extend(from::keys(&layers, from, locked, &files)?);
+    }
     Ok(keys)
 }
 

@@ -83,6 +83,7 @@ impl Sample {
             initrd: blob("initrd", bytes(3000)),
             cmdline: "quiet".into(),
             init: vec!["/sbin/init".into()],
+            process: None,
         };
         let guest = Guest {
             name: "web".into(),

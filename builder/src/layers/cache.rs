@@ -11,7 +11,7 @@ use std::{
 };
 
 use rackstick_image::verity;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 use super::{Error, Layer, stage::protocol::Written};
@@ -117,6 +117,37 @@ impl Slot {
     /// What a build that was cut off left behind.
     pub fn leftovers(&self) -> Vec<PathBuf> {
         [self.tree(), self.work(), self.partial()].into_iter().filter(|path| path.exists()).collect()
+    }
+
+    /// Removes what a build that was cut off had written of a layer.
+    pub fn forget_partial(&self) -> Result<(), Error> {
+        let path = self.partial();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("removed", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What was remembered; none if nothing, or nothing that can be read.
+    pub fn recall<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
+        let path = self.path("found");
+        match fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            result => Ok(serde_json::from_slice(&result.map_err(failed("read", &path))?).ok()),
+        }
+    }
+
+    /// Remembers what is no layer.
+    pub fn remember(&self, found: &impl Serialize) -> Result<(), Error> {
+        let (path, new) = (self.path("found"), self.path("found.new"));
+        let bytes = serde_json::to_vec(found).map_err(Error::Key)?;
+        let store = || -> io::Result<()> {
+            let mut file = File::create(&new)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)
+        };
+        store().map_err(failed("written", &path))
     }
 
     /// The layer, if it is there and what it was when it was written.

@@ -10,11 +10,11 @@ mod clean;
 mod configure;
 mod database;
 pub mod deb;
-mod files;
+pub mod files;
 mod generators;
 mod guest;
 mod order;
-mod paths;
+pub(crate) mod paths;
 mod place;
 mod region;
 pub mod stage;
@@ -28,11 +28,11 @@ use std::{
 };
 
 use rackstick_image::digest::{Sha256, VerityDigest};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use self::{
     cache::Cache,
-    stage::protocol::{self, Changes, PlacedFile, Request, Task},
+    stage::protocol::{self, Changes, PlacedFile, Request, Task, Written},
 };
 
 pub use files::RecipeFile;
@@ -182,6 +182,45 @@ impl Layers {
         let (work, out) = (slot.work(), slot.partial());
         let package = protocol::Package { name: package.name.clone(), deb: package.deb.clone() };
         self.make("kernel", Task::Kernel { base: base.tree.clone(), work, package, out }, &slot, step)
+    }
+
+    /// The layer that `inputs` decide, if it is in the cache.
+    pub fn kept(&self, inputs: &impl Serialize) -> Result<Option<Layer>, Error> {
+        self.cache.slot(&self.key(inputs)?)?.finished(false)
+    }
+
+    /// The layer that `inputs` decide: from the cache, or as `write` writes it to the new file whose path it is given.
+    pub fn written<E: From<Error>>(
+        &self,
+        inputs: &impl Serialize,
+        write: impl FnOnce(&Path) -> Result<Written, E>,
+    ) -> Result<Layer, E> {
+        let slot = self.cache.slot(&self.key(inputs)?)?;
+        if let Some(layer) = slot.finished(false)? {
+            return Ok(layer);
+        }
+        slot.forget_partial()?;
+        Ok(slot.finish(write(&slot.partial())?)?)
+    }
+
+    /// What [`Layers::remember`] was told of `inputs`; none if nothing.
+    pub fn recall<T: DeserializeOwned>(&self, inputs: &impl Serialize) -> Result<Option<T>, Error> {
+        self.cache.slot(&self.key(inputs)?)?.recall()
+    }
+
+    /// Keeps what was found out from `inputs`.
+    pub fn remember(&self, inputs: &impl Serialize, found: &impl Serialize) -> Result<(), Error> {
+        self.cache.slot(&self.key(inputs)?)?.remember(found)
+    }
+
+    /// The key of what `inputs` decide.
+    pub fn key(&self, inputs: &impl Serialize) -> Result<String, Error> {
+        self.cache.key(&("from", FORMAT, self.epoch, inputs))
+    }
+
+    /// `SOURCE_DATE_EPOCH`.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
     }
 
     /// The keys of all layers that are made of this: of the base, the kernel and the images.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     guid::{self, Guid},
-    source::{Source, SourceError, open, read_error},
+    source::{Source, SourceError, open, open_part, read_error},
 };
 
 /// Bytes gathered before they are written: most files are far smaller, and a system call each would double the time.
@@ -147,15 +147,23 @@ fn copy<W: Write + Seek>(source: &Source, out: &mut Output<W>) -> Result<(), Wri
     match source {
         Source::Bytes(bytes) => out.put(bytes)?,
         Source::Path { path, size: 0 } => drop(open(path, 0)?),
-        Source::Path { path, size } => copy_file(&open(path, *size)?, path, *size, out)?,
+        Source::Path { path, size } => copy_file(&open(path, *size)?, path, 0, *size, out)?,
+        Source::Part { path, offset, size } => copy_file(&open_part(path, *offset, *size)?, path, *offset, *size, out)?,
     }
     Ok(out.fill(source.size())?)
 }
 
-fn copy_file<W: Write + Seek>(file: &File, path: &Path, size: u64, out: &mut Output<W>) -> Result<(), WriteError> {
-    let mut at = 0;
-    while at < size {
-        let (data, end) = next_data(file, at, size).map_err(read_error(path))?;
+/// Copies `size` bytes of `file` from `offset` on; the file is long enough.
+fn copy_file<W: Write + Seek>(
+    file: &File,
+    path: &Path,
+    offset: u64,
+    size: u64,
+    out: &mut Output<W>,
+) -> Result<(), WriteError> {
+    let (mut at, whole) = (offset, offset + size);
+    while at < whole {
+        let (data, end) = next_data(file, at, whole).map_err(read_error(path))?;
         out.skip(data - at)?;
         at = data;
         while at < end {
@@ -172,10 +180,10 @@ fn copy_file<W: Write + Seek>(file: &File, path: &Path, size: u64, out: &mut Out
     Ok(())
 }
 
-/// The next stretch of `file` from `at` on that is not a hole, as start and end.
+/// The next stretch of `file` between `at` and `size` that is not a hole, as start and end.
 fn next_data(file: &File, at: u64, size: u64) -> io::Result<(u64, u64)> {
     use rustix::{fs::SeekFrom, io::Errno};
-    if size < BUFFER_SIZE as u64 {
+    if size - at < BUFFER_SIZE as u64 {
         return Ok((at, size)); // two system calls more than it is worth
     }
     match rustix::fs::seek(file, SeekFrom::Data(at)) {

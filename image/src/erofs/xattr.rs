@@ -145,6 +145,19 @@ pub(super) fn from_overlay(name: Vec<u8>, value: Vec<u8>) -> Result<Option<Attri
     }
 }
 
+/// What an attribute that an archive names becomes in a layer: its value, or `None` where no layer carries it. Those are labels
+/// of the machine that packed it, overlayfs' private marks (everything `trusted.`), and names that EROFS has no place for.
+pub fn from_archive(name: &[u8], value: Vec<u8>) -> Result<Option<Vec<u8>>, XattrError> {
+    let private = name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.") || is_machine_label(name);
+    if private || name.contains(&0) || split(name).is_err() {
+        return Ok(None);
+    }
+    if value.len() > usize::from(u16::MAX) {
+        return Err(XattrError::Value { name: name.escape_ascii().to_string(), length: value.len() });
+    }
+    without_root_id(name, value).map(Some)
+}
+
 /// Whether the attribute describes the building machine rather than the file.
 pub(super) fn is_machine_label(name: &[u8]) -> bool {
     MACHINE_LABELS.iter().any(|label| name.starts_with(label))

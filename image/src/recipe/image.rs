@@ -16,6 +16,8 @@ pub struct Image {
     pub name: String,
     /// The recipe file.
     pub source: Arc<Source>,
+    /// What it is made from in place of packages; then it has neither packages nor services.
+    pub from: Option<From>,
     /// Packages it adds to the base, in the recipe's order, each once. Their names are well-formed; whether they exist
     /// is for the lock to say.
     pub packages: Vec<Placed<String>>,
@@ -37,6 +39,34 @@ pub struct Image {
     pub commands: Vec<Placed<Vec<String>>>,
     /// Further parameters of the guests' kernel.
     pub cmdline: Vec<String>,
+}
+
+/// What an image is made from that is not made of packages, and what it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct From {
+    /// In which format it is.
+    pub format: Format,
+    /// The file or folder as the recipe names it, relative to the recipe.
+    pub path: Placed<String>,
+    /// The same, openable from where the command runs.
+    pub file: PathBuf,
+    /// The program that it runs, with its arguments; none: what the image itself says.
+    pub command: Option<Placed<Vec<String>>>,
+    /// Variables beside the image's own, and before them.
+    pub env: BTreeMap<String, String>,
+    /// The absolute path of the folder that the program is started in, if not the image's own.
+    pub workdir: Option<String>,
+    /// The user, `name` or `uid`, and after a colon the group, if not the image's own.
+    pub user: Option<Placed<String>>,
+}
+
+/// A format of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A tarball of a root file system.
+    Rootfs,
+    /// An OCI archive or layout folder, or an archive of `docker save`.
+    Oci,
 }
 
 /// One file or directory of an image.

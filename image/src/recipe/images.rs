@@ -12,6 +12,7 @@ use toml::{Spanned, de::DeValue};
 use super::{
     accounts, cmdline, commands,
     error::{Placed, Source},
+    from,
     image::{Content, File, Image},
     names::{self, shown},
     reader::{Report, Table, Text},
@@ -38,9 +39,10 @@ pub(super) fn read(
 ) -> (Image, Vec<Template>) {
     let title = format!("image recipe `{name}`");
     let table = Table::new(report, &shapes::IMAGE, &title, 0..0, root.get_ref());
+    let folder = source.path.parent().unwrap_or(Path::new(""));
+    let from = from::read(report, &table, folder);
     let packages = packages(report, &table);
     let services = services(report, &table);
-    let folder = source.path.parent().unwrap_or(Path::new(""));
     let (files, templates) = files(report, &table, folder);
     let vars = vars::read(report, &table);
     let groups = accounts::groups(report, &table);
@@ -52,6 +54,7 @@ pub(super) fn read(
     let image = Image {
         name: name.to_owned(),
         source: Arc::clone(source),
+        from,
         packages,
         services,
         files,
@@ -194,7 +197,7 @@ fn mode(report: &mut Report, table: &Table<'_>) -> Option<Option<u32>> {
 }
 
 /// What `source` names, which must lie beside the recipe or deeper.
-fn content(report: &mut Report, text: &Text<'_>, folder: &Path) -> Option<Content> {
+pub(super) fn content(report: &mut Report, text: &Text<'_>, folder: &Path) -> Option<Content> {
     let relative = Path::new(text.value);
     let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     if text.value.is_empty() || text.value.contains('\0') || !relative.components().all(plain) {

@@ -24,6 +24,8 @@ const NETWORKS: Names = (LABEL, NETWORK_NAME_MAX);
 const VOLUMES: Names = (LABEL, volume::NAME_MAX);
 const ACCOUNTS: Names = ("^[a-z_][a-z0-9_-]*$", NAME_MAX);
 const VARIABLES: Names = ("^[A-Za-z_][A-Za-z0-9_]*$", NAME_MAX);
+/// Names of variables of a program's environment. Their length has no limit but the recipe's own.
+const ENVIRONMENT: Names = ("^[^=]+$", 1 << 20);
 
 /// What stands in a key whose example does not tell it.
 enum Inside {
@@ -57,6 +59,8 @@ const INSIDES: &[(&Shape, &str, Inside)] = &[
     (&shapes::IMAGE, "groups", Inside::Named(ACCOUNTS, &[&shapes::GROUP])),
     (&shapes::IMAGE, "vars", Inside::Values(VARIABLES)),
     (&shapes::IMAGE, "commands", Inside::Commands),
+    (&shapes::IMAGE, "from", Inside::Table(&shapes::FROM)),
+    (&shapes::IMAGE, "env", Inside::Texts(ENVIRONMENT)),
     (&shapes::FILE, "owner", Inside::NameOrNumber),
     (&shapes::FILE, "group", Inside::NameOrNumber),
 ];

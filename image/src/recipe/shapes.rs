@@ -95,7 +95,18 @@ pub const IMAGE: Shape = Shape {
         optional("locale", r#"locale = "de_DE.UTF-8""#),
         optional("commands", r#"commands = ["a2enmod rewrite"]"#),
         optional("cmdline", r#"cmdline = ["mitigations=off"]"#),
+        optional("from", r#"from = { oci = "app.tar" }"#),
+        optional("command", r#"command = ["/usr/bin/server", "--port", "80"]"#),
+        optional("env", r#"env = { MODE = "production" }"#),
+        optional("workdir", r#"workdir = "/srv""#),
+        optional("user", r#"user = "www-data""#),
     ],
+};
+
+/// `from` of an image recipe.
+pub const FROM: Shape = Shape {
+    what: "`from`",
+    keys: &[optional("rootfs", r#"rootfs = "alpine.tar.gz""#), optional("oci", r#"oci = "app.tar""#)],
 };
 
 /// `[[files]]` of an image recipe.
@@ -133,4 +144,5 @@ pub const GROUP: Shape =
 
 /// All of them.
 #[cfg(test)]
-pub const ALL: &[&Shape] = &[&RECIPE, &RACK, &UPLINK, &PRIVATE, &GUEST, &VOLUME, &HEALTH, &IMAGE, &FILE, &USER, &GROUP];
+pub const ALL: &[&Shape] =
+    &[&RECIPE, &RACK, &UPLINK, &PRIVATE, &GUEST, &VOLUME, &HEALTH, &IMAGE, &FROM, &FILE, &USER, &GROUP];

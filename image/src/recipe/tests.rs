@@ -255,6 +255,7 @@ fn built(rack: &Rack) -> BTreeMap<String, manifest::Image> {
         initrd: blob("initrd"),
         cmdline: String::new(),
         init: vec!["/sbin/init".to_owned()],
+        process: None,
     };
     rack.images.keys().map(|name| (name.clone(), image.clone())).collect()
 }

@@ -1,6 +1,6 @@
 //! What a guest is told about itself at boot: the file [`PATH`] in a small cpio behind its initrd.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +9,10 @@ pub const PATH: &str = "/rackstick/guest.json";
 
 /// How the line begins with which a guest's init tells its console why the guest can't start, behind the kernel's own words.
 pub const CANT_START: &str = "the guest can't start: ";
+
+/// How the line begins with which a guest's init tells its console how the command ended that an image without an init of its
+/// own runs.
+pub const COMMAND_ENDED: &str = "rackstick-guest: the command ended: ";
 
 /// One guest's own configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,10 +30,31 @@ pub struct GuestConfig {
     pub interfaces: Vec<Interface>,
     /// Resolvers for `/etc/resolv.conf`.
     pub nameservers: Vec<Ipv4Addr>,
-    /// The program that becomes PID 1 of the image once its root is mounted, with its arguments.
+    /// What is started once the root is mounted, with its arguments: the image's own PID 1, or with `process` a program below
+    /// ours.
     pub init: Vec<String>,
+    /// How `init` is started, in an image without an init of its own.
+    pub process: Option<Process>,
     /// How the agent finds out whether the guest does its work; none: healthy once init runs.
     pub health: Option<Health>,
+}
+
+/// How the one program of an image is started that has no init of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Its whole environment.
+    pub env: BTreeMap<String, String>,
+    /// The folder that it is started in, made if it is not there.
+    pub workdir: String,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its further groups.
+    pub groups: Vec<u32>,
+    /// The number of the signal that asks it to end, 1 to 64.
+    pub stop_signal: u8,
 }
 
 /// One volume: a block device with an ext4 file system.

@@ -151,6 +151,7 @@ mod tests {
             interfaces: Vec::new(),
             nameservers: Vec::new(),
             init: vec!["/sbin/init".into()],
+            process: None,
             health: None,
         };
         let Response::Status { healthy, detail, memory_available_kib, .. } = answer(Request::Status, &config) else {

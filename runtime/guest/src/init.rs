@@ -1,5 +1,6 @@
 //! From the kernel's first process to the image's own init: drivers, layers, root, networks, names, agent.
 
+mod command;
 pub(crate) mod identity;
 mod layers;
 mod network;
@@ -65,10 +66,14 @@ pub(crate) enum InitError {
     Sysfs(#[source] io::Error),
     #[error("volume `{name}` can't be used and was left as it is: {source}")]
     Volume { name: String, source: Box<volumes::VolumeError> },
-    #[error("can't start {program} of the image: {source}; the recipe's `init` must be a program in the image")]
+    #[error(
+        "can't start {program} of the image: {source}; it must be a program in the image that this processor can run"
+    )]
     Exec { program: String, source: io::Error },
     #[error("can't start the agent: {0}")]
     Agent(#[source] io::Error),
+    #[error("can't {what}: {source}")]
+    Watch { what: &'static str, source: io::Error },
 }
 
 /// Names what was done with which file when an operation fails.

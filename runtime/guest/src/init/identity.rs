@@ -131,6 +131,7 @@ mod tests {
             }],
             nameservers: vec![[10, 20, 0, 53].into()],
             init: vec!["/sbin/init".into()],
+            process: None,
             health: None,
         }
     }

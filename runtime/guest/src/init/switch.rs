@@ -1,5 +1,5 @@
 //! Out of the initrd: its files are deleted, as they are memory; the mounts move along; the agent starts; then the image's
-//! own init takes over as PID 1. What switch_root(8) does.
+//! own init takes over as PID 1, or ours stays for one that has none. What switch_root(8) does.
 
 use std::{
     convert::Infallible,
@@ -20,7 +20,7 @@ use rustix::{
     mount::{MoveMountFlags, move_mount},
 };
 
-use super::{CONFIG_KEPT, InitError, file_error};
+use super::{CONFIG_KEPT, InitError, command, file_error};
 use crate::agent;
 
 /// Mounts that the image's init wants to find.
@@ -54,6 +54,9 @@ pub(super) fn into(root: &Path, config: &GuestConfig) -> Result<Infallible, Init
     mount::enter_root(root)?;
     agent(config)?;
 
+    if let Some(process) = &config.process {
+        return command::run(config, process);
+    }
     let (program, arguments) =
         config.init.split_first().ok_or_else(|| InitError::BadConfig("names no init".to_owned()))?;
     let source = Command::new(program)

@@ -145,6 +145,14 @@ fn guest_config(manifest: &Manifest, spec: &Guest, image: &Image) -> GuestConfig
         interfaces,
         nameservers,
         init: image.init.clone(),
+        process: image.process.clone().map(|process| guest::Process {
+            env: process.env,
+            workdir: process.workdir,
+            uid: process.uid,
+            gid: process.gid,
+            groups: process.groups,
+            stop_signal: process.stop_signal,
+        }),
         health: spec.health.as_ref().map(|health| match health {
             Health::Dns(name) => guest::Health::Dns { name: name.clone(), address: own, port: 53 },
             Health::Http { port, path } => guest::Health::Http { address: own, port: *port, path: path.clone() },

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rackstick_api::guest::CANT_START;
+use rackstick_api::guest::{CANT_START, COMMAND_ENDED};
 use rackstick_linux::mount::{self, MountError, MountFlags};
 use rackstick_vmm::exit::Exit;
 use rustix::fs::OFlags;
@@ -25,7 +25,7 @@ const LOG: &str = "log/vmm.log";
 const FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 /// The most that is read of the file with the reason of the end.
 const LONGEST_EXIT: u64 = 16 << 10;
-/// Where a guest's reason for not starting is looked for: its last words, and what the kernel says of the reset behind them.
+/// Where a guest's reason for not starting, or for its end, is looked for: its last words, and what the kernel says of the reset behind them.
 const LONGEST_END: u64 = 4 << 10;
 
 /// Where a guest's folder is.
@@ -82,13 +82,22 @@ pub fn console(guest: &str, most: u64) -> io::Result<Vec<u8>> {
 
 /// Why the guest's own init could not start it, if that is the last of its console.
 pub fn cant_start(guest: &str) -> Option<String> {
-    let text = console(guest, LONGEST_END).ok()?;
-    cant_start_in(&String::from_utf8_lossy(&text))
+    said_last(guest, CANT_START)
 }
 
-fn cant_start_in(console: &str) -> Option<String> {
-    let (_, why) = console.rsplit_once(CANT_START)?;
-    why.lines().next().map(str::to_owned)
+/// How the command ended that the guest's own init ran, if that is among the last of its console.
+pub fn command_ended(guest: &str) -> Option<String> {
+    said_last(guest, COMMAND_ENDED)
+}
+
+fn said_last(guest: &str, begin: &str) -> Option<String> {
+    let text = console(guest, LONGEST_END).ok()?;
+    said_last_in(&String::from_utf8_lossy(&text), begin)
+}
+
+fn said_last_in(console: &str, begin: &str) -> Option<String> {
+    let (_, what) = console.rsplit_once(begin)?;
+    what.lines().next().map(str::to_owned)
 }
 
 /// The end of a file that belongs to the monitor: links are not followed, it might point them at anything.
@@ -111,8 +120,8 @@ mod tests {
         let console = "[1.0] rackstick-guest: the guest can't start: old\n[2.0] x\r\n\
                        [3.0] rackstick-guest: the guest can't start: volume `zones` can't be used\r\n\
                        [3.1] rackstick-guest: resetting this guest's machine\n[3.2] reboot: Restarting system\n";
-        assert_eq!(cant_start_in(console).as_deref(), Some("volume `zones` can't be used"));
-        assert_eq!(cant_start_in("[3.2] reboot: Restarting system\n"), None);
-        assert_eq!(cant_start_in(CANT_START), None);
+        assert_eq!(said_last_in(console, CANT_START).as_deref(), Some("volume `zones` can't be used"));
+        assert_eq!(said_last_in("[3.2] reboot: Restarting system\n", CANT_START), None);
+        assert_eq!(said_last_in(CANT_START, CANT_START), None);
     }
 }

@@ -517,6 +517,8 @@ enum End {
     Said(Exit),
     /// With a reset, before which the guest said why it can't start.
     CantStart(String),
+    /// Because the one command that it runs did, as it said.
+    CommandEnded(String),
     /// By us, so long after it was asked to stop.
     Killed(Duration),
     Signal(i32),
@@ -527,6 +529,9 @@ impl End {
     fn of(guest: &str, signal: Option<i32>) -> Self {
         match (folder::exit(guest), signal) {
             (Ok(Exit::Reset), _) => folder::cant_start(guest).map_or(Self::Said(Exit::Reset), Self::CantStart),
+            (Ok(Exit::PoweredOff), _) => {
+                folder::command_ended(guest).map_or(Self::Said(Exit::PoweredOff), Self::CommandEnded)
+            }
             (Ok(exit), _) => Self::Said(exit),
             (Err(_), Some(signal)) => Self::Signal(signal),
             (Err(_), None) => Self::Unknown(agent::plain(&folder::last_message(guest))),
@@ -544,6 +549,7 @@ impl fmt::Display for End {
             }
             Self::Said(Exit::GuestFault { message }) => write!(f, "it crashed: {}", agent::plain(message)),
             Self::Said(Exit::Error { message }) => write!(f, "its monitor failed: {}", agent::plain(message)),
+            Self::CommandEnded(how) => write!(f, "its command ended: {}", agent::plain(how)),
             Self::CantStart(why) => write!(f, "it can't start: {}", agent::plain(why)),
             Self::Killed(after) => {
                 write!(f, "it had to be killed, {} s after it was asked to shut down", after.as_secs())

@@ -1,0 +1,427 @@
+//! From an input to what a guest boots: the layer of the image itself, one with the recipe's files above it, and what is started.
+
+use std::{
+    fs::File,
+    io::{self, BufReader},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use rackstick_image::{
+    digest::Sha256,
+    erofs::{self, Device, Kind, Mtime, Node, TreeError, WriteError, XattrError},
+    lock,
+    recipe::{Diagnostics, From, Image, Owner},
+    source::{Source, SourceError},
+    verity,
+};
+use serde::Serialize;
+
+use super::{
+    notes::Notes,
+    oci::{self, OciError},
+    process::{self, Start},
+    spool::{self, SpoolError, Spooled},
+    tar::{self, Entries, TarError},
+    tree::{Files, PlaceError, show},
+    users::{self, UserError},
+};
+use crate::layers::{
+    self, Layer, Layers, RecipeFile, files,
+    paths::inside,
+    stage::{
+        self,
+        protocol::{Content, Marked, PlacedFile, Written},
+    },
+};
+
+/// Bytes of all extended attributes of an image at most: stops archives that fill the memory with them.
+const MAX_XATTR_BYTES: usize = 256 << 20;
+
+/// Why an image can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum FromError {
+    /// The input is not there any more.
+    #[error("can't read {}: {source}", .path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The input is not what was locked.
+    #[error(
+        "{} has changed since the rack was locked: it is {found} now, the lock says {locked}; run `rackstick lock` on the rack's \
+         recipe to take it as it is now",
+        .path.display()
+    )]
+    Changed {
+        /// Which.
+        path: PathBuf,
+        /// Its hash.
+        found: Sha256,
+        /// The lock's.
+        locked: Sha256,
+    },
+    /// An archive can't be unpacked.
+    #[error("{} {source}", .path.display())]
+    Spool {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: SpoolError,
+    },
+    /// What stands in an archive.
+    #[error("{} {source}", .path.display())]
+    Archive {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        source: ArchiveError,
+    },
+    /// An OCI image.
+    #[error("{} {source}", .path.display())]
+    Oci {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong.
+        source: OciError,
+    },
+    /// The recipe asks for what the image does not have.
+    #[error("image `{image}` can't be started")]
+    Recipe {
+        /// The image.
+        image: String,
+        /// What and where.
+        source: Diagnostics,
+    },
+    /// A file of the recipe has no place.
+    #[error("a file of image `{image}` has no place: {source}")]
+    Place {
+        /// The image.
+        image: String,
+        /// Why.
+        source: PlaceError,
+    },
+    /// The recipe's files can't be had.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// A file of it can't be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The cache.
+    #[error(transparent)]
+    Layer(#[from] layers::Error),
+    /// The layer can't hold it.
+    #[error("{} can't become a layer: {source}", .path.display())]
+    Tree {
+        /// The input.
+        path: PathBuf,
+        /// Why.
+        source: TreeError,
+    },
+    /// The layer can't be written.
+    #[error("the layer of {} can't be written: {source}", .path.display())]
+    Write {
+        /// The input.
+        path: PathBuf,
+        /// Why.
+        source: WriteError,
+    },
+}
+
+/// What is wrong with an archive's entries.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The format.
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    /// A path that leads out.
+    #[error("has an entry with the path `{0}`: it leads out of the file system")]
+    Outside(String),
+    /// No place for an entry.
+    #[error("can't be unpacked: {0}")]
+    Place(#[from] PlaceError),
+    /// An attribute.
+    #[error("can't be unpacked, `{path}`: {source}")]
+    Xattr {
+        /// Whose.
+        path: String,
+        /// Why.
+        source: XattrError,
+    },
+    /// Too many attributes.
+    #[error("has more than {MAX_XATTR_BYTES} bytes of extended attributes")]
+    Xattrs,
+    /// Nothing in it.
+    #[error("holds no files: it is no archive of a root file system")]
+    Empty,
+}
+
+/// What a guest boots of an image.
+#[derive(Debug)]
+pub struct Built {
+    /// Its layers, lowest first, each with its label.
+    pub layers: Vec<(String, Layer)>,
+    /// What is started.
+    pub start: Start,
+    /// What was left out, one line each; only when it was unpacked now.
+    pub notes: Vec<String>,
+}
+
+/// The keys under which the cache holds all that is made of this.
+pub fn keys(
+    layers: &Layers,
+    from: &From,
+    locked: &lock::Input,
+    added: &[RecipeFile],
+) -> Result<Vec<String>, FromError> {
+    let (_, hashes) = files::collect(added)?;
+    let base = identity(locked);
+    let own = (&base, &hashes);
+    let start = start_of(&own, from);
+    Ok(vec![layers.key(&base)?, layers.key(&own)?, layers.key(&start)?])
+}
+
+/// What decides the layer of the image itself. Where the input lies decides nothing.
+fn identity(locked: &lock::Input) -> impl Serialize + use<> {
+    match locked {
+        lock::Input::Rootfs { sha256, .. } => ("rootfs", *sha256),
+        lock::Input::Oci { sha256, .. } => ("oci", *sha256),
+    }
+}
+
+/// What decides how the image is started, beside what is in it.
+fn start_of<'a, T: Serialize>(own: &'a T, from: &'a From) -> impl Serialize + use<'a, T> {
+    let command = from.command.as_ref().map(|command| &command.value);
+    let user = from.user.as_ref().map(|user| &user.value);
+    (own, command, &from.env, &from.workdir, user)
+}
+
+/// Makes the image: its layers and what is started in it. `locked` says what it is made from, `added` are the recipe's files,
+/// `scratch` is a folder for what is needed meanwhile.
+pub fn build(
+    layers: &Layers,
+    image: &Image,
+    from: &From,
+    locked: &lock::Input,
+    added: &[RecipeFile],
+    scratch: &Path,
+) -> Result<Built, FromError> {
+    let (placed, hashes) = files::collect(added)?;
+    let base = identity(locked);
+    let own = (&base, &hashes);
+    let start = start_of(&own, from);
+
+    let kept = (layers.kept(&base)?, layers.kept(&own)?, layers.recall::<Start>(&start)?);
+    if let (Some(base), own, Some(start)) = kept
+        && own.is_some() != placed.is_empty()
+    {
+        return Ok(Built { layers: labelled(image, from, base, own), start, notes: Vec::new() });
+    }
+    let mut notes = Notes::default();
+    let (mut files, config) = unpack(from, locked, scratch, layers.epoch(), &mut notes)?;
+    let base = layers.written(&base, |out| write(&files, 0, layers.epoch(), from, out))?;
+    files.next_layer();
+    let top = files.layer();
+    for file in &placed {
+        place(&mut files, image, file, layers.epoch())?;
+    }
+    let own = match placed.is_empty() {
+        true => None,
+        false => Some(layers.written(&own, |out| write(&files, top, layers.epoch(), from, out))?),
+    };
+    let started = process::start(&files, from, config.as_ref())
+        .map_err(|wrong| FromError::Recipe { image: image.name.clone(), source: wrong.into() })?;
+    layers.remember(&start, &started)?;
+    Ok(Built { layers: labelled(image, from, base, own), start: started, notes: notes.lines() })
+}
+
+fn labelled(image: &Image, from: &From, base: Layer, own: Option<Layer>) -> Vec<(String, Layer)> {
+    let own = own.map(|layer| (image.name.clone(), layer));
+    [(from.path.value.clone(), base)].into_iter().chain(own).collect()
+}
+
+/// The image's files, and what it says of itself.
+fn unpack(
+    from: &From,
+    locked: &lock::Input,
+    scratch: &Path,
+    epoch: i64,
+    notes: &mut Notes,
+) -> Result<(Files, Option<oci::Config>), FromError> {
+    let path = &from.file;
+    let in_archive = |source| FromError::Archive { path: path.clone(), source };
+    let mut files = Files::new(Mtime::from_seconds(epoch));
+    let config = match locked {
+        lock::Input::Rootfs { sha256, .. } => {
+            let file = File::open(path).map_err(|source| FromError::Open { path: path.clone(), source })?;
+            let spooled = spool::spool(file, scratch.join("rootfs"))
+                .map_err(|source| FromError::Spool { path: path.clone(), source })?;
+            changed(path, spooled.packed, *sha256)?;
+            apply(&mut files, &spooled, false, epoch, notes).map_err(in_archive)?;
+            None
+        }
+        lock::Input::Oci { sha256, .. } => {
+            let in_image = |source| FromError::Oci { path: path.clone(), source };
+            let place = oci::Place::open(path, scratch).map_err(in_image)?;
+            let found = oci::find(&place).map_err(in_image)?;
+            changed(path, found.digest(), *sha256)?;
+            for number in 0..found.layers() {
+                let spooled = found.spool(&place, number, scratch).map_err(in_image)?;
+                apply(&mut files, &spooled, true, epoch, notes)
+                    .map_err(|source| in_image(OciError::Layer { number, source: Box::new(source) }))?;
+                files.next_layer();
+            }
+            Some(found.into_config())
+        }
+    };
+    if files.is_empty() {
+        return Err(in_archive(ArchiveError::Empty));
+    }
+    let (count, last) = &files.repeated;
+    notes.add_many("stands there more than once, the last counts", *count, show(last));
+    link_modules(&mut files, epoch).map_err(|error| in_archive(error.into()))?;
+    Ok((files, config))
+}
+
+fn changed(path: &Path, found: Sha256, locked: Sha256) -> Result<(), FromError> {
+    if found == locked { Ok(()) } else { Err(FromError::Changed { path: path.to_owned(), found, locked }) }
+}
+
+/// The guest's kernel has its modules in /usr/lib: an image whose /lib is another folder finds them by a link.
+fn link_modules(files: &mut Files, epoch: i64) -> Result<(), PlaceError> {
+    let own_lib = files.get_link(b"lib").is_some_and(|lib| lib.kind == Kind::Directory);
+    if !own_lib || files.get_link(b"lib/modules").is_some() {
+        return Ok(());
+    }
+    let link = Kind::Symlink(b"../usr/lib/modules".to_vec());
+    files.put(b"lib/modules", Node::new(link, 0o777, Mtime::from_seconds(epoch)))
+}
+
+/// Puts an archive's entries over what is there. `oci`: with whiteouts and without devices, as OCI's Image Layer Filesystem
+/// Changeset says.
+pub(super) fn apply(
+    files: &mut Files,
+    archive: &Spooled,
+    oci: bool,
+    epoch: i64,
+    notes: &mut Notes,
+) -> Result<(), ArchiveError> {
+    let file = File::open(&archive.path).map_err(TarError::Read)?;
+    let mut entries = Entries::new(BufReader::new(file)).map_err(TarError::Read)?;
+    let mut xattr_bytes = 0;
+    while let Some(entry) = entries.next()? {
+        let path = inside(&entry.path).ok_or_else(|| ArchiveError::Outside(show(&entry.path)))?;
+        if oci && whiteout(files, &path) {
+            continue;
+        }
+        let path = path.as_os_str().as_bytes();
+        let kind = match entry.kind {
+            tar::Kind::File { offset, size } => Kind::File(Source::Part { path: archive.path.clone(), offset, size }),
+            tar::Kind::Folder => Kind::Directory,
+            tar::Kind::Symlink => Kind::Symlink(entry.link.clone()),
+            tar::Kind::HardLink => {
+                let target = inside(&entry.link).ok_or_else(|| ArchiveError::Outside(show(&entry.link)))?;
+                files.link(path, target.as_os_str().as_bytes())?;
+                continue;
+            }
+            tar::Kind::CharDevice(Device { major: 0, minor: 0 }) => {
+                notes.add("a device 0:0 is left out, it would hide files of other layers", show(path));
+                continue;
+            }
+            tar::Kind::CharDevice(_) | tar::Kind::BlockDevice(_) if oci => {
+                notes.add("a device is left out, the guest's kernel makes its own", show(path));
+                continue;
+            }
+            tar::Kind::CharDevice(device) => Kind::CharDevice(device),
+            tar::Kind::BlockDevice(device) => Kind::BlockDevice(device),
+            tar::Kind::Fifo => Kind::Fifo,
+        };
+        let latest = Mtime::from_seconds(epoch);
+        let mtime = entry.mtime.min(latest).max(Mtime::default());
+        let mut node = Node { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime, ..Node::new(kind, 0, latest) };
+        for (name, value) in entry.xattrs {
+            let kept = erofs::xattr_from_archive(&name, value)
+                .map_err(|source| ArchiveError::Xattr { path: show(path), source })?;
+            match kept {
+                Some(value) => {
+                    xattr_bytes += name.len() + value.len();
+                    node.xattrs.insert(name, value);
+                }
+                None => notes.add("an extended attribute is left out, it means nothing in a guest", show(&name)),
+            }
+        }
+        if xattr_bytes > MAX_XATTR_BYTES {
+            return Err(ArchiveError::Xattrs);
+        }
+        files.put(path, node)?;
+    }
+    Ok(())
+}
+
+/// Does what an entry says that stands for the absence of something; whether it is one.
+fn whiteout(files: &mut Files, path: &Path) -> bool {
+    let Some(name) = path.file_name().and_then(|name| name.as_bytes().strip_prefix(b".wh.")) else { return false };
+    let parent = path.parent().unwrap_or(Path::new("")).as_os_str().as_bytes();
+    match name {
+        b".wh..opq" => files.empty(parent),
+        // What aufs kept for itself.
+        b"" => {}
+        name if name.starts_with(b".wh.") => {}
+        name => files.remove(&[parent, b"/", name].concat()),
+    }
+    true
+}
+
+/// Puts a file of the recipe into the image.
+fn place(files: &mut Files, image: &Image, file: &PlacedFile, epoch: i64) -> Result<(), FromError> {
+    let kind = match &file.content {
+        Content::Folder => Kind::Directory,
+        Content::Copy(source) => Kind::File(Source::file(source)?),
+        Content::Symlink(target) => Kind::Symlink(target.as_os_str().as_bytes().to_vec()),
+    };
+    let path = file.path.as_os_str().as_bytes();
+    let owned = file.owner.is_some() || file.group.is_some();
+    // A folder that the image has keeps its owner and mode.
+    if kind == Kind::Directory && !owned && files.get(path).is_some_and(|there| there.kind == Kind::Directory) {
+        return Ok(());
+    }
+    let uid = id(image, &file.owner, |name| Ok(users::find(files, name)?.uid))?;
+    let gid = id(image, &file.group, |name| users::group(files, name))?;
+    let mode = (file.mode & 0o7777) as u16;
+    let node = Node { uid, gid, ..Node::new(kind, mode, Mtime::from_seconds(epoch)) };
+    files.put(path, node).map_err(|source| FromError::Place { image: image.name.clone(), source })
+}
+
+/// The number of whom a file of the recipe belongs to, root if it does not say. One that the image does not have is an error
+/// with the mark of its place in the recipe, as a stage would give it.
+fn id(
+    image: &Image,
+    owner: &Option<Marked<Owner>>,
+    find: impl Fn(&str) -> Result<u32, UserError>,
+) -> Result<u32, FromError> {
+    match owner {
+        None => Ok(0),
+        Some(Marked { value: Owner::Id(id), .. }) => Ok(*id),
+        Some(Marked { value: Owner::Name(name), mark }) => find(name).map_err(|error| {
+            let hint = "give the number, or the name of one that the image has".to_owned();
+            let source = stage::Error::Recipe { mark: *mark, message: error.to_string(), hint };
+            layers::Error::Stage { label: image.name.clone(), source }.into()
+        }),
+    }
+}
+
+/// Writes all that archives from `layer` on put there.
+fn write(files: &Files, layer: u32, epoch: i64, from: &From, out: &Path) -> Result<Written, FromError> {
+    let path = || from.file.clone();
+    let failed = |source: io::Error| FromError::Write { path: path(), source: source.into() };
+    let tree = files.export(layer).map_err(|source| FromError::Tree { path: path(), source })?;
+    let file = File::create_new(out).map_err(failed)?;
+    let options = erofs::WriteOptions { uuid: None, build_time: Mtime::from_seconds(epoch) };
+    let summary = erofs::write(&tree, &file, &options).map_err(|source| FromError::Write { path: path(), source })?;
+    let digest = File::open(out).and_then(verity::digest).map_err(failed)?;
+    // The file gets its final name next, and is then taken as it is for ever.
+    file.sync_all().map_err(failed)?;
+    Ok(Written { digest, size: summary.size })
+}

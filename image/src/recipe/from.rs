@@ -1,0 +1,130 @@
+//! Reads what an image recipe says of images that are not made of packages: `from`, and what runs in them.
+
+use std::{collections::BTreeMap, path::Path};
+
+use toml::{Spanned, de::DeValue};
+
+use super::{
+    error::Placed,
+    image::{Content, Format, From},
+    images,
+    names::shown,
+    reader::{Report, Table, Text, text},
+    shapes,
+};
+
+/// Keys that only images with `from` have.
+const OF_FROM: [&str; 4] = ["command", "env", "workdir", "user"];
+/// Keys that only images made of packages have.
+const OF_PACKAGES: [&str; 7] = ["packages", "services", "users", "groups", "timezone", "locale", "commands"];
+
+/// `from` with all that goes with it. If anything was reported, it is not to be used.
+pub(super) fn read(report: &mut Report, table: &Table<'_>, folder: &Path) -> Option<From> {
+    let command = command(report, table);
+    let env = env(report, table);
+    let workdir = table.text(report, "workdir").and_then(|text| workdir(report, &text));
+    let user = table.text(report, "user").and_then(|text| user(report, &text));
+    let Some(value) = table.get("from") else {
+        for (key, span) in OF_FROM.iter().filter_map(|key| Some((key, table.key_span(key)?))) {
+            let hint = "an image made of packages has systemd, which starts units: put one into the image with `[[files]]` \
+                        and name it in `services`";
+            report.wrong(span, format!("`{key}` is only for images with `from`"), hint);
+        }
+        return None;
+    };
+    for (key, span) in OF_PACKAGES.iter().filter_map(|key| Some((key, table.key_span(key)?))) {
+        let hint = "leave it out: what `from` names is taken as it is, and only `[[files]]` can be added to it";
+        report.wrong(span, format!("`{key}` is not for images with `from`"), hint);
+    }
+    let at = table.key_span("from").unwrap_or(value.span());
+    let from = Table::open(report, &shapes::FROM, "`from`", at.clone(), value)?;
+    let formats = [("rootfs", Format::Rootfs), ("oci", Format::Oci)];
+    let named: Vec<_> = formats.into_iter().filter(|(key, _)| from.get(key).is_some()).collect();
+    let &[(key, format)] = &named[..] else {
+        let message = format!("`from` names {} formats", if named.is_empty() { "none of the" } else { "two" });
+        report.wrong(at, message, r#"exactly one: `rootfs = "alpine.tar.gz"` or `oci = "app.tar"`"#);
+        return None;
+    };
+    let path = from.text(report, key)?;
+    let file = match images::content(report, &path, folder)? {
+        Content::File(file) => file,
+        Content::Directory(folder) if format == Format::Oci => folder,
+        _ => {
+            let message = format!("`{}` is a directory", shown(path.value));
+            report.wrong(path.span, message, "`rootfs` is a tar archive: make one with `tar --create --xattrs`");
+            return None;
+        }
+    };
+    if format == Format::Rootfs && command.is_none() {
+        for (key, span) in OF_FROM[1..].iter().filter_map(|key| Some((key, table.key_span(key)?))) {
+            let hint = "name the `command` too; without one, the image's own /sbin/init is started as it is";
+            report.wrong(span, format!("`{key}` is for a `command`, and there is none"), hint);
+        }
+    }
+    Some(From { format, path: report.placed(&path), file, command, env, workdir, user })
+}
+
+fn command(report: &mut Report, table: &Table<'_>) -> Option<Placed<Vec<String>>> {
+    let span = table.get("command")?.span();
+    let words = table.texts(report, "command");
+    let example = r#"a program and its arguments, for example `command = ["/usr/bin/server", "--port", "80"]`"#;
+    if let Some(word) = words.iter().find(|word| word.value.contains('\0')) {
+        report.wrong(word.span.clone(), "a NUL can't be in a command", example);
+        return None;
+    }
+    if words.first().is_none_or(|program| program.value.is_empty()) {
+        report.wrong(span, "`command` names no program", example);
+        return None;
+    }
+    let value = words.into_iter().map(|word| word.value.to_owned()).collect();
+    Some(Placed { value, place: report.place(span) })
+}
+
+fn env(report: &mut Report, table: &Table<'_>) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    for (name, value) in table.entries(report, "env") {
+        if name.value.is_empty() || name.value.contains(['=', '\0']) {
+            let message = format!("`{}` can't be the name of a variable", shown(name.value));
+            report.wrong(name.span, message, "a name without `=`, for example `env = { MODE = \"production\" }`");
+            continue;
+        }
+        match variable(value) {
+            Some(text) => _ = env.insert(name.value.to_owned(), text.value.to_owned()),
+            None => {
+                let message = format!("the variable `{}` must be a string without NUL", shown(name.value));
+                report.wrong(value.span(), message, "for example `env = { PORT = \"80\" }`");
+            }
+        }
+    }
+    env
+}
+
+fn variable<'a>(value: &'a Spanned<DeValue<'a>>) -> Option<Text<'a>> {
+    text(value).filter(|text| !text.value.contains('\0'))
+}
+
+fn workdir(report: &mut Report, text: &Text<'_>) -> Option<String> {
+    let fine = text.value.starts_with('/')
+        && !text.value.contains('\0')
+        && text.value.split('/').all(|part| part != ".." && part != ".");
+    if !fine {
+        let message = format!("`{}` can't be the folder that a program is started in", shown(text.value));
+        report.wrong(
+            text.span.clone(),
+            message,
+            "an absolute path without `.` and `..`, for example `workdir = \"/srv\"`",
+        );
+    }
+    fine.then(|| text.value.to_owned())
+}
+
+fn user(report: &mut Report, text: &Text<'_>) -> Option<Placed<String>> {
+    let plain = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-$".contains(c));
+    let mut parts = text.value.split(':');
+    let fine = parts.next().is_some_and(plain) && parts.next().is_none_or(plain) && parts.next().is_none();
+    if !fine {
+        let message = format!("`{}` can't be a user", shown(text.value));
+        report.wrong(text.span.clone(), message, "a name or number, and after a colon a group: `www-data` or `33:33`");
+    }
+    fine.then(|| report.placed(text))
+}
