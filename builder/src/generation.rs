@@ -170,6 +170,7 @@ impl Scratch {
 pub fn build(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Built, BuildError> {
     let Inputs { rack, lock, .. } = inputs;
     let epoch = epoch(lock)?;
+    disk::refuse_used(output, rack, inputs.sector)?;
     let scratch = Scratch::new(inputs.store)?;
     let parts = Parts::open(inputs.store)?;
 

@@ -47,6 +47,11 @@ fn a_growth_cut_in_the_middle_is_finished_and_the_stick_is_the_same_rack_in_anot
     assert_eq!(first.problems, [""; 0]);
     rack.power_off();
     is_clean(&image.path);
+    // A new build does not take the rack's place.
+    let recipe = place::clone().join("tests/recipes/bare.toml");
+    let folder = image.path.parent().unwrap();
+    let said = tool::run(tool::rackstick().arg("build").arg(recipe).arg("-o").arg(folder));
+    assert!(!said.success && said.stderr.contains("holds what a rack wrote"), "{said:?}");
     let data = Partition::of(&image.path, DATA);
     let machine_id = data.read_file("/state/machine-id");
     assert_eq!(machine_id, format!("{}\n", first.identity.as_ref().unwrap().machine_id).as_bytes());

@@ -9,6 +9,7 @@ use std::{
 
 use rackstick_image::{
     digest::Sha256,
+    lock::Input,
     recipe::{Content, Rack},
 };
 use serde_json::{Value, json};
@@ -31,6 +32,10 @@ pub fn statement(inputs: &Inputs, image: &str, sha256: Sha256, builder: Sha256) 
     }
     for (path, content) in sources(inputs.rack, inputs.recipe)? {
         dependencies.push(file(path, content));
+    }
+    for input in inputs.lock.inputs.values() {
+        let (Input::Rootfs { path, sha256, .. } | Input::Oci { path, sha256 }) = input;
+        dependencies.push(file(path.clone(), *sha256));
     }
     let base = &inputs.lock.base;
     dependencies.extend(inputs.lock.packages.iter().map(

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use rackstick_image::{digest::Sha256, guid, lock::Package};
+use rackstick_image::{
+    digest::Sha256,
+    guid,
+    lock::{Input, Package},
+};
 use serde_json::{Value, json};
 
 use super::{licences, purl};
@@ -53,6 +57,10 @@ pub fn document(inputs: &Inputs, subject: &Subject) -> Value {
         let programs = subject.programs.iter().filter(|program| program.set == set);
         relations.extend(programs.map(|program| relation(&id, "CONTAINS", &id_of("Program", program.name))));
         relations.extend(names.iter().map(|name| relation(&id, "CONTAINS", &id_of("Package", name))));
+    }
+    for (name, input) in &lock.inputs {
+        packages.push(input_package(name, input));
+        relations.push(relation(RACK, "CONTAINS", &id_of("Input", name)));
     }
     packages.extend(subject.programs.iter().map(program_package));
     for (name, package) in &lock.packages {
@@ -118,6 +126,20 @@ fn set_package(set: &str) -> Value {
         _ => ("CONTAINER", "what an image adds to the base"),
     };
     package(&set_id(set), set, UNKNOWN, json!({ "primaryPackagePurpose": purpose, "comment": comment }))
+}
+
+/// What an image was made of in place of packages. What is in it, it does not tell.
+fn input_package(image: &str, input: &Input) -> Value {
+    let (path, comment, checksum) = match input {
+        Input::Rootfs { path, sha256, .. } => (path, "a tarball of a root file system", Some(checksums(*sha256))),
+        // The hash is that of its manifest, and of no file.
+        Input::Oci { path, sha256 } => (path, &*format!("a container image, sha256:{sha256}"), None),
+    };
+    let mut more = json!({ "packageFileName": path, "primaryPackagePurpose": "CONTAINER", "comment": comment });
+    if let (Value::Object(more), Some(checksum)) = (&mut more, checksum) {
+        more.insert("checksums".to_owned(), checksum);
+    }
+    package(&id_of("Input", image), &sets::image(image), UNKNOWN, more)
 }
 
 fn program_package(program: &Program) -> Value {

@@ -11,16 +11,20 @@ use rackstick_image::{
     digest::VerityDigest,
     disk::{self, Disk},
     esp::EspFile,
-    ext4::{Data, DataFile},
+    ext4::{self, Data, DataFile},
     guid::{self, Guid},
     manifest::Manifest,
+    recipe::Rack,
     sector::SectorSize,
     source::{Source, SourceError},
 };
 use thiserror::Error;
 
 use super::{Built, uki::Uki};
-use crate::artifacts::{self, ArtifactError};
+use crate::{
+    artifacts::{self, ArtifactError},
+    image,
+};
 
 /// The loader shows no menu: there is one host, or the newest that has tries left is right.
 const LOADER_CONF: &str = "timeout 0\neditor no\n";
@@ -43,6 +47,13 @@ pub enum DiskError {
     /// The manifest can't be turned into JSON.
     #[error("can't write the manifest: {0}")]
     Json(#[from] serde_json::Error),
+    /// It would be lost.
+    #[error(
+        "{} holds what a rack wrote, which a new image would replace: its identity and its guests' volumes (it was run with \
+         --persist). Build into another folder with -o DIR, or delete it first",
+        .0.display()
+    )]
+    Used(PathBuf),
     /// The finished image can't be looked at.
     #[error("can't read {}: {source}", .path.display())]
     Read {
@@ -56,8 +67,25 @@ pub enum DiskError {
     Artifact(#[from] ArtifactError),
 }
 
-/// Writes `<rack>_<version>.img` into `output`, and its manifest beside it. An image for other sectors than 512 bytes says so in
-/// its name: a disk of the wrong kind shows it as empty.
+/// Where the image goes. One for other sectors than 512 bytes says so in its name: a disk of the wrong kind shows it as empty.
+fn path(output: &Path, rack: &str, version: &str, sector: SectorSize) -> PathBuf {
+    let suffix = match sector {
+        SectorSize::B512 => "",
+        SectorSize::B4096 => "_4kn",
+    };
+    output.join(format!("{rack}_{version}{suffix}.img"))
+}
+
+/// Refuses to replace an image on which a rack has run.
+pub fn refuse_used(output: &Path, rack: &Rack, sector: SectorSize) -> Result<(), DiskError> {
+    let path = path(output, &rack.name, &rack.version, sector);
+    // What is not there, or no image, holds nothing of a rack's.
+    let Ok(disk) = image::Disk::open(&path) else { return Ok(()) };
+    let Ok(Ok(parts)) = image::Parts::find(&disk) else { return Ok(()) };
+    if ext4::read::was_mounted(&parts.data).unwrap_or(false) { Err(DiskError::Used(path)) } else { Ok(()) }
+}
+
+/// Writes `<rack>_<version>.img` into `output`, and its manifest beside it.
 pub fn write(
     output: &Path,
     manifest: &Manifest,
@@ -111,11 +139,7 @@ pub fn write(
         },
     };
 
-    let suffix = match sector {
-        SectorSize::B512 => "",
-        SectorSize::B4096 => "_4kn",
-    };
-    let image = output.join(format!("{rack}_{version}{suffix}.img"));
+    let image = path(output, rack, version, sector);
     disk::write(&image, &disk)?;
     artifacts::clear(&image)?;
     artifacts::write(&image.with_extension("json"), &json)?;

@@ -10,4 +10,4 @@ mod tests;
 mod text;
 pub mod verify;
 
-pub use open::{Disk, ImageError, Opened};
+pub use open::{Disk, ImageError, Opened, Parts};

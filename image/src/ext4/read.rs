@@ -16,6 +16,8 @@ const KNOWN_FEATURES: u32 = 0x2 | 0x40 | 0x200;
 const RECOVER: u32 = 0x4;
 /// `EXT4_FEATURE_RO_COMPAT_METADATA_CSUM`: all checksums below are there.
 const METADATA_CSUM: u32 = 0x400;
+const SUPERBLOCK_AT: u64 = 1024;
+const MAGIC: u16 = 0xef53;
 const DESCRIPTOR_SIZE: u64 = 32;
 const ROOT: u32 = 2;
 const EXTENTS_FLAG: u32 = 0x8_0000;
@@ -74,16 +76,24 @@ pub struct Verity<'a> {
     pub descriptor: View<'a>,
 }
 
+/// Whether what lies there is an ext4 that somebody has mounted for writing (`s_mtime`).
+///
+/// # Errors
+/// [`ReadError`].
+pub fn was_mounted(view: &View<'_>) -> Result<bool, ReadError> {
+    let sb: [u8; 1024] = view.array(SUPERBLOCK_AT)?;
+    Ok(short(&sb, 0x38) == MAGIC && word(&sb, 0x2c) != 0)
+}
+
 impl<'a> Fs<'a> {
     /// Reads the superblock.
     ///
     /// # Errors
     /// [`ReadError`].
     pub fn open(view: View<'a>) -> Result<Self, ReadError> {
-        const AT: u64 = 1024;
-        let sb: [u8; 1024] = view.array(AT)?;
-        let require = |holds, what| ensure(holds, AT, what);
-        require(short(&sb, 0x38) == 0xef53, "it has no superblock of ext4")?;
+        let sb: [u8; 1024] = view.array(SUPERBLOCK_AT)?;
+        let require = |holds, what| ensure(holds, SUPERBLOCK_AT, what);
+        require(short(&sb, 0x38) == MAGIC, "it has no superblock of ext4")?;
         require(csum::superblock(&sb) == word(&sb, 0x3fc), "its superblock's checksum is wrong")?;
         let (incompat, ro_compat) = (word(&sb, 0x60), word(&sb, 0x64));
         require(
