@@ -121,7 +121,7 @@ fn an_input_that_changed_since_it_was_locked_is_an_error_that_names_it_and_lock_
     assert!(said.contains("Run `rackstick lock app.toml`"), "{said}");
 
     let (success, said) = run("lock", &["--mirror", NOBODY]);
-    assert!(success && said.contains("images not made of packages: 1; the packages are as before"), "{said}");
+    assert!(success && said.contains("images not made of packages: 1"), "{said}");
     let pinned = fs::read_to_string(&lock).unwrap();
     let sha256 = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed";
     let entry = format!("[inputs.app.rootfs]\npath = \"root.tar\"\nsize = 3\nsha256 = \"{sha256}\"\n");
