@@ -59,7 +59,8 @@ fn text(error: &(dyn std::error::Error + 'static), look: Look) -> String {
     for cause in chain(error).skip(1) {
         out.push_str(&format!("  caused by: {cause}\n"));
     }
-    out
+    // Names in archives and images may be anybody's, and orders to the terminal.
+    out.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
 /// The error and its causes, the nearest first.

@@ -8,6 +8,13 @@ use crate::{
     output, report,
 };
 
+/// What its help ends with.
+const EXAMPLES: &str = concat!(
+    "Examples:\n",
+    "  rackstick diff out/lab_2026.11.1.img out/lab_2026.11.2.img\n",
+    "  rackstick diff --all old.img new.img\n"
+);
+
 /// Show what is different between two images
 ///
 /// Rack, networks, guests, sizes, the host's files, packages of each image, files of each layer. `-` stands before what only
@@ -15,6 +22,7 @@ use crate::{
 ///
 /// The exit status is that of diff(1): 0 if both are the same, 1 if they differ, 2 if one can't be read.
 #[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// The first image
     a: PathBuf,

@@ -18,11 +18,21 @@ use crate::{
     report,
 };
 
+/// What its help ends with.
+const EXAMPLES: &str = concat!(
+    "Examples:\n",
+    "  rackstick flash\n",
+    "  rackstick flash out/lab_2026.11.1.img\n",
+    "  rackstick flash out/lab_2026.11.1.img sdb\n",
+    "  rackstick flash out/lab_2026.11.1.img sdb --confirm sdb\n",
+);
+
 /// Write an image to a disk, or list the disks that there are
 ///
 /// Without a device it lists the disks that can be flashed (with this image), and why others can't. It asks before it writes, reads
 /// back what it wrote, and makes the disk bootable last.
 #[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// The disk image, also compressed (`.img.zst`)
     image: Option<PathBuf>,
@@ -37,6 +47,8 @@ pub struct Args {
 enum FlashError {
     #[error("{disk} can't be flashed: {source}")]
     Refused { disk: String, source: Refusal },
+    #[error("{0} is another disk than a moment ago; nothing was written: begin anew")]
+    Changed(String),
     #[error("nobody can be asked, since standard input is no terminal; give --confirm {0} if all on {0} may be lost")]
     NobodyToAsk(String),
     #[error("the disk is {disk}, and `{said}` was given; nothing was written")]
@@ -78,9 +90,16 @@ fn write(
     if let Some(why) = flash::refusal(system, &disk, Some(&image.used))? {
         return Err(refused(why).into());
     }
-    // From here on it is this disk and no other, and nobody mounts it.
+    // From here on nobody mounts it. It may be another one than before the image was unpacked, or in use since.
     let target = Target::open(&disk)?;
-    confirmed(&disk, path, confirm)?;
+    let now = system.find(device)?;
+    if !now.is(&disk) {
+        return Err(FlashError::Changed(disk.name).into());
+    }
+    if let Some(why) = flash::refusal(system, &now, Some(&image.used))? {
+        return Err(refused(why).into());
+    }
+    confirmed(&now, path, confirm)?;
 
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -207,7 +226,7 @@ fn content(disk: &Disk) -> Vec<String> {
         format!("{:<8} {:>9}  {content}", part.name, size(part.size))
     });
     let lines: Vec<String> = whole.chain(parts).collect();
-    if lines.is_empty() { vec!["no partitions".to_owned()] } else { lines }
+    if lines.is_empty() { vec!["no partitions, and nothing that is known".to_owned()] } else { lines }
 }
 
 /// As disks are spoken of.

@@ -10,6 +10,9 @@ use crate::{
     report,
 };
 
+/// What its help ends with.
+const EXAMPLES: &str = concat!("Examples:\n", "  rackstick verify out/lab_2026.11.1.img\n");
+
 /// Check that an image is whole
 ///
 /// Both partition tables, the ESP with its UKI, and every file that the manifest names: its bytes, its Merkle tree and its
@@ -17,6 +20,7 @@ use crate::{
 ///
 /// The exit status is 0 if the image is whole, and 1 if something is wrong with it: what, where, and what to do.
 #[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// The image
     image: PathBuf,

@@ -77,6 +77,8 @@ pub struct Disk {
     /// Its device node, and what stat(2) calls its number (`st_rdev`).
     pub node: PathBuf,
     pub(super) number: u64,
+    /// The kernel's own number of this disk, which no other one gets (`diskseq`); none before Linux 5.15.
+    pub(super) sequence: Option<String>,
     /// Its size in bytes.
     pub size: u64,
     /// Bytes of its logical blocks.
@@ -120,6 +122,12 @@ pub struct Content {
 }
 
 impl Disk {
+    /// Whether it is still the disk that it was.
+    pub fn is(&self, other: &Self) -> bool {
+        let which = |disk: &Self| (disk.number, disk.sequence.clone(), disk.size, disk.block);
+        which(self) == which(other)
+    }
+
     /// Whether it is made to be carried about.
     pub fn is_portable(&self) -> bool {
         self.removable || matches!(self.bus, Bus::Usb | Bus::Sd)
@@ -195,6 +203,7 @@ impl System {
             // The kernel writes a slash in a name as an exclamation mark.
             node: Path::new("/dev").join(name.replace('!', "/")),
             number: number(&folder)?,
+            sequence: attribute(&folder, "diskseq"),
             size: size(&folder)?,
             block: attribute(&folder, "queue/logical_block_size")?.parse().ok()?,
             removable: attribute(&folder, "removable")? == "1",

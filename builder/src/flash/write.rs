@@ -29,7 +29,7 @@ pub enum TargetError {
     #[error("{} may only be written by root: use sudo", .0.display())]
     Denied(PathBuf),
     /// The kernel knows somebody who uses it.
-    #[error("{} is in use, though nothing of it is mounted here: by another container, a virtual machine or ZFS?", .0.display())]
+    #[error("{} is in use, though nothing of it is mounted here: by another container or ZFS?", .0.display())]
     Busy(PathBuf),
     /// Another reason.
     #[error("can't open {}: {source}", .path.display())]
@@ -76,9 +76,13 @@ impl Target {
 
 /// A flash that did not come to its end.
 #[derive(Debug, thiserror::Error)]
-#[error("{disk} is not usable now: it has no partition table, so no machine boots it; flash it again")]
+#[error("{disk} is not usable now: {}; flash it again", match wiped {
+    true => "it has no partition table, so no machine boots it",
+    false => "it may even boot, as its partition tables could not be taken away",
+})]
 pub struct FlashError {
     disk: String,
+    wiped: bool,
     source: Fault,
 }
 
@@ -106,8 +110,8 @@ pub fn flash(image: &Image, target: &Target, stop: &AtomicBool, progress: &Progr
     let mut flash = Flash { image, target, stop, buffer: Buffer::new(PIECE as usize) };
     flash.run(progress).map_err(|source| {
         // If the tables were written already. That it failed is what the user hears either way.
-        _ = flash.wipe();
-        FlashError { disk: target.name.clone(), source }
+        let wiped = flash.wipe().is_ok();
+        FlashError { disk: target.name.clone(), wiped, source }
     })
 }
 

@@ -253,13 +253,14 @@ fn unpack(
     let path = &from.file;
     let in_archive = |source| FromError::Archive { path: path.clone(), source };
     let mut files = Files::new(Mtime::from_seconds(epoch));
+    let mut xattr_bytes = 0;
     let config = match locked {
         lock::Input::Rootfs { sha256, .. } => {
             let file = File::open(path).map_err(|source| FromError::Open { path: path.clone(), source })?;
             let spooled = spool::spool(file, scratch.join("rootfs"))
                 .map_err(|source| FromError::Spool { path: path.clone(), source })?;
             changed(path, spooled.packed, *sha256)?;
-            apply(&mut files, &spooled, false, epoch, notes).map_err(in_archive)?;
+            apply(&mut files, &spooled, false, epoch, notes, &mut xattr_bytes).map_err(in_archive)?;
             None
         }
         lock::Input::Oci { sha256, .. } => {
@@ -267,9 +268,17 @@ fn unpack(
             let place = oci::Place::open(path, scratch).map_err(in_image)?;
             let found = oci::find(&place).map_err(in_image)?;
             changed(path, found.digest(), *sha256)?;
+            let mut plain_bytes = 0_u64;
             for number in 0..found.layers() {
                 let spooled = found.spool(&place, number, scratch).map_err(in_image)?;
-                apply(&mut files, &spooled, true, epoch, notes)
+                plain_bytes = plain_bytes.saturating_add(spooled.plain_size);
+                if plain_bytes > spool::MAX_PLAIN_BYTES {
+                    return Err(in_image(OciError::TooLarge {
+                        what: "its layers, unpacked,".to_owned(),
+                        most: spool::MAX_PLAIN_BYTES,
+                    }));
+                }
+                apply(&mut files, &spooled, true, epoch, notes, &mut xattr_bytes)
                     .map_err(|source| in_image(OciError::Layer { number, source: Box::new(source) }))?;
                 files.next_layer();
             }
@@ -307,10 +316,10 @@ pub(super) fn apply(
     oci: bool,
     epoch: i64,
     notes: &mut Notes,
+    xattr_bytes: &mut usize,
 ) -> Result<(), ArchiveError> {
     let file = File::open(&archive.path).map_err(TarError::Read)?;
     let mut entries = Entries::new(BufReader::new(file)).map_err(TarError::Read)?;
-    let mut xattr_bytes = 0;
     while let Some(entry) = entries.next()? {
         let path = inside(&entry.path).ok_or_else(|| ArchiveError::Outside(show(&entry.path)))?;
         if oci && whiteout(files, &path) {
@@ -346,13 +355,13 @@ pub(super) fn apply(
                 .map_err(|source| ArchiveError::Xattr { path: show(path), source })?;
             match kept {
                 Some(value) => {
-                    xattr_bytes += name.len() + value.len();
+                    *xattr_bytes += name.len() + value.len();
                     node.xattrs.insert(name, value);
                 }
                 None => notes.add("an extended attribute is left out, it means nothing in a guest", show(&name)),
             }
         }
-        if xattr_bytes > MAX_XATTR_BYTES {
+        if *xattr_bytes > MAX_XATTR_BYTES {
             return Err(ArchiveError::Xattrs);
         }
         files.put(path, node)?;

@@ -71,6 +71,8 @@ pub struct Spooled {
     pub packed: Sha256,
     /// SHA-256 of the plain archive.
     pub plain: Sha256,
+    /// Bytes of the plain archive.
+    pub plain_size: u64,
 }
 
 /// Makes what `source` holds plain, as the new file `path`.
@@ -93,10 +95,10 @@ pub(super) fn spool_within(source: impl Read, path: PathBuf, small: u64) -> Resu
     }
     // What stands behind the archive belongs to the file's hash, too.
     io::copy(&mut source, &mut io::sink()).map_err(SpoolError::Read)?;
-    let Plain { out: Hashing { hasher, .. }, .. } = plain;
+    let Plain { out: Hashing { hasher, .. }, size: plain_size, .. } = plain;
     let plain = Sha256(hasher.finalize().into());
     let Hashed { hasher, bytes: packed_size, .. } = source.into_inner();
-    Ok(Spooled { packed_size, packed: Sha256(hasher.finalize().into()), plain, path })
+    Ok(Spooled { packed_size, packed: Sha256(hasher.finalize().into()), plain, plain_size, path })
 }
 
 enum Format {

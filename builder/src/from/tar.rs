@@ -134,6 +134,10 @@ impl<R: Read + Seek> Entries<R> {
                 EntryType::XGlobalHeader => {
                     let records = self.pax(at, size)?;
                     self.global.extend(records);
+                    let bytes: usize = self.global.iter().map(|(name, value)| name.len() + value.len()).sum();
+                    if bytes as u64 > MAX_PAX_BYTES {
+                        return Err(damaged(at, "its global headers are larger than 1 MiB"));
+                    }
                 }
                 // The name of the volume.
                 kind if kind.as_byte() == b'V' => self.skip(at, size)?,

@@ -80,7 +80,7 @@ impl Bench {
         self.count += 1;
         let path = self.folder.path().join(self.count.to_string());
         let spooled = spool::spool(Cursor::new(archive.0), path).unwrap();
-        apply(&mut self.files, &spooled, oci, EPOCH, &mut self.notes)
+        apply(&mut self.files, &spooled, oci, EPOCH, &mut self.notes, &mut 0)
     }
 
     fn layers(archives: Vec<Archive>) -> Self {

@@ -23,7 +23,7 @@ use thiserror::Error;
 use super::{Built, uki::Uki};
 use crate::{
     artifacts::{self, ArtifactError},
-    image,
+    image::{self, ImageError},
 };
 
 /// The loader shows no menu: there is one host, or the newest that has tries left is right.
@@ -54,6 +54,14 @@ pub enum DiskError {
         .0.display()
     )]
     Used(PathBuf),
+    /// It may be lost.
+    #[error("{} may hold what a rack wrote ({why}). Build into another folder with -o DIR, or delete it first", .path.display())]
+    Unclear {
+        /// The image that is there.
+        path: PathBuf,
+        /// Why that is not known.
+        why: String,
+    },
     /// The finished image can't be looked at.
     #[error("can't read {}: {source}", .path.display())]
     Read {
@@ -78,11 +86,25 @@ fn path(output: &Path, rack: &str, version: &str, sector: SectorSize) -> PathBuf
 
 /// Refuses to replace an image on which a rack has run.
 pub fn refuse_used(output: &Path, rack: &Rack, sector: SectorSize) -> Result<(), DiskError> {
-    let path = path(output, &rack.name, &rack.version, sector);
-    // What is not there, or no image, holds nothing of a rack's.
-    let Ok(disk) = image::Disk::open(&path) else { return Ok(()) };
-    let Ok(Ok(parts)) = image::Parts::find(&disk) else { return Ok(()) };
-    if ext4::read::was_mounted(&parts.data).unwrap_or(false) { Err(DiskError::Used(path)) } else { Ok(()) }
+    not_used(path(output, &rack.name, &rack.version, sector))
+}
+
+fn not_used(path: PathBuf) -> Result<(), DiskError> {
+    let unclear = |why: String| DiskError::Unclear { path: path.clone(), why };
+    let disk = match image::Disk::open(&path) {
+        Ok(disk) => disk,
+        // What is not there, or no image, holds nothing of a rack's.
+        Err(ImageError::NoTable(_)) => return Ok(()),
+        Err(ImageError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(unclear(error.to_string())),
+    };
+    let parts = image::Parts::find(&disk).map_err(|error| unclear(error.to_string()))?;
+    let parts = parts.map_err(|fault| unclear(fault.to_string()))?;
+    match ext4::read::was_mounted(&parts.data) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(DiskError::Used(path)),
+        Err(error) => Err(unclear(error.to_string())),
+    }
 }
 
 /// Writes `<rack>_<version>.img` into `output`, and its manifest beside it.
@@ -140,6 +162,8 @@ pub fn write(
     };
 
     let image = path(output, rack, version, sector);
+    // A rack may have been started on it meanwhile.
+    not_used(image.clone())?;
     disk::write(&image, &disk)?;
     artifacts::clear(&image)?;
     artifacts::write(&image.with_extension("json"), &json)?;

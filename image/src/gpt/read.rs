@@ -12,7 +12,7 @@ pub(super) const ENTRY: usize = 128;
 /// The largest table that is read: 128 entries are usual, so a hostile disk can't make the rack read for minutes.
 const LARGEST_TABLE: u64 = 1 << 20;
 /// The sector of the first header; its entries follow.
-pub(super) const PRIMARY: u64 = 1;
+pub(crate) const PRIMARY: u64 = 1;
 /// The protective MBR's only partition: its type, and where that and its length in sectors stand.
 pub(super) const MBR_TYPE: u8 = 0xee;
 pub(super) const MBR_TYPE_AT: usize = 450;
@@ -133,7 +133,7 @@ impl<'a> Disk<'a> {
     }
 
     /// The table whose header is in this sector.
-    pub(super) fn table_at(&self, header_at: u64) -> Result<Table, TableError> {
+    pub(crate) fn table_at(&self, header_at: u64) -> Result<Table, TableError> {
         let require = |holds: bool, what| if holds { Ok(()) } else { Err(TableError::Damaged(what)) };
         let sector = self.sector.bytes();
         let mut header = [0; HEADER];

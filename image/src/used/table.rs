@@ -3,7 +3,7 @@
 use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 
 use super::{UsedError, u32_at, u64_at};
-use crate::sector::SectorSize;
+use crate::{gpt, sector::SectorSize};
 
 /// Size of the header.
 const HEADER: usize = 92;
@@ -15,6 +15,14 @@ const LARGEST_TABLE: u64 = 1 << 20;
 /// The partitions, in bytes.
 pub(super) fn partitions(image: &File, sector: SectorSize, size: u64) -> Result<Vec<Range<u64>>, UsedError> {
     let block = sector.bytes();
+    // Firmware goes by the first table; on a larger disk the second is not where it is looked for.
+    let whole = match gpt::read::Disk::new(image, block)? {
+        Some(disk) => disk.table_at(gpt::read::PRIMARY).is_ok(),
+        None => false,
+    };
+    if !whole {
+        return Err(UsedError::NoTable);
+    }
     let mut header = [0; HEADER];
     if size < 2 * block {
         return Err(UsedError::NoTable);

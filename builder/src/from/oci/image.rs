@@ -89,6 +89,10 @@ impl Search {
                 continue;
             }
             let hash = digest(&descriptor.digest)?;
+            // One image may have several names, and must not fill the memory by them.
+            if self.found.iter().any(|(_, image)| image.digest == hash) {
+                continue;
+            }
             let own = descriptor.annotations.and_then(|annotations| annotations.name);
             let name = own.unwrap_or_else(|| name.to_owned());
             let what = format!("`{}`", blob(hash));

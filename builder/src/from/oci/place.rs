@@ -4,11 +4,12 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom},
-    os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
+    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
+    path::{Component, Path, PathBuf},
 };
 
 use rackstick_image::digest::Sha256;
+use rustix::fs::OFlags;
 use sha2::Digest;
 
 use super::OciError;
@@ -80,9 +81,15 @@ impl Place {
     pub fn file(&self, name: &str) -> Result<Option<(io::Take<File>, u64)>, OciError> {
         match self {
             Self::Folder(folder) => {
+                // Names stand in documents that anybody may have written.
+                if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
+                    return Ok(None);
+                }
                 let path = folder.join(name);
                 let read = |source| OciError::Read { path: path.clone(), source };
-                match File::open(&path) {
+                // A pipe is not waited for, and a link may lead anywhere.
+                let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+                match File::options().read(true).custom_flags(flags).open(&path) {
                     Ok(file) => {
                         let metadata = file.metadata().map_err(read)?;
                         Ok(metadata.is_file().then(|| (file.take(metadata.len()), metadata.len())))
