@@ -165,8 +165,8 @@ impl Mkosi {
         write(
             "mkosi.conf",
             "[Distribution]\nDistribution=debian\nRelease=trixie\n[Output]\nFormat=disk\nOutputDirectory=out\n\
-             CacheDirectory=cache\n[Content]\nBootable=yes\nBootloader=systemd-boot\nPackages=linux-image-amd64 systemd \
-             systemd-sysv systemd-boot udev dbus nginx-light\n"
+             CacheDirectory=cache\n[Content]\nBootable=yes\nBootloader=systemd-boot\nPackages=linux-image-amd64,systemd,\
+             systemd-sysv,systemd-boot,udev,dbus,nginx-light\n"
                 .to_owned(),
         );
         for name in ["out", "cache"] {
