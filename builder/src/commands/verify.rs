@@ -34,9 +34,8 @@ pub fn run(args: Args) -> Result<ExitCode, report::Error> {
         if output::manner().json {
             let faults: Vec<String> = verified.faults.iter().map(ToString::to_string).collect();
             output::answer(&Text { text: faults.join("\n") })?;
-        }
-        for fault in verified.faults.iter().filter(|_| !output::manner().json) {
-            report::print(fault);
+        } else {
+            verified.faults.iter().for_each(|fault| report::print(fault));
         }
         return Ok(ExitCode::FAILURE);
     }

@@ -20,7 +20,7 @@ pub(super) const MBR_LENGTH_AT: usize = 458;
 pub(super) const MBR_SIGNATURE: [u8; 2] = [0x55, 0xaa];
 
 /// Where fields of the header stand.
-pub(super) mod field {
+pub(crate) mod field {
     pub const HEADER_SIZE: usize = 12;
     pub const HEADER_CRC: usize = 16;
     pub const MY_LBA: usize = 24;
@@ -217,7 +217,12 @@ impl Table {
         Some((long(entry, field::FIRST_LBA), long(entry, field::LAST_LBA)))
     }
 
-    pub(super) fn long(&self, at: usize) -> u64 {
+    /// First and last sector of all that are in use.
+    pub(crate) fn extents(&self) -> impl Iterator<Item = (u64, u64)> {
+        (1..=self.count()).filter_map(|number| self.extent(number))
+    }
+
+    pub(crate) fn long(&self, at: usize) -> u64 {
         long(&self.header, at)
     }
 }
