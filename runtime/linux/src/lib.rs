@@ -4,11 +4,12 @@
 //! - [`mount`]: mounts, and leaving the initramfs.
 //! - [`ext4`]: what a mounted file system is asked.
 //! - [`netlink`], [`tap`]: links, addresses, routes, tap devices; [`dhcp`]: an address from the network.
-//! - [`kmsg`], [`power`]: the kernel's log, and its end.
+//! - [`kmsg`], [`buttons`], [`power`]: the kernel's log, who wants its end, and the end.
 //! - [`efi`]: what the boot loader left.
 //!
 //! Everything here is synchronous and takes deadlines where it waits.
 
+pub mod buttons;
 pub mod coldplug;
 pub mod dhcp;
 pub mod efi;

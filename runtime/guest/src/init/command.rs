@@ -1,8 +1,6 @@
 //! PID 1 of an image without an init of its own: runs the recipe's command as its user, reaps what is left over, and switches
 //! the guest off when the command ends or the guest is to stop.
 
-mod button;
-
 use std::{
     convert::Infallible,
     fmt, fs,
@@ -17,6 +15,7 @@ use std::{
 
 use rackstick_api::guest::{COMMAND_ENDED, GuestConfig, Process};
 use rackstick_linux::{
+    buttons::Buttons,
     mount::{self, MountFlags},
     power,
 };
@@ -115,7 +114,15 @@ fn prepare(process: &Process) -> Result<(), InitError> {
 fn listen(sender: Sender<Event>) -> Result<(), InitError> {
     let failed = |what| move |source| InitError::Watch { what, source };
     let mut signals = Signals::new([SIGCHLD, SIGTERM, SIGINT]).map_err(failed("be told of processes that end"))?;
-    button::watch(&sender);
+    let button = sender.clone();
+    let pressed = move || {
+        // The main thread ends only with the machine.
+        let _ = button.send(Event::Stop);
+    };
+    // A guest whose button can't be heard is stopped by its agent alone.
+    if let Err(error) = Buttons::default().look(pressed) {
+        log::warn!("the power button can't be listened to: {error}");
+    }
     let told = move || {
         for signal in signals.forever() {
             let event = if signal == SIGCHLD { Event::Child } else { Event::Stop };

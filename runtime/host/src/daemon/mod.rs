@@ -16,7 +16,6 @@ mod memory;
 mod modprobe;
 pub mod network;
 mod plugged;
-mod power;
 mod private_socket;
 mod rack;
 mod room;

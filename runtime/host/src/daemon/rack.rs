@@ -15,6 +15,7 @@ use rackstick_image::{
     digest::VerityDigest,
     manifest::{self, Manifest},
 };
+use rackstick_linux::buttons::Buttons;
 use rustix::{
     process::{Pid, Signal, getppid, kill_process},
     time::{ClockId, clock_gettime},
@@ -26,7 +27,6 @@ use super::{
     data, freeze,
     guest::{self, Guest, Obstacle},
     layers, memory,
-    power::Buttons,
     room::{self, Plan},
 };
 use crate::init;

@@ -1,5 +1,5 @@
-//! The machine's power button, as an input device (Linux, include/uapi/linux/input.h): the ACPI button, or a
-//! keyboard's power key.
+//! The machine's power buttons, as input devices (Linux, include/uapi/linux/input.h): the ACPI button, or a keyboard's
+//! power key.
 
 use std::{
     collections::HashSet,
@@ -25,6 +25,9 @@ pub struct Buttons {
 
 impl Buttons {
     /// Listens to every power button that is there and was not before; `pressed` is called at each press.
+    ///
+    /// # Errors
+    /// What the kernel says where a button that is there can't be listened to. No input device at all is none.
     pub fn look(&mut self, pressed: impl Fn() + Send + Clone + 'static) -> io::Result<()> {
         let inputs = match fs::read_dir(INPUTS) {
             Ok(inputs) => inputs,
@@ -55,7 +58,7 @@ impl Buttons {
 }
 
 /// Ends when the device is gone.
-fn listen(mut device: File, pressed: &impl Fn()) {
+fn listen(mut device: impl Read, pressed: &impl Fn()) {
     let mut event = [0; EVENT_SIZE];
     while device.read_exact(&mut event).is_ok() {
         let [.., t0, t1, c0, c1, v0, v1, v2, v3] = event;
@@ -76,7 +79,22 @@ fn has_key(bitmap: &str, key: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    #[test]
+    fn only_a_press_of_the_power_key_counts() {
+        let event = |kind: u16, code: u16, value: i32| {
+            [&[9; 16][..], &kind.to_ne_bytes(), &code.to_ne_bytes(), &value.to_ne_bytes()].concat()
+        };
+        let others = [event(1, 116, 0), event(1, 116, 2), event(1, 30, 1), event(0, 116, 1), event(0, 0, 0)];
+        // With a piece of an event behind: the device was taken away.
+        let device = [others.concat(), event(1, 116, 1), vec![0; 5]].concat();
+        let presses = Cell::new(0);
+        listen(&device[..], &|| presses.set(presses.get() + 1));
+        assert_eq!(presses.get(), 1);
+    }
 
     #[test]
     fn the_acpi_button_has_a_power_key_and_a_mouse_has_none() {
