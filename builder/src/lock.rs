@@ -13,13 +13,13 @@ use std::{
 
 use rackstick_image::{
     lock::{FORMAT, Input, Lock},
-    recipe::{Diagnostic, Diagnostics, Place, Rack, Source},
+    recipe::{self, Diagnostic, Diagnostics, Place, Rack, Source},
 };
 
 use rackstick::from::{self, PinError};
 
 use crate::{
-    archive::{self, DEBIAN, MirrorError, Mirrors, ResolveLockError, SECURITY, Updated},
+    archive::{self, DEBIAN, RepositoryError, ResolveLockError, SECURITY, Updated},
     progress::Progress,
     sets,
     store::{Store, StoreError},
@@ -68,9 +68,9 @@ pub enum LockError {
     /// The recipe can't be resolved.
     #[error(transparent)]
     Resolve(#[from] ResolveLockError),
-    /// It is not known where to fetch from.
+    /// The recipe's repositories are wrong.
     #[error(transparent)]
-    Mirrors(#[from] MirrorError),
+    Repository(#[from] RepositoryError),
     /// What an image is made from can't be pinned.
     #[error(transparent)]
     Pin(#[from] PinError),
@@ -115,7 +115,11 @@ pub fn for_build(
 
 /// The lock of a recipe, which must fit it, or none if there is none.
 pub fn fitting(recipe: &Path, rack: &Rack) -> Result<Option<Lock>, LockError> {
-    let Some(lock) = read(recipe)? else { return Ok(None) };
+    let Some(lock) = read(recipe)? else {
+        // Keys that can't be read are wrong without a lock too.
+        archive::pin_repositories(rack)?;
+        return Ok(None);
+    };
     let differences = differences(rack, &lock)?;
     if differences.is_empty() {
         return Ok(Some(lock));
@@ -133,7 +137,7 @@ pub fn renew(
     progress: &Progress,
 ) -> Result<Lock, LockError> {
     let inputs = inputs(rack)?;
-    let lock = Lock { inputs, ..archive::resolve(rack, previous, &Mirrors::choose(mirrors)?, store, progress)? };
+    let lock = Lock { inputs, ..archive::resolve(rack, previous, mirrors, store, progress)? };
     write(&path(recipe), &lock)?;
     Ok(lock)
 }
@@ -147,7 +151,13 @@ pub fn renew_inputs(recipe: &Path, rack: &Rack, previous: &Lock) -> Result<Lock,
 
 /// How a lock differs from what the recipe asks for and from the files that lie beside it, one line each; empty if it fits.
 pub fn differences(rack: &Rack, lock: &Lock) -> Result<Vec<String>, LockError> {
-    Ok([sets::differences(rack, lock), from::differences(&inputs(rack)?, lock)].concat())
+    Ok([package_differences(rack, lock)?, from::differences(&inputs(rack)?, lock)].concat())
+}
+
+/// How a lock's packages, and where they come from, differ from what the recipe asks for.
+pub fn package_differences(rack: &Rack, lock: &Lock) -> Result<Vec<String>, LockError> {
+    let pinned = archive::pin_repositories(rack)?;
+    Ok([sets::differences(rack, lock), archive::repository_differences(&pinned.repositories, lock)].concat())
 }
 
 /// What images are made from in place of packages, as it is now.
@@ -169,7 +179,7 @@ pub fn update(
     progress: &Progress,
 ) -> Result<Updated, LockError> {
     let inputs = inputs(rack)?;
-    let mut updated = archive::update(rack, previous, names, &Mirrors::choose(mirrors)?, store, progress)?;
+    let mut updated = archive::update(rack, previous, names, mirrors, store, progress)?;
     updated.lock.inputs = inputs;
     write(&path(recipe), &updated.lock)?;
     Ok(updated)
@@ -223,17 +233,27 @@ fn fault(lock: &Lock) -> Option<(String, String)> {
         let message = format!("the lock has format {}, this rackstick knows {FORMAT}", lock.format);
         return Some(("format".to_owned(), message));
     }
+    for (name, repository) in &lock.repositories {
+        // The name becomes that of a folder.
+        if !recipe::is_name(name) || [DEBIAN, SECURITY].contains(&name.as_str()) {
+            return Some((name.clone(), format!("`{name}` can't be the name of a repository")));
+        }
+        if let Some(url) = repository.url.as_ref().filter(|url| !recipe::is_archive_url(url)) {
+            return Some((url.clone(), format!("`{url}` is not the URL of an archive")));
+        }
+    }
     for (name, package) in &lock.packages {
         if !archive::is_package_name(name) {
             return Some((name.clone(), format!("`{name}` is not the name of a package")));
         }
-        if !archive::is_pool_path(&package.path) {
+        let own = [DEBIAN, SECURITY].contains(&package.archive.as_str());
+        if !own && !lock.repositories.contains_key(&package.archive) {
+            let message = format!("`{}` is no archive and no repository of this lock", package.archive);
+            return Some((package.archive.clone(), message));
+        }
+        if !archive::is_pool_path(&package.path, !own) {
             let message = format!("`{}` is not a path below an archive's pool", package.path);
             return Some((package.path.clone(), message));
-        }
-        if ![DEBIAN, SECURITY].contains(&package.archive.as_str()) {
-            let message = format!("`{}` is no archive; `{DEBIAN}` and `{SECURITY}` are", package.archive);
-            return Some((package.archive.clone(), message));
         }
         if package.size > MAX_PACKAGE {
             let message = format!("`{name}` has {} bytes; {MAX_PACKAGE} are the most", package.size);
@@ -285,6 +305,7 @@ mod tests {
                 date: "Sat, 21 Nov 2026 09:15:44 UTC".to_owned(),
                 sha256: Sha256([1; 32]),
             }],
+            repositories: BTreeMap::new(),
             packages: BTreeMap::from([("libstdc++6".to_owned(), package)]),
             inputs: BTreeMap::new(),
         }

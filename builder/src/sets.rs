@@ -11,6 +11,9 @@ pub const KERNEL: &str = "kernel";
 /// The set of the layer that all images share.
 pub const BASE: &str = "base";
 
+/// How the names of kernels and of their metapackages begin.
+pub const KERNELS: &str = "linux-image-";
+
 /// What every rack needs beside what its recipe names. One line a package, its set first.
 const FIXED: &[(&str, &str)] = &[
     // The host: a kernel with the drivers of real hardware, and the boot loader.
@@ -37,6 +40,12 @@ const FIXED: &[(&str, &str)] = &[
     (BASE, "systemd-sysv"),
     (BASE, "udev"),
 ];
+
+/// Whether host and kernel are made from the package: these come from the base alone, since drivers, firmware and kernel are made
+/// to fit each other, and we to fit them.
+pub fn is_of_the_host(package: &str) -> bool {
+    package.starts_with(KERNELS) || FIXED.iter().any(|(set, name)| *name == package && [HOST, KERNEL].contains(set))
+}
 
 /// Name of the set of an image's own packages.
 pub fn image(name: &str) -> String {

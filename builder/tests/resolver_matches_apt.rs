@@ -3,13 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+mod apt;
 
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use apt::{Apt, Deb, run};
 use rackstick_image::lock::Lock;
 
 /// What is asked for: what servers, and labs, consist of.
@@ -59,14 +57,11 @@ const ONLY_APT: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// What tells two .debs apart: the path below the archive's root, and the size.
-type Deb = (String, u64);
-
 #[test]
 fn a_lock_holds_what_apt_would_install() {
     let folder = tempfile::tempdir().unwrap();
     let lock = lock(folder.path());
-    let apt = Apt::new(folder.path());
+    let apt = Apt::new(folder.path(), "");
 
     let mut base: Vec<&str> = lock.roots["base"].iter().map(String::as_str).collect();
     base.push("?essential");
@@ -123,106 +118,4 @@ fn difference(set: &str, ours: &BTreeSet<Deb>, apts: &BTreeSet<Deb>) -> String {
         }
     }
     lines
-}
-
-/// An apt that knows only trixie, and nothing of this machine but its mirrors.
-struct Apt {
-    root: PathBuf,
-}
-
-impl Apt {
-    fn new(folder: &Path) -> Self {
-        let apt = Self { root: folder.join("apt") };
-        for folder in
-            ["etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "lists/partial", "cache/archives/partial"]
-        {
-            fs::create_dir_all(apt.root.join(folder)).unwrap();
-        }
-        fs::write(apt.root.join("status"), "").unwrap();
-        let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/keys/debian-archive-trixie-");
-        let mut sources = String::new();
-        for (archive, suites, key) in [
-            ("debian", "trixie trixie-updates", "automatic.asc"),
-            ("debian-security", "trixie-security", "security-automatic.asc"),
-        ] {
-            sources += &format!(
-                "Types: deb\nURIs: {}\nSuites: {suites}\nComponents: main\nArchitectures: amd64\nSigned-By: {keys}{key}\n\n",
-                mirror(archive)
-            );
-        }
-        fs::write(apt.root.join("etc/sources.list.d/trixie.sources"), sources).unwrap();
-        let etc = apt.root.join("etc");
-        let root = apt.root.display();
-        let conf = format!(
-            "Dir::Etc \"{}\";\nDir::State \"{root}\";\nDir::State::lists \"{root}/lists\";\nDir::State::status \"{root}/status\";\n\
-             Dir::Cache \"{root}/cache\";\nAPT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; }};\n\
-             pkgCacheGen::ForceEssential \",\";\nAPT::Install-Recommends \"false\";\nAPT::Sandbox::User \"\";\nAcquire::Languages \"none\";\n\
-             Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n",
-            etc.display()
-        );
-        // ForceEssential: otherwise apt counts itself as essential.
-        fs::write(apt.root.join("apt.conf"), conf).unwrap();
-        run(apt.command("apt-get").args(["-q", "update"]));
-        apt
-    }
-
-    /// APT_CONFIG is read before the folders of parts, so that the machine's own are never looked at.
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.env("APT_CONFIG", self.root.join("apt.conf")).env("LC_ALL", "C");
-        command
-    }
-
-    /// Lets apt believe that these packages are installed.
-    fn set_installed(&self, names: &[String]) {
-        let stanzas = run(self.command("apt-cache").args(["show", "--no-all-versions"]).args(names));
-        let installed: String = stanzas
-            .split("\n\n")
-            .filter(|stanza| !stanza.trim().is_empty())
-            .map(|stanza| format!("{}\nStatus: install ok installed\n\n", stanza.trim()))
-            .collect();
-        fs::write(self.root.join("status"), installed).unwrap();
-    }
-
-    /// What it would fetch and install.
-    fn install(&self, packages: &[&str]) -> BTreeSet<Deb> {
-        let args = ["-qq", "--print-uris", "--no-install-recommends", "install"];
-        let out = run(self.command("apt-get").args(args).args(packages));
-        // 'http://HOST/debian/pool/main/g/glibc/libc6_2.41-12%2bdeb13u5_amd64.deb' FILE 2850108 HASH
-        out.lines()
-            .map(|line| {
-                let mut words = line.split(' ');
-                let url = words.next().unwrap().trim_matches('\'');
-                let path = &url[url.find("/pool/").unwrap() + 1..];
-                (decode(path), words.nth(1).unwrap().parse().unwrap())
-            })
-            .collect()
-    }
-}
-
-/// Takes the percent signs out of a URL's path.
-fn decode(path: &str) -> String {
-    let mut parts = path.split('%');
-    let mut out = parts.next().unwrap().to_owned();
-    for part in parts {
-        out.push(char::from(u8::from_str_radix(&part[..2], 16).unwrap()));
-        out.push_str(&part[2..]);
-    }
-    out
-}
-
-/// The root of an archive, from this machine's own apt configuration.
-fn mirror(archive: &str) -> String {
-    let targets =
-        run(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]));
-    let found = targets.lines().find(|root| root.trim_end_matches('/').ends_with(&format!("/{archive}")));
-    found.unwrap_or_else(|| panic!("this machine's apt knows no mirror of {archive}")).to_owned()
-}
-
-/// Runs a command that must succeed, and gives what it prints.
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}\n{stderr}", output.status);
-    String::from_utf8(output.stdout).unwrap()
 }

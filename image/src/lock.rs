@@ -1,5 +1,5 @@
 //! The lock: every package that goes into a rack, by name, version, hash, size and pool path. One per rack recipe,
-//! `<rack recipe>.lock`, TOML, in git. It holds no host names, so any mirror serves it.
+//! `<rack recipe>.lock`, TOML, in git. Of Debian's archive it holds no host names, so any mirror serves it.
 
 use std::collections::BTreeMap;
 
@@ -29,6 +29,9 @@ pub struct Lock {
     pub sets: BTreeMap<String, Vec<String>>,
     /// The archive's indexes that the packages came from.
     pub indexes: Vec<Index>,
+    /// Where packages came from beside the base, by name: what the recipe said.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub repositories: BTreeMap<String, Repository>,
     /// All packages, by name.
     pub packages: BTreeMap<String, Package>,
     /// What images are made from that are not made of packages, by the image's name.
@@ -59,11 +62,30 @@ pub enum Input {
     },
 }
 
+/// A repository beside the base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repository {
+    /// The root of its archive, without a slash at the end; none if that is Debian's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The suite; one that ends with `/` is a plain folder.
+    pub suite: String,
+    /// The suite's components, sorted; none of a plain folder.
+    pub components: Vec<String>,
+    /// Fingerprints of the keys that may sign it, sorted; none of Debian's own archive, whose keys the builder knows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
+    /// Packages that are taken from here whatever the base has, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<String>,
+}
+
 /// One signed index of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Index {
-    /// The archive: `debian` or `debian-security`.
+    /// The archive: `debian`, `debian-security` or the name of a repository.
     pub archive: String,
     /// The suite: `trixie`, `trixie-updates`, `trixie-security`.
     pub suite: String,
@@ -81,9 +103,9 @@ pub struct Package {
     pub version: String,
     /// Architecture: `amd64` or `all`.
     pub architecture: String,
-    /// The archive that holds it.
+    /// The archive that it came from, as in [`Index::archive`].
     pub archive: String,
-    /// Path below the archive's root, `pool/main/...`.
+    /// Path below the archive's root: in Debian's `pool/main/...`.
     pub path: String,
     /// Size of the .deb in bytes.
     pub size: u64,

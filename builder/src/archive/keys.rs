@@ -1,8 +1,15 @@
-//! The keys that sign Debian's archives, pinned by fingerprint, and the check of a signature against them: OpenPGP
+//! The keys that sign archives, Debian's pinned by fingerprint, and the check of a signature against them: OpenPGP
 //! (RFC 9580) certificates with their self-signatures, expiry, revocations and subkey bindings (sections 5.2.3 and
 //! 10.1). The `pgp` crate checks single signatures; which of them make a key valid is decided here.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    io::{Cursor, Read},
+    path::Path,
+    time::Duration,
+};
 
 use pgp::{
     composed::{CleartextSignedMessage, Deserializable, SignedPublicKey, SignedPublicSubKey},
@@ -38,6 +45,11 @@ const SECURITY: Pinned = Pinned {
     armored: include_str!("../../keys/debian-archive-trixie-security-automatic.asc"),
 };
 
+/// Most characters of the name in a key that messages repeat.
+const MAX_OWNER: usize = 100;
+/// Largest file of keys in bytes: all of Debian's have 60 KB together. Stops a file named by mistake from filling memory.
+const MAX_KEYS: u64 = 1 << 20;
+
 /// What is wrong with a key or a signature.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -49,6 +61,9 @@ pub enum KeyError {
         /// Why.
         source: Box<pgp::errors::Error>,
     },
+    /// A file of keys can't be read, or there is none in it.
+    #[error("{0}")]
+    NoKeys(String),
     /// A certificate is another one than pinned.
     #[error("the certificate of {owner} has fingerprint {found}, not {pinned}")]
     Fingerprint {
@@ -63,7 +78,7 @@ pub enum KeyError {
     #[error("it is not a signed file: {0}")]
     Message(Box<pgp::errors::Error>),
     /// No signature is by a key that is accepted; the reasons, one per signature and certificate that came close.
-    #[error("no signature by a key that is accepted for it ({0})")]
+    #[error("it has no signature that counts: {0}")]
     NotSigned(String),
 }
 
@@ -73,21 +88,33 @@ pub struct Trust {
     pub debian: Keyring,
     /// The keys for the archive `debian-security`.
     pub security: Keyring,
+    /// The keys for others' archives, by the repository's name.
+    pub foreign: BTreeMap<String, Keyring>,
 }
 
 impl Trust {
-    /// Debian's keys for trixie.
-    pub fn trixie() -> Result<Self, KeyError> {
-        Ok(Self { debian: Keyring::of(&[AUTOMATIC, STABLE])?, security: Keyring::of(&[SECURITY])? })
+    /// Debian's keys for trixie, and the given ones for others' archives. Debian signs all its living suites with them.
+    pub fn trixie(foreign: BTreeMap<String, Keyring>) -> Result<Self, KeyError> {
+        Ok(Self { debian: Keyring::of(&[AUTOMATIC, STABLE])?, security: Keyring::of(&[SECURITY])?, foreign })
     }
 }
 
 /// The certificates that may sign one archive.
+#[derive(Debug)]
 pub struct Keyring(Vec<Certificate>);
 
+#[derive(Debug)]
 struct Certificate {
     owner: String,
     key: SignedPublicKey,
+}
+
+/// What was signed.
+pub struct Signed {
+    /// The text, with `\n` ends of line. Only that may be used: the file can hold more around it.
+    pub text: String,
+    /// Who signed it: the certificate's owner and fingerprint.
+    pub by: String,
 }
 
 impl Keyring {
@@ -95,9 +122,34 @@ impl Keyring {
         pinned.iter().map(|p| Certificate::read(p.owner, p.fingerprint, p.armored)).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Checks a cleartext signed file (RFC 9580, section 7) at a time in seconds since 1970, and gives the text that was
-    /// signed, with `\n` ends of line. Only that text may be used: the file can hold more around it.
-    pub fn verify(&self, file: &str, now: i64) -> Result<String, KeyError> {
+    /// The certificates in a file, armored or binary, as archives publish them. It needs no pin of its own: whoever names it
+    /// keeps it in git, and the lock has its fingerprints.
+    pub fn read(path: &Path) -> Result<Self, KeyError> {
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(MAX_KEYS + 1).read_to_end(&mut bytes));
+        read.map_err(|error| KeyError::NoKeys(format!("it can't be read: {error}")))?;
+        if bytes.len() as u64 > MAX_KEYS {
+            return Err(KeyError::NoKeys(format!("it has more than {MAX_KEYS} bytes")));
+        }
+        let broken = |error: pgp::errors::Error| KeyError::NoKeys(format!("it is not a file of public keys: {error}"));
+        let (keys, _headers) = SignedPublicKey::from_reader_many(Cursor::new(&bytes)).map_err(broken)?;
+        let keys = keys.collect::<Result<Vec<_>, _>>().map_err(broken)?;
+        if keys.is_empty() {
+            return Err(KeyError::NoKeys("there is no public key in it".to_owned()));
+        }
+        Ok(Self(keys.into_iter().map(Certificate::new).collect()))
+    }
+
+    /// The fingerprints of its certificates, sorted.
+    pub fn fingerprints(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.0.iter().map(Certificate::fingerprint).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// Checks a cleartext signed file (RFC 9580, section 7) at a time in seconds since 1970.
+    pub fn verify(&self, file: &str, now: i64) -> Result<Signed, KeyError> {
         let (message, _headers) =
             CleartextSignedMessage::from_string(file).map_err(|error| KeyError::Message(Box::new(error)))?;
         let text = message.signed_text();
@@ -105,15 +157,16 @@ impl Keyring {
         for signature in message.signatures() {
             for certificate in &self.0 {
                 match certificate.verify(signature, text.as_bytes(), now) {
-                    Ok(()) => return Ok(text.replace("\r\n", "\n")),
+                    Ok(()) => return Ok(Signed { text: text.replace("\r\n", "\n"), by: certificate.to_string() }),
                     Err(Refusal::OtherKey) => {}
-                    Err(Refusal::Because(why)) => refusals.push(format!("{}: {why}", certificate.owner)),
+                    Err(Refusal::Because(why)) => refusals.push(format!("that of {certificate}: {why}")),
                 }
             }
         }
         if refusals.is_empty() {
-            let owners: Vec<&str> = self.0.iter().map(|certificate| certificate.owner.as_str()).collect();
-            refusals.push(format!("{} signatures, none by {}", message.signatures().len(), owners.join(" or ")));
+            let made: Vec<String> = message.signatures().iter().map(maker).collect();
+            let wanted: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+            refusals.push(format!("it was signed {}, and not by {}", made.join(", "), wanted.join(" or ")));
         }
         Err(KeyError::NotSigned(refusals.join("; ")))
     }
@@ -136,6 +189,17 @@ impl Certificate {
             return Err(KeyError::Fingerprint { owner: owner.to_owned(), pinned: pinned.to_owned(), found });
         }
         Ok(Self { owner: owner.to_owned(), key })
+    }
+
+    /// Of somebody whom the key itself names. Its text may be anybody's.
+    fn new(key: SignedPublicKey) -> Self {
+        let user = key.details.users.first().map(|user| String::from_utf8_lossy(user.id.id()).into_owned());
+        let shown = |name: String| name.chars().take(MAX_OWNER).flat_map(char::escape_debug).collect();
+        Self { owner: user.map_or_else(|| "a key without a name".to_owned(), shown), key }
+    }
+
+    fn fingerprint(&self) -> String {
+        self.key.fingerprint().to_string().to_uppercase()
     }
 
     fn verify(&self, signature: &Signature, text: &[u8], now: i64) -> Result<(), Refusal> {
@@ -200,6 +264,12 @@ impl Certificate {
     }
 }
 
+impl fmt::Display for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, key {}", self.owner, self.fingerprint())
+    }
+}
+
 /// What a self-signature or binding says of its key.
 struct Rights {
     sign: bool,
@@ -234,6 +304,15 @@ fn made_by(signature: &Signature, key: &impl KeyDetails) -> bool {
         return signature.issuer_key_id().into_iter().any(|id| *id == key.legacy_key_id());
     }
     fingerprints.into_iter().any(|fingerprint| *fingerprint == key.fingerprint())
+}
+
+/// By which key a signature says it was made, and when.
+fn maker(signature: &Signature) -> String {
+    let fingerprint = signature.issuer_fingerprint().first().map(|fingerprint| fingerprint.to_string().to_uppercase());
+    let id = || signature.issuer_key_id().first().map(|id| id.to_string().to_uppercase());
+    let key = fingerprint.or_else(id).map_or_else(|| "by nobody named".to_owned(), |key| format!("by key {key}"));
+    let created = signature.created().map(|created| format!(" on {}", super::date::show(seconds(created))));
+    key + &created.unwrap_or_default()
 }
 
 fn check_document(signature: &Signature, key: &impl VerifyingKey, text: &[u8], now: i64) -> Result<(), String> {

@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rackstick_image::{
-    lock::{FORMAT, Index, Lock, Package},
+    lock::{FORMAT, Lock, Package},
     recipe::{Diagnostic, Diagnostics, Place, Rack},
 };
 
 use super::{
     Mirrors, date,
     keys::{KeyError, Trust},
-    packages::{self, Catalogue, PackagesError},
+    mirrors::MirrorError,
+    packages::{self, Catalogue, PackagesError, Rank},
+    repositories::{self, Pinned, Repositories, RepositoryError},
     resolve::{self, KERNEL, ResolveError},
     suites::{Source, Suites, SuitesError, TRIXIE},
     update::UpdateError,
@@ -51,9 +53,15 @@ pub enum ResolveLockError {
         /// The lock's date.
         locked: String,
     },
+    /// The recipe's repositories are wrong.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
     /// The built-in keys are wrong.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// It is not known where to fetch from.
+    #[error(transparent)]
+    Mirrors(#[from] MirrorError),
     /// The suites can't be had.
     #[error(transparent)]
     Suites(#[from] SuitesError),
@@ -72,12 +80,15 @@ pub enum ResolveLockError {
 pub fn resolve(
     rack: &Rack,
     previous: Option<&Lock>,
-    mirrors: &Mirrors,
+    mirrors: &[String],
     store: &Store,
     progress: &Progress,
 ) -> Result<Lock, ResolveLockError> {
-    let (client, trust) = (Client::new(), Trust::trixie()?);
-    let source = Source { store, client: &client, mirrors, trust: &trust, now: clock::now() };
+    let Pinned { repositories, keyrings } = repositories::pin(rack)?;
+    let (client, trust) = (Client::new(), Trust::trixie(keyrings)?);
+    let mirrors = &Mirrors::choose(mirrors, &repositories)?;
+    let source =
+        Source { store, client: &client, mirrors, repositories: &repositories, trust: &trust, now: clock::now() };
     resolve_from(&source, rack, previous, progress)
 }
 
@@ -91,7 +102,7 @@ fn resolve_from(
     let catalogue = Catalogue::read(&suites.packages)?;
     let firmware = Catalogue::read(&suites.firmware)?;
     let chosen = resolve_sets(&catalogue, &firmware, rack, &Kernels::new());
-    Ok(lock_of(rack, suites.indexes.clone(), suites.newest, &told(rack, chosen)?))
+    Ok(lock_of(rack, source.repositories, &suites, &told(rack, chosen)?))
 }
 
 /// What was resolved, or else the errors with their places in the recipe.
@@ -112,7 +123,7 @@ pub(super) type Chosen<'c, 'a> = BTreeMap<String, Vec<&'c packages::Package<'a>>
 pub(super) type Kernels = BTreeMap<String, String>;
 
 /// The lock that holds what was chosen.
-pub(super) fn lock_of(rack: &Rack, indexes: Vec<Index>, epoch: i64, chosen: &Chosen<'_, '_>) -> Lock {
+pub(super) fn lock_of(rack: &Rack, repositories: &Repositories, suites: &Suites, chosen: &Chosen<'_, '_>) -> Lock {
     let sets = chosen
         .iter()
         .map(|(set, packages)| {
@@ -126,11 +137,12 @@ pub(super) fn lock_of(rack: &Rack, indexes: Vec<Index>, epoch: i64, chosen: &Cho
     Lock {
         format: FORMAT,
         builder: env!("CARGO_PKG_VERSION").to_owned(),
-        epoch,
+        epoch: suites.newest,
         base: rack.base.value.clone(),
         roots: sets::roots(rack),
         sets,
-        indexes,
+        indexes: suites.indexes.clone(),
+        repositories: repositories.clone(),
         packages,
         inputs: BTreeMap::new(),
     }
@@ -160,16 +172,52 @@ pub(super) fn suites(
         return Err(ResolveLockError::Recipe { base: base.value.clone(), source: diagnostic.into() });
     }
     let suites = Suites::fetch(&base.value, source, progress)?;
+    misnamed(rack, &suites)?;
     if let Some(previous) = previous {
-        not_older(&suites, previous)?;
+        not_older(&suites, source.repositories, previous)?;
     }
     Ok(suites)
 }
 
+/// A package that a repository does not have can't be taken from it.
+fn misnamed(rack: &Rack, suites: &Suites) -> Result<(), ResolveLockError> {
+    let mut wrong = Vec::new();
+    for (name, repository) in rack.repositories.iter().filter(|(_, repository)| !repository.packages.is_empty()) {
+        let mut known = BTreeSet::new();
+        for index in suites.packages.iter().filter(|index| index.archive == *name) {
+            let index = std::slice::from_ref(index);
+            known.extend(Catalogue::read(index)?.iter().map(|(_, package)| package.name));
+        }
+        let (of_the_host, others): (Vec<_>, Vec<_>) =
+            repository.packages.iter().partition(|package| sets::is_of_the_host(&package.value));
+        for package in of_the_host {
+            let message = format!("`{}` can't come from repository `{name}`", package.value);
+            let hint = "host, firmware and the guests' kernel come from the base: leave it out";
+            wrong.push(Diagnostic::new(package.place.clone(), message).hint(hint));
+        }
+        for package in others.into_iter().filter(|package| !known.contains(&*package.value)) {
+            let message = format!("repository `{name}` has no package `{}`", package.value);
+            let nearest = resolve::nearest(&package.value, known.iter().copied());
+            let nearest: Vec<String> = nearest.into_iter().map(str::to_owned).collect();
+            let diagnostic = Diagnostic::new(package.place.clone(), message).label("no such package there");
+            wrong.push(did_you_mean(diagnostic, &nearest));
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(ResolveLockError::Recipe { base: rack.base.value.clone(), source: Diagnostics(wrong) })
+}
+
 /// An index without an expiry date could otherwise be an old one, with the vulnerabilities of its time.
-fn not_older(suites: &Suites, previous: &Lock) -> Result<(), ResolveLockError> {
+fn not_older(suites: &Suites, repositories: &Repositories, previous: &Lock) -> Result<(), ResolveLockError> {
     for index in &suites.indexes {
         let before = previous.indexes.iter().find(|old| (&old.archive, &old.suite) == (&index.archive, &index.suite));
+        // A repository may have moved: the new one's dates are not the old one's.
+        let url = |repositories: &Repositories| repositories.get(&index.archive).and_then(|found| found.url.clone());
+        if url(repositories) != url(&previous.repositories) {
+            continue;
+        }
         if let Some(before) = before
             && date::parse(&before.date) > date::parse(&index.date)
         {
@@ -206,7 +254,10 @@ pub(super) fn resolve_sets<'c, 'a>(
                 (_, Some(kernel)) if name.starts_with(KERNEL) => {
                     resolve::find(catalogue, kernel).map(|id| catalogue.get(id))
                 }
-                (Some(id), _) if catalogue.find(name).is_none() => Ok(firmware.get(id)),
+                // What a repository has beside the base does not come before the base's firmware.
+                (Some(id), _) if catalogue.find(name).is_none_or(|id| catalogue.get(id).rank == Rank::Beside) => {
+                    Ok(firmware.get(id))
+                }
                 _ => resolve::find_unpacked(catalogue, name).map(|id| catalogue.get(id)),
             })
         } else {
@@ -246,23 +297,27 @@ fn diagnostic(rack: &Rack, set: &str, error: ResolveError) -> Result<Diagnostic,
     Ok(match error {
         ResolveError::Packages(error) => return Err(error),
         ResolveError::Unknown { name, nearest } => {
-            let message = format!("`{name}` is not a package of {}", rack.base.value);
-            let diagnostic = Diagnostic::new(at(&[&name]), message).label("no such package");
-            let names: Vec<String> = nearest.iter().map(|name| format!("`{name}`")).collect();
-            match names.split_last() {
-                None => diagnostic,
-                Some((only, [])) => diagnostic.hint(format!("did you mean {only}?")),
-                Some((last, others)) => diagnostic.hint(format!("did you mean {} or {last}?", others.join(", "))),
-            }
+            let beside: String = rack.repositories.keys().map(|name| format!(" or repository `{name}`")).collect();
+            let message = format!("`{name}` is not a package of {}{beside}", rack.base.value);
+            did_you_mean(Diagnostic::new(at(&[&name]), message).label("no such package"), &nearest)
         }
         ResolveError::Virtual { name, providers } => {
             let message = format!("`{name}` is not a package but something that packages provide");
             Diagnostic::new(at(&[&name]), message).hint(format!("choose one of them: {}", providers.join(", ")))
         }
-        ResolveError::Unsatisfiable { asked, chain, relation, reason } => {
+        ResolveError::Unsatisfiable { asked, chain, relation, reason, elsewhere } => {
             let (needy, way) = way(&chain);
             let message = format!("`{set}` can't be had: {needy} needs {relation}: {reason}{way}");
-            Diagnostic::new(at(&[&asked]), message).label("needed for this")
+            let diagnostic = Diagnostic::new(at(&[&asked]), message).label("needed for this");
+            let offer = |[repository, name, version]: &[String; 3]| {
+                format!(
+                    "repository `{repository}` has {name} {version}: add \"{name}\" to the `packages` that come from it"
+                )
+            };
+            match elsewhere.iter().map(offer).collect::<Vec<_>>().join("; ") {
+                none if none.is_empty() => diagnostic,
+                offers => diagnostic.hint(offers),
+            }
         }
         ResolveError::Conflict { asked: [one, other], one: left, relation, other: right } => {
             let ((left, left_way), (right, right_way)) = (way(&left), way(&right));
@@ -272,6 +327,15 @@ fn diagnostic(rack: &Rack, set: &str, error: ResolveError) -> Result<Diagnostic,
             Diagnostic::new(at(&[&one, &other]), message)
         }
     })
+}
+
+fn did_you_mean(diagnostic: Diagnostic, nearest: &[String]) -> Diagnostic {
+    let names: Vec<String> = nearest.iter().map(|name| format!("`{name}`")).collect();
+    match names.split_last() {
+        None => diagnostic,
+        Some((only, [])) => diagnostic.hint(format!("did you mean {only}?")),
+        Some((last, others)) => diagnostic.hint(format!("did you mean {} or {last}?", others.join(", "))),
+    }
 }
 
 /// The last of a chain, and who needs it, a line each.

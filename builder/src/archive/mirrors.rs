@@ -1,5 +1,6 @@
 //! Where archives are fetched from. Nothing is built in: mirrors are given by `--mirror`, else they are those that the
 //! machine's own apt uses (sources.list(5): one-line and deb822 style). A folder that `rackstick vendor` filled is one too.
+//! Others' archives are where the recipe says, unless `--mirror` says otherwise.
 
 use std::{
     collections::BTreeMap,
@@ -8,6 +9,9 @@ use std::{
 };
 
 use deb822_fast::borrowed::{BorrowedParagraph, parse_borrowed};
+use rackstick_image::recipe;
+
+use super::repositories::Repositories;
 
 /// Debian's main archive.
 pub const DEBIAN: &str = "debian";
@@ -28,9 +32,18 @@ pub enum MirrorError {
     /// Not a mirror.
     #[error(
         "`{0}` is no mirror: the root of a Debian archive is needed, http, https or file, with `debian` or \
-         `debian-security` in its path, like http://HOST/debian, or a folder that `rackstick vendor` filled"
+         `debian-security` in its path, like http://HOST/debian, or a folder that `rackstick vendor` filled, or \
+         REPOSITORY=URL for a repository of the recipe"
     )]
     Url(String),
+    /// A repository that the recipe does not have.
+    #[error("--mirror {name}=URL: the recipe has no repository `{name}`{}", one_of(.known))]
+    Repository {
+        /// What was named.
+        name: String,
+        /// Those that it has.
+        known: Vec<String>,
+    },
     /// Only security updates.
     #[error("--mirror names only a mirror of `debian-security`: name one of `debian` too")]
     OnlySecurity,
@@ -52,15 +65,57 @@ pub enum MirrorError {
     },
 }
 
+fn one_of(known: &[String]) -> String {
+    if known.is_empty() { String::new() } else { format!("; it has {}", known.join(", ")) }
+}
+
 /// Roots of archives, by the archive's name, in the order in which they are tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mirrors(BTreeMap<&'static str, Vec<String>>);
+pub struct Mirrors(BTreeMap<String, Vec<String>>);
 
 impl Mirrors {
     /// The mirrors given on the command line, or else those of the machine's apt. That there are none is an error only
-    /// when one is needed: what is in the store can be used without.
-    pub fn choose(given: &[String]) -> Result<Self, MirrorError> {
-        if given.is_empty() { Self::of_apt(Path::new(APT)) } else { Self::given(given) }
+    /// when one is needed: what is in the store can be used without. `NAME=URL` is where a repository is found, in place of its
+    /// own URL.
+    pub fn choose(given: &[String], repositories: &Repositories) -> Result<Self, MirrorError> {
+        let (named, others): (Vec<_>, Vec<_>) = given.iter().partition(|mirror| of_repository(mirror).is_some());
+        let others: Vec<String> = others.into_iter().cloned().collect();
+        let mut new = if others.is_empty() { Self::of_apt(Path::new(APT)) } else { Self::given(&others) }?;
+        new.add_repositories(repositories, &named, &others)?;
+        Ok(new)
+    }
+
+    /// A repository's packages may be in a folder that `rackstick vendor` filled; else they are where `named` says, or at the
+    /// repository's own URL, or, of Debian's own archive, where that is.
+    fn add_repositories(
+        &mut self,
+        repositories: &Repositories,
+        named: &[&String],
+        folders: &[String],
+    ) -> Result<(), MirrorError> {
+        let mut elsewhere: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (mirror, (name, url)) in named.iter().filter_map(|mirror| Some((mirror, of_repository(mirror)?))) {
+            if !repositories.contains_key(name) {
+                let known = repositories.keys().cloned().collect();
+                return Err(MirrorError::Repository { name: name.to_owned(), known });
+            }
+            let root = url.trim_end_matches('/');
+            let file = root.strip_prefix(FILE).is_some_and(|path| path.starts_with('/') && !path.contains('%'));
+            if !file && !recipe::is_archive_url(root) {
+                return Err(MirrorError::Url((*mirror).clone()));
+            }
+            elsewhere.entry(name).or_default().push(root.to_owned());
+        }
+        for (name, repository) in repositories {
+            folders.iter().filter_map(|folder| archive_in(folder, name)).for_each(|root| self.add(name, root));
+            let own = match (elsewhere.remove(name.as_str()), &repository.url) {
+                (Some(given), _) => given,
+                (None, Some(url)) => vec![url.clone()],
+                (None, None) => self.roots(archive_of_suite(&repository.suite)).to_vec(),
+            };
+            own.into_iter().for_each(|root| self.add(name, root));
+        }
+        Ok(())
     }
 
     /// Mirrors by URL, each the root of an archive, or by folder, each with archives in it. If no URL is of
@@ -127,8 +182,8 @@ impl Mirrors {
         self.0.get(archive).map_or(&[], Vec::as_slice)
     }
 
-    fn add(&mut self, archive: &'static str, root: String) {
-        let roots = self.0.entry(archive).or_default();
+    fn add(&mut self, archive: &str, root: String) {
+        let roots = self.0.entry(archive.to_owned()).or_default();
         if !roots.contains(&root) {
             roots.push(root);
         }
@@ -139,7 +194,7 @@ impl Mirrors {
             return;
         }
         let siblings = self.roots(DEBIAN).iter().map(|root| sibling(root)).collect();
-        self.0.insert(SECURITY, siblings);
+        self.0.insert(SECURITY.to_owned(), siblings);
     }
 
     fn add_deb822(&mut self, text: &str) -> Result<(), String> {
@@ -200,13 +255,25 @@ fn sibling(root: &str) -> String {
 
 /// The archives in a folder that `rackstick vendor` filled: their URLs have the folder's path as it is.
 fn archives_in(folder: &str) -> Option<Vec<(&'static str, String)>> {
-    let path = std::path::absolute(folder).ok()?;
-    let archive = |name| {
-        let root = path.join(name);
-        root.is_dir().then(|| Some((name, format!("{FILE}{}", root.to_str()?)))).flatten()
-    };
-    let archives: Vec<_> = [DEBIAN, SECURITY].into_iter().filter_map(archive).collect();
+    let archives: Vec<_> =
+        [DEBIAN, SECURITY].into_iter().filter_map(|name| Some((name, archive_in(folder, name)?))).collect();
     (!archives.is_empty()).then_some(archives)
+}
+
+/// The archive of this name in such a folder.
+fn archive_in(folder: &str, name: &str) -> Option<String> {
+    let root = std::path::absolute(folder).ok()?.join(name);
+    root.is_dir().then(|| Some(format!("{FILE}{}", root.to_str()?))).flatten()
+}
+
+/// Which of Debian's archives holds a suite.
+pub fn archive_of_suite(suite: &str) -> &'static str {
+    if suite.ends_with("-security") { SECURITY } else { DEBIAN }
+}
+
+/// The repository and the URL of `NAME=URL`.
+fn of_repository(mirror: &str) -> Option<(&str, &str)> {
+    mirror.split_once('=').filter(|(name, url)| recipe::is_name(name) && url.contains("://"))
 }
 
 /// Which of Debian's archives has its root at this URL, and the URL without a slash at its end.

@@ -11,6 +11,7 @@ use super::{
     Mirrors, ResolveLockError, date,
     keys::Trust,
     packages::Catalogue,
+    repositories::Repositories,
     suites::{Source, Suites},
 };
 use crate::{
@@ -57,6 +58,9 @@ pub fn obtain(
             let now = current(lock, store, &client, mirrors).map_err(|error| error.to_string());
             let line = |(name, package): (&String, &Package)| {
                 let instead = match &now {
+                    _ if lock.repositories.contains_key(&package.archive) => {
+                        format!("repository `{}` no longer has this file", package.archive)
+                    }
                     Ok(versions) => match versions.get(name) {
                         Some(version) => format!("the archive now has {version}"),
                         None => "the archive no longer has it at all".to_owned(),
@@ -92,8 +96,9 @@ fn current(
     client: &Client,
     mirrors: &Mirrors,
 ) -> Result<BTreeMap<String, String>, ResolveLockError> {
-    let trust = Trust::trixie()?;
-    let source = Source { store, client, mirrors, trust: &trust, now: clock::now() };
+    // Only what the base has: a lock does not hold the keys of other repositories.
+    let (trust, repositories) = (Trust::trixie(BTreeMap::new())?, Repositories::new());
+    let source = Source { store, client, mirrors, repositories: &repositories, trust: &trust, now: clock::now() };
     let suites = Suites::fetch(&lock.base, &source, &Progress::quiet())?;
     let catalogues = [Catalogue::read(&suites.packages)?, Catalogue::read(&suites.firmware)?];
     let version = |name: &String| {

@@ -3,7 +3,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
 };
 
 use deb822_fast::borrowed::{BorrowedParagraph, BorrowedParagraphIter};
@@ -48,8 +48,22 @@ pub struct PackageIndex {
     pub archive: String,
     /// The suite.
     pub suite: String,
+    /// Of a repository beside the base: the packages that it comes before the base for.
+    pub named: Option<BTreeSet<String>>,
     /// Its text.
     pub text: String,
+}
+
+/// Where a package counts among others of its name, least first. Of the same rank the newest version counts. These are apt's
+/// priorities 100, 500 and 990 (apt_preferences(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// Of a repository beside the base: only if the base has none.
+    Beside,
+    /// Of the base.
+    Base,
+    /// Of the repository that the recipe wants it from.
+    Named,
 }
 
 /// Packages that stay as they are: their versions by name.
@@ -62,9 +76,11 @@ pub struct Package<'a> {
     pub name: &'a str,
     /// Version.
     pub version: &'a str,
+    /// Where it counts among others of its name.
+    pub rank: Rank,
     /// Architecture: ours or `all`.
     pub architecture: &'a str,
-    /// Whether every system must have it.
+    /// Whether every system must have it. A repository beside the base can't demand that.
     pub essential: bool,
     /// How important it is: 0 is `required`, larger is less.
     pub priority: u8,
@@ -88,10 +104,12 @@ pub struct Package<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(usize);
 
-/// The packages of all indexes: of each name the newest.
+/// The packages of all indexes: of each name the one of the highest rank, and of these the newest.
 pub struct Catalogue<'a> {
     packages: Vec<Package<'a>>,
     names: HashMap<&'a str, Id>,
+    /// All versions in repositories beside the base that don't come before it, by name: archive and version.
+    beside: HashMap<&'a str, Vec<(&'a str, &'a str)>>,
     providers: HashMap<&'a str, Vec<(Id, Option<&'a str>)>>,
 }
 
@@ -106,15 +124,19 @@ impl<'a> Catalogue<'a> {
     pub fn holding(indexes: &'a [PackageIndex], held: &Held) -> Result<Self, PackagesError> {
         let mut packages: Vec<Package<'a>> = Vec::new();
         let mut names: HashMap<&'a str, Id> = HashMap::new();
+        let mut beside: HashMap<&'a str, Vec<(&'a str, &'a str)>> = HashMap::new();
         for index in indexes {
             for paragraph in BorrowedParagraphIter::new(&index.text) {
                 let paragraph = paragraph.map_err(|error| PackagesError::Unreadable {
                     suite: index.suite.clone(),
                     error: error.to_string(),
                 })?;
-                let package = package(index, &paragraph)?;
+                let Some(package) = package(index, &paragraph)? else { continue };
                 if held.get(package.name).is_some_and(|version| version != package.version) {
                     continue;
+                }
+                if package.rank == Rank::Beside {
+                    beside.entry(package.name).or_default().push((package.archive, package.version));
                 }
                 match names.entry(package.name) {
                     Entry::Vacant(entry) => {
@@ -125,7 +147,7 @@ impl<'a> Catalogue<'a> {
                         let known = &mut packages[entry.get().0];
                         let order = relation::compare(package.version, known.version)
                             .map_err(|source| PackagesError::Relation { package: package.name.to_owned(), source })?;
-                        if order == Ordering::Greater {
+                        if package.rank.cmp(&known.rank).then(order) == Ordering::Greater {
                             *known = package;
                         }
                     }
@@ -138,7 +160,13 @@ impl<'a> Catalogue<'a> {
                 providers.entry(name).or_default().push((Id(index), version));
             }
         }
-        Ok(Self { packages, names, providers })
+        Ok(Self { packages, names, beside, providers })
+    }
+
+    /// Repositories beside the base that have this package too and are passed over, and in which version.
+    pub fn passed(&self, name: &str) -> &[(&'a str, &'a str)] {
+        let passed = self.find(name).is_some_and(|id| self.get(id).rank > Rank::Beside);
+        self.beside.get(name).filter(|_| passed).map_or(&[], Vec::as_slice)
     }
 
     /// The package with this id.
@@ -180,10 +208,15 @@ impl<'a> Package<'a> {
     }
 }
 
-fn package<'a>(index: &'a PackageIndex, paragraph: &BorrowedParagraph<'a>) -> Result<Package<'a>, PackagesError> {
+/// The package of a paragraph; none if it is for another architecture, which plain folders of packages hold too.
+fn package<'a>(
+    index: &'a PackageIndex,
+    paragraph: &BorrowedParagraph<'a>,
+) -> Result<Option<Package<'a>>, PackagesError> {
     let mut package = Package {
         name: "",
         version: "",
+        rank: Rank::Base,
         architecture: "",
         essential: false,
         priority: u8::MAX,
@@ -239,14 +272,22 @@ fn package<'a>(index: &'a PackageIndex, paragraph: &BorrowedParagraph<'a>) -> Re
         return Err(fail(name, "no version".to_owned()));
     }
     if !matches!(package.architecture, ARCHITECTURE | "all") {
+        if index.named.is_some() {
+            return Ok(None);
+        }
         return Err(fail(name, format!("architecture `{}`, not {ARCHITECTURE} or all", package.architecture)));
     }
-    if !proper_path(package.path) {
-        return Err(fail(name, format!("the path `{}`, which is not one below `pool/`", package.path)));
+    if let Some(named) = &index.named {
+        package.path = package.path.strip_prefix("./").unwrap_or(package.path);
+        package.rank = if named.contains(name) { Rank::Named } else { Rank::Beside };
+        package.essential &= package.rank == Rank::Named;
+    }
+    if !proper_path(package.path, index.named.is_some()) {
+        return Err(fail(name, format!("the path `{}`, which is not one below the archive's pool", package.path)));
     }
     package.size = size.parse().map_err(|_| fail(name, format!("the size `{size}`")))?;
     package.sha256 = hash.parse().map_err(|error| fail(name, format!("a wrong SHA256: {error}")))?;
-    Ok(package)
+    Ok(Some(package))
 }
 
 /// Whether a package's name is one (Debian Policy, section 5.6.1).
@@ -255,9 +296,9 @@ pub fn plain(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte))
 }
 
-/// Whether a path stays below an archive's pool.
-pub fn proper_path(path: &str) -> bool {
-    path.starts_with("pool/")
+/// Whether a path stays below an archive's pool; others' archives may have theirs anywhere below their root.
+pub fn proper_path(path: &str, foreign: bool) -> bool {
+    (foreign || path.starts_with("pool/"))
         && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
         && path.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#\\".contains(&byte))
 }
@@ -283,7 +324,13 @@ pub mod tests {
     }
 
     pub fn index(text: impl Into<String>) -> PackageIndex {
-        PackageIndex { archive: "debian".to_owned(), suite: "trixie".to_owned(), text: text.into() }
+        PackageIndex { archive: "debian".to_owned(), suite: "trixie".to_owned(), named: None, text: text.into() }
+    }
+
+    /// The index of a repository beside the base that comes before it for these packages.
+    pub fn beside(archive: &str, named: &[&str], text: impl Into<String>) -> PackageIndex {
+        let named = Some(named.iter().map(|name| (*name).to_owned()).collect());
+        PackageIndex { archive: archive.to_owned(), suite: "stable".to_owned(), named, text: text.into() }
     }
 
     #[test]
@@ -294,6 +341,47 @@ pub mod tests {
         let catalogue = Catalogue::read(&indexes).unwrap();
         let version = |name| catalogue.get(catalogue.find(name).unwrap()).version;
         assert_eq!((version("a"), version("b")), ("1.10", "2"));
+    }
+
+    #[test]
+    fn a_repository_beside_the_base_counts_only_where_it_is_named_or_alone() {
+        let base = || stanza("a", "1", "") + &stanza("b", "1", "") + &stanza("c", "3", "");
+        let other = |bound: &str| {
+            let essential = stanza("only", "5", "Essential: yes\n") + &stanza("b", "2", "Essential: yes\n");
+            stanza("a", "2", "") + &essential + &stanza("c", bound, "")
+        };
+        for order in [false, true] {
+            let mut indexes = [index(base()), beside("x", &["b", "c"], other("2")), beside("y", &[], other("9"))];
+            if order {
+                indexes.reverse();
+            }
+            let catalogue = Catalogue::read(&indexes).unwrap();
+            let package = |name| catalogue.get(catalogue.find(name).unwrap());
+            assert_eq!(package("a").version, "1", "the base has it");
+            assert_eq!((package("b").version, package("b").essential), ("2", true), "named");
+            assert_eq!((package("c").version, package("c").archive), ("2", "x"), "although others have newer ones");
+            assert_eq!((package("only").version, package("only").essential), ("5", false));
+            let mut passed = catalogue.passed("a").to_vec();
+            passed.sort_unstable();
+            assert_eq!(passed, [("x", "2"), ("y", "2")]);
+            assert_eq!(catalogue.passed("only"), [], "nothing came before it");
+        }
+    }
+
+    #[test]
+    fn what_others_write_otherwise_than_debian_is_read() {
+        let text = stanza("a", "1", "").replace("pool/a.deb", "./a.deb")
+            + &stanza("b", "1", "").replace("amd64", "arm64")
+            + &stanza("c", "1", "").replace("pool/c.deb", "dists/stable/pool/c.deb");
+        let indexes = [beside("x", &[], text.clone())];
+        let catalogue = Catalogue::read(&indexes).unwrap();
+        let path = |name| catalogue.find(name).map(|id| catalogue.get(id).path);
+        assert_eq!((path("a"), path("b"), path("c")), (Some("a.deb"), None, Some("dists/stable/pool/c.deb")));
+        assert!(Catalogue::read(&[index(text)]).is_err(), "but not from Debian");
+        for bad in ["../a.deb", "/a.deb", ".//a.deb", "a/../b.deb", "a?b.deb"] {
+            let indexes = [beside("x", &[], stanza("a", "1", "").replace("pool/a.deb", bad))];
+            assert!(Catalogue::read(&indexes).is_err(), "{bad}");
+        }
     }
 
     #[test]

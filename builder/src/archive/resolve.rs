@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use super::{
-    packages::{Catalogue, Id, PackagesError},
+    packages::{Catalogue, Id, PackagesError, Rank},
     relation::{Atom, Group},
 };
 
@@ -48,6 +48,8 @@ pub enum ResolveError {
         relation: String,
         /// Why that can't be had.
         reason: String,
+        /// Repositories beside the base that have it: repository, package and version.
+        elsewhere: Vec<[String; 3]>,
     },
     /// Two packages that are both needed exclude each other.
     #[error("{one} conflicts with {relation}, but there is also {other}")]
@@ -151,7 +153,7 @@ pub fn find_unpacked(catalogue: &Catalogue, name: &str) -> Result<Id, ResolveErr
 }
 
 /// How the names of kernels and of their metapackages begin.
-pub const KERNEL: &str = "linux-image-";
+pub const KERNEL: &str = crate::sets::KERNELS;
 
 /// An attempt that failed, and the choice that led there, if there was one.
 struct Dead {
@@ -325,14 +327,15 @@ impl<'r, 'c, 'a> Attempt<'r, 'c, 'a> {
     }
 
     /// Who could satisfy a group, preferred first: for each atom the package of that name, then its providers by
-    /// priority and name, as apt orders them.
+    /// priority and name, as apt orders them. Packages that only a repository beside the base has come behind all of the base's.
     fn candidates(&self, group: &Group) -> Result<Vec<Id>, PackagesError> {
         let mut found = Vec::new();
         for atom in &group.atoms {
+            let mut of_atom = Vec::new();
             if let Some(id) = self.catalogue.find(atom.name)
                 && self.holds(id, atom, Some(self.catalogue.get(id).version))?
             {
-                found.push(id);
+                of_atom.push(id);
             }
             let mut providers = Vec::new();
             for (id, version) in self.catalogue.providers(atom.name) {
@@ -342,7 +345,9 @@ impl<'r, 'c, 'a> Attempt<'r, 'c, 'a> {
                 }
             }
             providers.sort_unstable();
-            found.extend(providers.into_iter().map(|(.., id)| id));
+            of_atom.extend(providers.into_iter().map(|(.., id)| id));
+            of_atom.sort_by_key(|id| self.catalogue.get(*id).rank == Rank::Beside);
+            found.extend(of_atom);
         }
         let mut seen = HashSet::new();
         found.retain(|id| seen.insert(*id));
@@ -351,8 +356,18 @@ impl<'r, 'c, 'a> Attempt<'r, 'c, 'a> {
 
     fn unsatisfiable(&self, by: Id, group: &Group) -> Dead {
         let reasons: Vec<String> = group.atoms.iter().map(|atom| self.missing(atom)).collect();
+        let mut elsewhere = Vec::new();
+        for atom in &group.atoms {
+            for (archive, version) in self.catalogue.passed(atom.name) {
+                // A version that can't be read satisfies nothing.
+                if self.holds(by, atom, Some(version)).unwrap_or(false) {
+                    elsewhere.push([archive, atom.name, version].map(str::to_owned));
+                }
+            }
+        }
         Dead {
             error: ResolveError::Unsatisfiable {
+                elsewhere,
                 asked: self.asked(by),
                 chain: self.chain(by),
                 relation: group.text.to_owned(),

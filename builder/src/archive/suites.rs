@@ -1,20 +1,25 @@
-//! The suites that a base is made from: their signed indexes are fetched and checked, then their package indexes.
+//! The suites that a base is made from and the repositories beside it: their signed indexes are fetched and checked, then their
+//! package indexes.
 
 use std::{
+    collections::BTreeSet,
+    fs,
     io::{Cursor, Read},
     thread,
 };
 
+use flate2::read::MultiGzDecoder;
 use lzma_rust2::{XzReader, XzReaderMt};
 use rackstick_image::{digest::Sha256, lock};
 use sha2::Digest;
 
 use super::{
     Mirrors,
-    keys::Trust,
-    mirrors::{DEBIAN, SECURITY},
+    keys::{Keyring, Trust},
+    mirrors::{DEBIAN, SECURITY, archive_of_suite},
     packages::PackageIndex,
-    release::{Release, ReleaseError},
+    release::{Called, Release, ReleaseError},
+    repositories::Repositories,
 };
 use crate::{
     progress::Progress,
@@ -31,12 +36,14 @@ const MAIN: &str = "main";
 /// The component of what devices and processors need that is not free: their firmware and microcode. Only the host asks
 /// for it.
 const FIRMWARE: &str = "non-free-firmware";
+/// How an index is packed, preferred first, as its name ends. Debian has the first of all; others only the second or the last.
+const PACKINGS: [&str; 3] = [".xz", ".gz", ""];
 /// Trixie's own has 140 KB; more is a server that sends without end.
 const MAX_RELEASE: u64 = 8 << 20;
 /// Trixie's own unpacks to 57 MB; more is an index that fills memory.
 const MAX_PACKAGES: u64 = 512 << 20;
 
-/// Why the suites are not known.
+/// Why the suites are not known. A suite that is not the base's is named with its repository.
 #[derive(Debug, thiserror::Error)]
 pub enum SuitesError {
     /// Not a base that we know.
@@ -46,7 +53,7 @@ pub enum SuitesError {
     #[error("no mirror has an acceptable index of {suite}:{}", refusals.iter().map(|r| format!("\n  {r}")).collect::<String>())]
     Release {
         /// The suite.
-        suite: &'static str,
+        suite: String,
         /// What is wrong with each mirror's.
         refusals: Vec<String>,
     },
@@ -54,7 +61,7 @@ pub enum SuitesError {
     #[error("the index of {suite}: {source}")]
     Index {
         /// The suite.
-        suite: &'static str,
+        suite: String,
         /// What is missing.
         source: ReleaseError,
     },
@@ -65,13 +72,13 @@ pub enum SuitesError {
     )]
     NoFirmware {
         /// The suite.
-        suite: &'static str,
+        suite: String,
     },
     /// A package index can't be unpacked.
     #[error("the package index of {suite} can't be unpacked: {why}")]
     Unpack {
         /// The suite.
-        suite: &'static str,
+        suite: String,
         /// Why.
         why: String,
     },
@@ -80,7 +87,7 @@ pub enum SuitesError {
     Store(#[from] StoreError),
 }
 
-/// What the suites of a base hold.
+/// What the suites of a base, and the repositories beside it, hold.
 pub struct Suites {
     /// The signed indexes, for the lock.
     pub indexes: Vec<lock::Index>,
@@ -100,6 +107,8 @@ pub struct Source<'a> {
     pub client: &'a Client,
     /// Whom to ask.
     pub mirrors: &'a Mirrors,
+    /// What there is beside the base.
+    pub repositories: &'a Repositories,
     /// Whose signature counts.
     pub trust: &'a Trust,
     /// The time at which signatures and indexes must be valid, in seconds since 1970.
@@ -107,29 +116,31 @@ pub struct Source<'a> {
 }
 
 impl Suites {
-    /// Fetches and checks the suites of a base.
+    /// Fetches and checks the suites of a base and the repositories beside it.
     pub fn fetch(base: &str, source: &Source, progress: &Progress) -> Result<Self, SuitesError> {
         if base != TRIXIE {
             return Err(SuitesError::Base(base.to_owned()));
         }
         let mut new = Self { indexes: Vec::new(), newest: i64::MIN, packages: Vec::new(), firmware: Vec::new() };
-        let mut listed = Vec::new();
+        let suites = source.suites();
         let releases = thread::scope(|scope| {
-            let fetch = |(archive, suite)| scope.spawn(move || source.release(archive, suite));
-            TRIXIE_SUITES.map(fetch).map(|thread| match thread.join() {
+            let threads: Vec<_> = suites.iter().map(|suite| scope.spawn(move || source.release(suite))).collect();
+            let joined = threads.into_iter().map(|thread| match thread.join() {
                 Ok(result) => result,
                 Err(panic) => std::panic::resume_unwind(panic),
-            })
+            });
+            joined.collect::<Vec<_>>()
         });
-        for ((archive, suite), release) in TRIXIE_SUITES.into_iter().zip(releases) {
+        let mut listed = Vec::new();
+        for (suite, release) in suites.iter().zip(releases) {
             let (release, sha256) = release?;
-            for component in [MAIN, FIRMWARE] {
-                listed.push(Listed::of(&release, archive, suite, component)?);
+            for component in &suite.components {
+                listed.push(Listed::of(&release, suite, component)?);
             }
             new.newest = new.newest.max(release.seconds);
             new.indexes.push(lock::Index {
-                archive: archive.to_owned(),
-                suite: suite.to_owned(),
+                archive: suite.archive.clone(),
+                suite: suite.name.clone(),
                 date: release.date,
                 sha256,
             });
@@ -137,95 +148,182 @@ impl Suites {
         let files: Vec<Want> = listed.iter().map(|listed| listed.want.clone()).collect();
         source.store.obtain(source.client, &files, source.mirrors, progress).map_err(|error| {
             let StoreError::Gone(gone) = &error else { return error.into() };
-            let firmware = listed.iter().find(|listed| listed.component == FIRMWARE && gone.contains(&listed.want));
-            firmware.map_or_else(|| error.into(), |listed| SuitesError::NoFirmware { suite: listed.suite })
+            let firmware = listed.iter().find(|listed| listed.is_firmware() && gone.contains(&listed.want));
+            firmware.map_or_else(|| error.into(), |listed| SuitesError::NoFirmware { suite: listed.suite.shown() })
         })?;
-        for Listed { suite, component, want, unpacked } in listed {
-            let path = source.store.path(want.sha256);
-            let packed = std::fs::read(&path).map_err(|source| StoreError::Io { path, source })?;
-            let text = unpack(packed, unpacked).map_err(|why| SuitesError::Unpack { suite, why })?;
-            let index = PackageIndex { archive: want.archive, suite: suite.to_owned(), text };
-            if component == MAIN { new.packages.push(index) } else { new.firmware.push(index) }
+        for index in listed {
+            let path = source.store.path(index.want.sha256);
+            let packed = fs::read(&path).map_err(|source| StoreError::Io { path, source })?;
+            let unpacked = unpack(packed, index.packing, index.unpacked);
+            let mut text = unpacked.map_err(|why| SuitesError::Unpack { suite: index.suite.shown(), why })?;
+            if index.suite.named.is_some() {
+                // Others fold long fields. Only descriptions need their lines, and nobody here reads those.
+                text = text.replace("\n ", " ").replace("\n\t", " ");
+            }
+            let firmware = index.is_firmware();
+            let Suite { archive, name, named, .. } = index.suite;
+            let index = PackageIndex { archive: archive.clone(), suite: name.clone(), named: named.clone(), text };
+            if firmware { new.firmware.push(index) } else { new.packages.push(index) }
         }
         Ok(new)
     }
 }
 
-/// A package index as its suite's signed index lists it.
-struct Listed {
-    suite: &'static str,
-    component: &'static str,
-    want: Want,
-    /// Its size once unpacked, in bytes.
-    unpacked: u64,
+/// A suite that is to be fetched.
+struct Suite<'a> {
+    /// The archive or repository.
+    archive: String,
+    /// Its name in the archive.
+    name: String,
+    /// Of a plain folder that is nothing.
+    components: Vec<String>,
+    /// Of a repository beside the base: the packages that it comes before the base for.
+    named: Option<BTreeSet<String>>,
+    /// Whether it is of somebody else's archive.
+    foreign: bool,
+    keyring: &'a Keyring,
 }
 
-impl Listed {
-    fn of(release: &Release, archive: &str, suite: &'static str, component: &'static str) -> Result<Self, SuitesError> {
-        let folder = format!("{component}/binary-amd64");
-        let find = |path: &str| {
-            release.index(path).map_err(|source| match (component, source) {
-                (FIRMWARE, ReleaseError::NoIndex(_)) => SuitesError::NoFirmware { suite },
-                (_, source) => SuitesError::Index { suite, source },
-            })
+impl Suite<'_> {
+    /// As people are told of it.
+    fn shown(&self) -> String {
+        match self.named {
+            None => self.name.clone(),
+            Some(_) => format!("{} of repository `{}`", self.name, self.archive),
+        }
+    }
+
+    /// The folder of its signed index below the archive's root, with a slash at its end, or nothing for the root itself.
+    fn folder(&self) -> String {
+        match self.name.strip_suffix('/') {
+            None => format!("dists/{}/", self.name),
+            Some("" | ".") => String::new(),
+            Some(folder) => format!("{folder}/"),
+        }
+    }
+
+    fn called(&self) -> Called<'_> {
+        match &self.name {
+            folder if folder.ends_with('/') => Called::Anything,
+            name if self.foreign => Called::Either(name),
+            name => Called::CodeName(name),
+        }
+    }
+}
+
+/// A package index as its suite's signed index lists it.
+struct Listed<'a> {
+    suite: &'a Suite<'a>,
+    component: &'a str,
+    want: Want,
+    /// How it is packed: one of [`PACKINGS`].
+    packing: &'static str,
+    /// Its size once unpacked, in bytes, if that is listed.
+    unpacked: Option<u64>,
+}
+
+impl<'a> Listed<'a> {
+    fn of(release: &Release, suite: &'a Suite<'a>, component: &'a str) -> Result<Self, SuitesError> {
+        // A plain folder has no components.
+        let folder = if component.is_empty() { String::new() } else { format!("{component}/binary-amd64/") };
+        let plain = format!("{folder}Packages");
+        let found = PACKINGS.iter().find_map(|packing| Some((*packing, release.index(&format!("{plain}{packing}"))?)));
+        let Some((packing, (sha256, size))) = found else {
+            let suite = suite.shown();
+            return Err(match component {
+                FIRMWARE => SuitesError::NoFirmware { suite },
+                _ => SuitesError::Index { suite, source: release.no_index(&plain) },
+            });
         };
-        let (sha256, size) = find(&format!("{folder}/Packages.xz"))?;
-        let (_, unpacked) = find(&format!("{folder}/Packages"))?;
-        let file = if release.by_hash { format!("by-hash/SHA256/{sha256}") } else { "Packages.xz".to_owned() };
+        let unpacked = release.index(&plain).map(|(_, size)| size);
+        let file = if release.by_hash { format!("by-hash/SHA256/{sha256}") } else { format!("Packages{packing}") };
         let want = Want {
-            name: format!("package index of {suite} {component}"),
-            archive: archive.to_owned(),
-            path: format!("dists/{suite}/{folder}/{file}"),
+            name: format!("package index of {} {component}", suite.shown()).trim_end().to_owned(),
+            archive: suite.archive.clone(),
+            path: format!("{}{folder}{file}", suite.folder()),
             size,
             sha256,
         };
-        Ok(Self { suite, component, want, unpacked })
+        Ok(Self { suite, component, want, packing, unpacked })
+    }
+
+    /// Whether it is of the base's firmware.
+    fn is_firmware(&self) -> bool {
+        self.component == FIRMWARE && self.suite.named.is_none()
     }
 }
 
 impl Source<'_> {
+    /// The suites of the base, and those beside it.
+    fn suites(&self) -> Vec<Suite<'_>> {
+        let keyring = |archive: &str| if archive == SECURITY { &self.trust.security } else { &self.trust.debian };
+        let own = TRIXIE_SUITES.iter().map(|(archive, name)| Suite {
+            archive: (*archive).to_owned(),
+            name: (*name).to_owned(),
+            components: vec![MAIN.to_owned(), FIRMWARE.to_owned()],
+            named: None,
+            foreign: false,
+            keyring: keyring(archive),
+        });
+        let beside = self.repositories.iter().map(|(name, repository)| Suite {
+            archive: name.clone(),
+            name: repository.suite.clone(),
+            components: match repository.components.as_slice() {
+                [] => vec![String::new()],
+                several => several.to_vec(),
+            },
+            named: Some(repository.packages.iter().cloned().collect()),
+            foreign: repository.url.is_some(),
+            keyring: self.trust.foreign.get(name).unwrap_or_else(|| keyring(archive_of_suite(&repository.suite))),
+        });
+        own.chain(beside).collect()
+    }
+
     /// The first acceptable signed index of a suite, and its hash.
-    fn release(&self, archive: &'static str, suite: &'static str) -> Result<(Release, Sha256), SuitesError> {
-        let keyring = if archive == SECURITY { &self.trust.security } else { &self.trust.debian };
-        let roots = self.mirrors.roots(archive);
+    fn release(&self, suite: &Suite) -> Result<(Release, Sha256), SuitesError> {
+        let roots = self.mirrors.roots(&suite.archive);
         if roots.is_empty() {
-            return Err(StoreError::NoMirror { name: format!("the index of {suite}") }.into());
+            return Err(StoreError::NoMirror { name: format!("the index of {}", suite.shown()) }.into());
         }
         let mut refusals = Vec::new();
         for root in roots {
-            let url = format!("{root}/dists/{suite}/InRelease");
+            let url = format!("{root}/{}InRelease", suite.folder());
             match self.client.read(&url, MAX_RELEASE) {
-                Ok(file) => match Release::verify(&file, keyring, suite, self.now) {
+                Ok(file) => match Release::verify(&file, suite.keyring, suite.called(), self.now) {
                     Ok(release) => return Ok((release, Sha256(sha2::Sha256::digest(&file).into()))),
                     Err(error) => refusals.push(format!("{url}: {error}")),
                 },
                 Err(error) => refusals.push(error.to_string()),
             }
         }
-        Err(SuitesError::Release { suite, refusals })
+        Err(SuitesError::Release { suite: suite.shown(), refusals })
     }
 }
 
-/// Unpacks an index whose hash was checked, and whose signed index says how large it becomes.
-fn unpack(packed: Vec<u8>, size: u64) -> Result<String, String> {
-    if size > MAX_PACKAGES {
-        return Err(format!("it has {size} bytes, more than {MAX_PACKAGES}"));
+/// Unpacks an index whose hash was checked. Its signed index says how large it becomes, or else it may not become too large.
+fn unpack(packed: Vec<u8>, packing: &str, size: Option<u64>) -> Result<String, String> {
+    let most = size.unwrap_or(MAX_PACKAGES);
+    if most > MAX_PACKAGES {
+        return Err(format!("it has {most} bytes, more than {MAX_PACKAGES}"));
     }
     let threads = thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
-    let reader: Box<dyn Read> = if size == 0 {
+    let packed = Cursor::new(packed);
+    let reader: Box<dyn Read> = match packing {
+        "" => Box::new(packed),
+        ".gz" => Box::new(MultiGzDecoder::new(packed)),
         // An index without packages is packed without a block, which the other reader refuses.
-        Box::new(XzReader::new(Cursor::new(packed), false))
-    } else {
-        Box::new(XzReaderMt::new(Cursor::new(packed), false, threads).map_err(|error| error.to_string())?)
+        _ if size == Some(0) => Box::new(XzReader::new(packed, false)),
+        _ => Box::new(XzReaderMt::new(packed, false, threads).map_err(|error| error.to_string())?),
     };
     let mut text = String::new();
     // The size is limited above.
-    text.reserve(usize::try_from(size).unwrap_or_default());
-    reader.take(size.saturating_add(1)).read_to_string(&mut text).map_err(|error| error.to_string())?;
-    if text.len() as u64 != size {
-        return Err(format!("its size is not {size} bytes"));
+    text.reserve(usize::try_from(size.unwrap_or_default()).unwrap_or_default());
+    reader.take(most.saturating_add(1)).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    match size {
+        Some(size) if text.len() as u64 != size => Err(format!("its size is not {size} bytes")),
+        None if text.len() as u64 > most => Err(format!("it has more than {most} bytes")),
+        _ => Ok(text),
     }
-    Ok(text)
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use super::{
     obtain::want,
     packages::{Catalogue, Held, PackageIndex},
     relation,
+    repositories::{self, Pinned, Repositories},
     resolve::{self, KERNEL, ResolveError},
     suites::{Source, Suites},
 };
@@ -36,6 +37,13 @@ const FIRMWARE_POOL: &str = "pool/non-free-firmware/";
 /// Why only some packages can't be updated.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
+    /// What comes from where has changed, which may move any package.
+    #[error(
+        "the lock no longer fits the recipe's repositories:{}\nWhich packages move with that can't be chosen: update all, with \
+         --update alone",
+        .0.iter().map(|line| format!("\n  {line}")).collect::<String>()
+    )]
+    Repositories(Vec<String>),
     /// Not a package of the lock.
     #[error("`{name}` is not a package of the lock{}", nearest.as_ref().map(|near| format!("; did you mean `{near}`?")).unwrap_or_default())]
     Unknown {
@@ -95,15 +103,22 @@ pub fn update(
     rack: &Rack,
     previous: &Lock,
     names: &[String],
-    mirrors: &Mirrors,
+    mirrors: &[String],
     store: &Store,
     progress: &Progress,
 ) -> Result<Updated, ResolveLockError> {
     let held = Holding::all_but(previous, names)?;
-    let (client, trust) = (Client::new(), Trust::trixie()?);
-    let source = Source { store, client: &client, mirrors, trust: &trust, now: clock::now() };
+    let Pinned { repositories, keyrings } = repositories::pin(rack)?;
+    let differences = repositories::differences(&repositories, previous);
+    if !differences.is_empty() {
+        return Err(UpdateError::Repositories(differences).into());
+    }
+    let (client, trust) = (Client::new(), Trust::trixie(keyrings)?);
+    let mirrors = &Mirrors::choose(mirrors, &repositories)?;
+    let source =
+        Source { store, client: &client, mirrors, repositories: &repositories, trust: &trust, now: clock::now() };
     let suites = suites(&source, rack, Some(previous), progress)?;
-    held.resolve(suites, rack, &|names, newest| debs(previous, names, &source, newest, progress))
+    held.resolve(suites, rack, &repositories, &|names, newest| debs(previous, names, &source, newest, progress))
 }
 
 /// The newest version of each package in the archive.
@@ -163,7 +178,13 @@ impl Holding {
 
     /// Resolves the rack with what is held, and releases what can't stay as it is. `fetch` tells of what is held and no longer in
     /// the archive's indexes.
-    fn resolve(mut self, mut suites: Suites, rack: &Rack, fetch: Fetch<'_>) -> Result<Updated, ResolveLockError> {
+    fn resolve(
+        mut self,
+        mut suites: Suites,
+        rack: &Rack,
+        repositories: &Repositories,
+        fetch: Fetch<'_>,
+    ) -> Result<Updated, ResolveLockError> {
         let newest = newest(&suites)?;
         for (index, firmware) in fetch(&self.absent(&suites)?, &newest)? {
             if firmware { suites.firmware.push(index) } else { suites.packages.push(index) }
@@ -179,7 +200,7 @@ impl Holding {
             let in_the_way = resolved.as_ref().err().map(|errors| self.in_the_way(errors, &newest)).unwrap_or_default();
             if in_the_way.is_empty() {
                 let chosen = told(rack, resolved)?;
-                return Ok(Updated { lock: lock_of(rack, suites.indexes.clone(), suites.newest, &chosen), also });
+                return Ok(Updated { lock: lock_of(rack, repositories, &suites, &chosen), also });
             }
             in_the_way.keys().for_each(|name| self.release(name));
             also.extend(in_the_way.into_iter().map(|(package, why)| Also { package, why }));
@@ -250,11 +271,11 @@ fn debs(
         }
         Err(error) => return Err(error.into()),
     }
-    packages().map(|(name, package)| index_of(name, package, source.store)).collect()
+    packages().map(|(name, package)| index_of(name, package, source)).collect()
 }
 
-fn index_of(name: &str, package: &Package, store: &Store) -> Result<(PackageIndex, bool), ResolveLockError> {
-    let path = store.path(package.sha256);
+fn index_of(name: &str, package: &Package, source: &Source) -> Result<(PackageIndex, bool), ResolveLockError> {
+    let path = source.store.path(package.sha256);
     let file = File::open(&path).map_err(|source| StoreError::Io { path, source })?;
     let control = deb::control(&file).map_err(|source| UpdateError::Deb { name: name.to_owned(), source })?;
     // As in an archive's index; of a field that stands twice the last counts.
@@ -262,8 +283,10 @@ fn index_of(name: &str, package: &Package, store: &Store) -> Result<(PackageInde
         "{}Filename: {}\nSize: {}\nSHA256: {}\n",
         control.paragraph, package.path, package.size, package.sha256
     );
-    let index = PackageIndex { archive: package.archive.clone(), suite: "the lock".to_owned(), text };
-    Ok((index, package.path.starts_with(FIRMWARE_POOL)))
+    let repository = source.repositories.get(&package.archive);
+    let named = repository.map(|repository| repository.packages.iter().cloned().collect());
+    let firmware = named.is_none() && package.path.starts_with(FIRMWARE_POOL);
+    Ok((PackageIndex { archive: package.archive.clone(), suite: "the lock".to_owned(), named, text }, firmware))
 }
 
 #[cfg(test)]

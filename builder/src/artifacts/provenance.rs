@@ -37,9 +37,8 @@ pub fn statement(inputs: &Inputs, image: &str, sha256: Sha256, builder: Sha256) 
         let (Input::Rootfs { path, sha256, .. } | Input::Oci { path, sha256 }) = input;
         dependencies.push(file(path.clone(), *sha256));
     }
-    let base = &inputs.lock.base;
     dependencies.extend(inputs.lock.packages.iter().map(
-        |(name, package)| json!({ "uri": purl::of(name, package, base), "digest": { "sha256": package.sha256 } }),
+        |(name, package)| json!({ "uri": purl::of(name, package, inputs.lock), "digest": { "sha256": package.sha256 } }),
     ));
     let runtime = inputs.runtime;
     let mut programs = vec![file("rackstick".to_owned(), builder)];

@@ -2,18 +2,27 @@
 
 use std::fmt::Write;
 
-use rackstick_image::lock::Package;
+use rackstick_image::lock::{Lock, Package};
 
-/// `pkg:deb/debian/libstdc%2B%2B6@14.2.0-19?arch=amd64&distro=trixie`.
-pub fn of(name: &str, package: &Package, base: &str) -> String {
-    let suite = base.split_once(':').map_or(base, |(_, suite)| suite);
-    format!(
-        "pkg:deb/debian/{}@{}?arch={}&distro={}",
+/// `pkg:deb/debian/libstdc%2B%2B6@14.2.0-19?arch=amd64&distro=trixie`. Whose package it is stands before the name: of somebody else's
+/// archive that is the repository's name, and its URL is told too.
+pub fn of(name: &str, package: &Package, lock: &Lock) -> String {
+    let repository = lock.repositories.get(&package.archive);
+    let url = repository.and_then(|repository| repository.url.as_ref());
+    let base = lock.base.split_once(':').map_or(&*lock.base, |(_, suite)| suite);
+    let suite = repository.map_or(base, |repository| &repository.suite);
+    let mut purl = format!(
+        "pkg:deb/{}/{}@{}?arch={}&distro={}",
+        if url.is_some() { &*package.archive } else { "debian" },
         encoded(name),
         encoded(&package.version),
         encoded(&package.architecture),
         encoded(suite)
-    )
+    );
+    if let Some(url) = url {
+        purl += &format!("&repository_url={}", encoded(url));
+    }
+    purl
 }
 
 /// All but letters, digits and `.-_~:` as `%2B`.
@@ -31,13 +40,40 @@ fn encoded(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rackstick_image::digest::Sha256;
+    use std::collections::BTreeMap;
+
+    use rackstick_image::{digest::Sha256, lock::Repository};
 
     use super::*;
 
+    fn lock() -> Lock {
+        let repository = |url: Option<&str>, suite: &str| Repository {
+            url: url.map(str::to_owned),
+            suite: suite.to_owned(),
+            components: Vec::new(),
+            keys: Vec::new(),
+            packages: Vec::new(),
+        };
+        Lock {
+            format: 1,
+            builder: String::new(),
+            epoch: 0,
+            base: "debian:trixie".into(),
+            roots: BTreeMap::new(),
+            sets: BTreeMap::new(),
+            indexes: Vec::new(),
+            repositories: BTreeMap::from([
+                ("backports".to_owned(), repository(None, "trixie-backports")),
+                ("example".to_owned(), repository(Some("https://packages.example.org/debian"), "stable")),
+            ]),
+            packages: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+        }
+    }
+
     #[test]
     fn a_package_has_the_url_that_the_specification_gives() {
-        let package = Package {
+        let mut package = Package {
             version: "1:14.2.0-19+b1~x".into(),
             architecture: "amd64".into(),
             archive: "debian".into(),
@@ -45,9 +81,17 @@ mod tests {
             size: 1,
             sha256: Sha256([0; 32]),
         };
-        assert_eq!(
-            of("libstdc++6", &package, "debian:trixie"),
-            "pkg:deb/debian/libstdc%2B%2B6@1:14.2.0-19%2Bb1~x?arch=amd64&distro=trixie"
-        );
+        for (archive, expected) in [
+            ("debian", "pkg:deb/debian/libstdc%2B%2B6@1:14.2.0-19%2Bb1~x?arch=amd64&distro=trixie"),
+            ("backports", "pkg:deb/debian/libstdc%2B%2B6@1:14.2.0-19%2Bb1~x?arch=amd64&distro=trixie-backports"),
+            (
+                "example",
+                "pkg:deb/example/libstdc%2B%2B6@1:14.2.0-19%2Bb1~x?arch=amd64&distro=stable\
+                 &repository_url=https:%2F%2Fpackages.example.org%2Fdebian",
+            ),
+        ] {
+            package.archive = archive.to_owned();
+            assert_eq!(of("libstdc++6", &package, &lock()), expected);
+        }
     }
 }

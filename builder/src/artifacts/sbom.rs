@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rackstick_image::{
     digest::Sha256,
     guid,
-    lock::{Input, Package},
+    lock::{Input, Lock, Package},
 };
 use serde_json::{Value, json};
 
@@ -66,7 +66,7 @@ pub fn document(inputs: &Inputs, subject: &Subject) -> Value {
     for (name, package) in &lock.packages {
         let declared = subject.copyrights.get(name).and_then(|text| licences::declared(text));
         let licence = declared.as_ref().map_or(UNKNOWN, |declared| declared.expression.as_str());
-        packages.push(debian_package(name, package, licence, &lock.base));
+        packages.push(debian_package(name, package, licence, lock));
         extracted.extend(declared.into_iter().flat_map(|declared| declared.extracted));
     }
     let extracted: Vec<Value> = extracted
@@ -151,16 +151,19 @@ fn program_package(program: &Program) -> Value {
     package(&id_of("Program", program.name), program.name, env!("CARGO_PKG_LICENSE"), more)
 }
 
-fn debian_package(name: &str, locked: &Package, licence: &str, base: &str) -> Value {
+fn debian_package(name: &str, locked: &Package, licence: &str, lock: &Lock) -> Value {
+    let url = lock.repositories.get(&locked.archive).and_then(|repository| repository.url.as_ref());
+    // Who runs somebody else's archive is not known, only what the recipe calls it.
+    let supplier = if url.is_some() { &locked.archive } else { "Debian" };
     let more = json!({
         "versionInfo": locked.version,
         "packageFileName": locked.path,
-        "supplier": "Organization: Debian",
+        "supplier": format!("Organization: {supplier}"),
         "checksums": checksums(locked.sha256),
         "externalRefs": [{
             "referenceCategory": "PACKAGE-MANAGER",
             "referenceType": "purl",
-            "referenceLocator": purl::of(name, locked, base),
+            "referenceLocator": purl::of(name, locked, lock),
         }],
     });
     package(&id_of("Package", name), name, licence, more)

@@ -76,7 +76,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
         let (path, packages) = (lock::path(&args.recipe), lock.packages.len());
         output::say(format_args!("{}: written, {packages} packages; keep it in git", path.display()))?;
     }
-    let mirrors = args.from.mirrors()?;
+    let mirrors = args.from.mirrors(&lock)?;
     let packages = archive::obtain(&lock, &mirrors, &store, &progress)?;
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let inputs = Inputs {

@@ -36,6 +36,8 @@ struct Checked<'a> {
     version: &'a str,
     guests: Vec<Guest<'a>>,
     networks: Vec<Network<'a>>,
+    /// Where packages come from beside the base.
+    repositories: Vec<Repository<'a>>,
     /// None yet, or one that fits.
     lock: Option<Fitting>,
 }
@@ -68,6 +70,14 @@ struct Network<'a> {
 }
 
 #[derive(Serialize)]
+struct Repository<'a> {
+    name: &'a str,
+    suite: &'a str,
+    /// The root of somebody else's archive; none of Debian's own.
+    url: Option<&'a str>,
+}
+
+#[derive(Serialize)]
 struct Fitting {
     path: PathBuf,
     packages: usize,
@@ -80,8 +90,8 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
     let lock = lock::fitting(&args.recipe, &rack)?;
     let lock = lock.map(|lock| Fitting { path: lock::path(&args.recipe), packages: lock.packages.len() });
     let (name, version) = (&rack.name, &rack.version);
-    let (guests, networks) = (guests(&rack), networks(&rack));
-    output::result(&Checked { recipe: &args.recipe, rack: name, version, guests, networks, lock })?;
+    let (guests, networks, repositories) = (guests(&rack), networks(&rack), repositories(&rack));
+    output::result(&Checked { recipe: &args.recipe, rack: name, version, guests, networks, repositories, lock })?;
     Ok(())
 }
 
@@ -108,12 +118,24 @@ fn networks(rack: &Rack) -> Vec<Network<'_>> {
     networks.collect()
 }
 
+fn repositories(rack: &Rack) -> Vec<Repository<'_>> {
+    let repositories = rack.repositories.iter().map(|(name, repository)| Repository {
+        name,
+        suite: &repository.suite.value,
+        url: repository.foreign.as_ref().map(|foreign| &*foreign.url),
+    });
+    repositories.collect()
+}
+
 impl fmt::Display for Checked<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let recipe = self.recipe.display();
         writeln!(f, "{recipe}: rack {} {} is fine", self.rack, self.version)?;
         writeln!(f, "  guests:   {}", listed(&self.guests))?;
         writeln!(f, "  networks: {}", listed(&self.networks))?;
+        if !self.repositories.is_empty() {
+            writeln!(f, "  packages: of {} too", listed(&self.repositories))?;
+        }
         match &self.lock {
             Some(Fitting { path, packages }) => {
                 write!(f, "  lock:     {} fits, {packages} packages", path.display())
@@ -148,6 +170,16 @@ impl fmt::Display for Network<'_> {
             (Some(nic), _) => write!(f, "{name} (uplink {nic})"),
             (None, Some(subnet)) => write!(f, "{name} ({subnet})"),
             (None, None) => f.write_str(name),
+        }
+    }
+}
+
+impl fmt::Display for Repository<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, suite, url } = self;
+        match url {
+            Some(url) => write!(f, "{name} ({suite} of {url})"),
+            None => write!(f, "{name} ({suite})"),
         }
     }
 }

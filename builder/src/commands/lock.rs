@@ -10,7 +10,7 @@ use crate::{
     archive::{Also, Updated},
     lock, output,
     progress::Progress,
-    report, sets,
+    report,
     store::Store,
 };
 
@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
             return Ok(());
         }
         differences.iter().try_for_each(output::say)?;
-        if sets::differences(&rack, previous).is_empty() {
+        if lock::package_differences(&rack, previous)?.is_empty() {
             let lock = lock::renew_inputs(&args.recipe, &rack, previous)?;
             let written = Written { differences, also: Vec::new(), changes: Vec::new() };
             output::result(&Outcome::new(path, &lock, Some(written)))?;

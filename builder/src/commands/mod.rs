@@ -17,6 +17,8 @@ mod verify;
 
 use std::{fmt, process::ExitCode};
 
+use rackstick_image::lock::Lock;
+
 use crate::{
     archive::{MirrorError, Mirrors},
     report,
@@ -27,14 +29,15 @@ use crate::{
 struct MirrorArgs {
     /// Where packages come from, in place of the mirrors of this machine's apt: the root of a Debian archive, like
     /// http://HOST/debian, or a folder that `rackstick vendor` filled. If repeated, they are tried one after the other. Security
-    /// updates come from `debian-security` beside `debian`, unless that is given too
-    #[arg(long, value_name = "URL|DIR")]
+    /// updates come from `debian-security` beside `debian`, unless that is given too. REPOSITORY=URL says where a repository of the
+    /// recipe is, in place of its own URL
+    #[arg(long, value_name = "URL|DIR|REPOSITORY=URL")]
     mirror: Vec<String>,
 }
 
 impl MirrorArgs {
-    fn mirrors(&self) -> Result<Mirrors, MirrorError> {
-        Mirrors::choose(&self.mirror)
+    fn mirrors(&self, lock: &Lock) -> Result<Mirrors, MirrorError> {
+        Mirrors::choose(&self.mirror, &lock.repositories)
     }
 }
 

@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
     let rack = recipe::load(&args.recipe)?;
     let store = Store::open()?;
     let lock = lock::for_build(&args.recipe, &rack, &args.from.mirror, &store, &progress)?;
-    let packages = archive::obtain(&lock, &args.from.mirrors()?, &store, &progress)?;
+    let packages = archive::obtain(&lock, &args.from.mirrors(&lock)?, &store, &progress)?;
     let wanted: Vec<(&String, &Package, &PathBuf)> =
         packages.iter().filter_map(|(name, deb)| Some((name, lock.packages.get(name)?, deb))).collect();
     let job =

@@ -19,7 +19,7 @@ use super::{
     networks,
     rack::Rack,
     reader::{Report, Table, Text},
-    shapes,
+    repositories, shapes,
     templates::{self, Template},
     vars, warnings,
 };
@@ -52,6 +52,8 @@ pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<Rack, Vec<Diagnostic>
     let mut report = Report::new(Arc::clone(&source));
     let table = Table::new(&mut report, &shapes::RECIPE, "the rack recipe", 0..0, root.get_ref());
     let head = head(&mut report, &table);
+    let entries = table.entries(&mut report, "repositories");
+    let repositories = repositories::read(&mut report, entries, path.parent().unwrap_or(Path::new("")));
     let entries = table.entries(&mut report, "networks");
     let networks = networks::read(&mut report, entries);
     let entries = table.entries(&mut report, "guests");
@@ -79,7 +81,7 @@ pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<Rack, Vec<Diagnostic>
                 Some((name, draft.guest))
             })
             .collect::<Option<_>>()?;
-        Some(Rack { networks, guests, images, vars, ..head })
+        Some(Rack { repositories, networks, guests, images, vars, ..head })
     });
     match rack {
         Some(mut rack) if found.is_empty() => {
@@ -138,6 +140,7 @@ fn head(report: &mut Report, root: &Table<'_>) -> Option<Rack> {
         name,
         version: version?.value.to_owned(),
         base: report.placed(&base?),
+        repositories: BTreeMap::new(),
         networks: BTreeMap::new(),
         guests: BTreeMap::new(),
         images: BTreeMap::new(),

@@ -1,6 +1,6 @@
 //! What a rack recipe says, after everything in it was checked.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
 use ipnet::Ipv4Net;
 
@@ -20,6 +20,8 @@ pub struct Rack {
     pub version: String,
     /// The base that host and images are made from, `debian:trixie`.
     pub base: Placed<String>,
+    /// Where packages come from beside the base, by name.
+    pub repositories: BTreeMap<String, Repository>,
     /// The rack's domain: dot-separated labels, no dot at the end.
     pub domain: String,
     /// What templates of all images may name as `vars`.
@@ -32,6 +34,30 @@ pub struct Rack {
     pub images: BTreeMap<String, Image>,
     /// What is allowed, but probably not meant.
     pub warnings: Vec<Diagnostic>,
+}
+
+/// Where packages come from beside the base.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repository {
+    /// Whose archive it is; none for Debian's own.
+    pub foreign: Option<Foreign>,
+    /// The suite; one that ends with `/` is a plain folder.
+    pub suite: Placed<String>,
+    /// The suite's components, sorted; none of a plain folder.
+    pub components: Vec<String>,
+    /// Packages that are taken from here whatever the base has, in the recipe's order.
+    pub packages: Vec<Placed<String>>,
+}
+
+/// Somebody else's archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    /// Its root, without a slash at the end.
+    pub url: String,
+    /// The file of the keys that sign it, as the recipe names it.
+    pub key: Placed<String>,
+    /// The same, openable from where the command runs.
+    pub file: PathBuf,
 }
 
 /// One network.

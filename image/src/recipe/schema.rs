@@ -48,6 +48,7 @@ enum Inside {
 /// The keys of which that is said: of which shape, which, and what stands in them.
 const INSIDES: &[(&Shape, &str, Inside)] = &[
     (&shapes::RECIPE, "rack", Inside::Table(&shapes::RACK)),
+    (&shapes::RECIPE, "repositories", Inside::Named(NAMES, &[&shapes::REPOSITORY])),
     (&shapes::RECIPE, "networks", Inside::Named(NETWORKS, &[&shapes::UPLINK, &shapes::PRIVATE])),
     (&shapes::RECIPE, "guests", Inside::Named(NAMES, &[&shapes::GUEST])),
     (&shapes::RECIPE, "vars", Inside::Values(VARIABLES)),

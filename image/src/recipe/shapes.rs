@@ -16,6 +16,7 @@ pub const RECIPE: Shape = Shape {
     what: "a rack recipe",
     keys: &[
         required("rack", "[rack]"),
+        optional("repositories", "[repositories.backports]"),
         optional("networks", "[networks.lan]"),
         optional("guests", "[guests.web]"),
         optional("vars", "[vars]"),
@@ -30,6 +31,18 @@ pub const RACK: Shape = Shape {
         required("version", r#"version = "2026.11.1""#),
         required("base", r#"base = "debian:trixie""#),
         optional("domain", r#"domain = "lab.internal""#),
+    ],
+};
+
+/// `[repositories.NAME]`.
+pub const REPOSITORY: Shape = Shape {
+    what: "a repository",
+    keys: &[
+        required("suite", r#"suite = "trixie-backports""#),
+        optional("components", r#"components = ["main"]"#),
+        optional("packages", r#"packages = ["nginx-light"]"#),
+        optional("url", r#"url = "https://packages.example.org/debian""#),
+        optional("key", r#"key = "keys/example.asc""#),
     ],
 };
 
@@ -145,4 +158,4 @@ pub const GROUP: Shape =
 /// All of them.
 #[cfg(test)]
 pub const ALL: &[&Shape] =
-    &[&RECIPE, &RACK, &UPLINK, &PRIVATE, &GUEST, &VOLUME, &HEALTH, &IMAGE, &FROM, &FILE, &USER, &GROUP];
+    &[&RECIPE, &RACK, &REPOSITORY, &UPLINK, &PRIVATE, &GUEST, &VOLUME, &HEALTH, &IMAGE, &FROM, &FILE, &USER, &GROUP];

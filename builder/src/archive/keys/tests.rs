@@ -19,7 +19,7 @@ pub fn keyring(name: &str) -> Keyring {
 }
 
 fn verify(key: &str, file: &str) -> Result<String, String> {
-    keyring(key).verify(&data(file), NOW).map_err(|error| error.to_string())
+    keyring(key).verify(&data(file), NOW).map(|signed| signed.text).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -32,7 +32,13 @@ fn what_a_key_or_its_signing_subkey_signed_is_accepted() {
 
 #[test]
 fn what_another_key_signed_is_refused() {
-    assert!(verify("primary", "other.InRelease").unwrap_err().contains("1 signatures, none by primary"));
+    let fingerprint = |name| keyring(name).fingerprints().remove(0);
+    let expected = format!(
+        "it has no signature that counts: it was signed by key {} on Sun, 01 Jun 2025 00:00:00 UTC, and not by primary, key {}",
+        fingerprint("other"),
+        fingerprint("primary")
+    );
+    assert_eq!(verify("primary", "other.InRelease").unwrap_err(), expected);
     assert!(verify("subkey", "primary.InRelease").is_err());
 }
 
@@ -45,8 +51,9 @@ fn expired_and_revoked_keys_are_refused_although_they_signed_while_they_were_goo
         ("revoked-subkey", "the subkey is revoked"),
     ] {
         let file = format!("{name}.InRelease");
-        let error = verify(name, &file).unwrap_err();
-        assert!(error.contains(why), "{error}");
+        let fingerprint = keyring(name).fingerprints().remove(0);
+        let expected = format!("it has no signature that counts: that of {name}, key {fingerprint}: {why}");
+        assert_eq!(verify(name, &file).unwrap_err(), expected);
         if name.starts_with("expired") {
             keyring(name).verify(&data(&file), NOW - 86_400).unwrap();
         }
@@ -91,12 +98,12 @@ fn a_changed_file_is_refused_wherever_it_was_changed() {
 fn no_flipped_bit_in_a_signed_file_makes_another_text_pass() {
     let good = data("subkey.InRelease");
     let keyring = keyring("subkey");
-    let text = keyring.verify(&good, NOW).unwrap();
+    let text = keyring.verify(&good, NOW).unwrap().text;
     for index in 0..good.len() {
         let mut bytes = good.clone().into_bytes();
         bytes[index] ^= 1;
         if let Ok(Ok(verified)) = String::from_utf8(bytes).map(|bad| keyring.verify(&bad, NOW)) {
-            assert_eq!(verified, text, "byte {index}");
+            assert_eq!(verified.text, text, "byte {index}");
         }
     }
 }
@@ -110,7 +117,7 @@ fn a_subkey_that_did_not_agree_to_its_primary_key_is_refused() {
         binding.unhashed_subpacket_remove(index).unwrap();
     }
     let keyring = Keyring(vec![Certificate { owner: "subkey".to_owned(), key }]);
-    let error = keyring.verify(&data("subkey.InRelease"), NOW).unwrap_err().to_string();
+    let error = keyring.verify(&data("subkey.InRelease"), NOW).err().unwrap().to_string();
     assert!(error.contains("did not agree"), "{error}");
 }
 
@@ -120,13 +127,42 @@ fn a_subkey_without_binding_is_refused() {
     let (other, _) = SignedPublicKey::from_string(&data("subkey.asc")).unwrap();
     key.public_subkeys = other.public_subkeys;
     let keyring = Keyring(vec![Certificate { owner: "primary".to_owned(), key }]);
-    let error = keyring.verify(&data("subkey.InRelease"), NOW).unwrap_err().to_string();
+    let error = keyring.verify(&data("subkey.InRelease"), NOW).err().unwrap().to_string();
     assert!(error.contains("the subkey is not bound"), "{error}");
 }
 
 #[test]
+fn files_of_keys_are_read_armored_and_binary_and_nothing_else_is() {
+    let path = |name: &str| format!("{}/tests/signatures/{name}", env!("CARGO_MANIFEST_DIR"));
+    let read = Keyring::read(Path::new(&path("subkey.asc"))).unwrap();
+    assert_eq!(read.fingerprints(), keyring("subkey").fingerprints());
+    read.verify(&data("subkey.InRelease"), NOW).unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    let mut both = Vec::new();
+    for name in ["subkey", "other"] {
+        let (key, _) = SignedPublicKey::from_string(&data(&format!("{name}.asc"))).unwrap();
+        both.extend(pgp::ser::Serialize::to_bytes(&key).unwrap());
+    }
+    std::fs::write(&file, &both).unwrap();
+    let read = Keyring::read(&file).unwrap();
+    assert_eq!(read.fingerprints().len(), 2);
+    for name in ["subkey", "other"] {
+        read.verify(&data(&format!("{name}.InRelease")), NOW).unwrap();
+    }
+    assert!(read.verify(&data("primary.InRelease"), NOW).is_err());
+
+    let large = vec![0; 1 + MAX_KEYS as usize];
+    for bad in [b"".as_slice(), b"<html>", data("subkey.InRelease").as_bytes(), &both[..both.len() - 9], &large] {
+        std::fs::write(&file, bad).unwrap();
+        assert!(matches!(Keyring::read(&file), Err(KeyError::NoKeys(_))), "{} bytes", bad.len());
+    }
+}
+
+#[test]
 fn the_built_in_keys_are_those_that_are_pinned_and_can_sign() {
-    let trust = Trust::trixie().unwrap();
+    let trust = Trust::trixie(BTreeMap::new()).unwrap();
     for keyring in [trust.debian, trust.security] {
         for certificate in &keyring.0 {
             let now = seconds(certificate.key.primary_key.created_at()) + 86_400;

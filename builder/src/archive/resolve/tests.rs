@@ -1,5 +1,5 @@
 use super::*;
-use crate::archive::packages::tests::{index, stanza};
+use crate::archive::packages::tests::{beside, index, stanza};
 
 /// What `wanted` needs beyond what `base` needs, by name.
 fn set(text: &str, base: &[&str], wanted: &[&str]) -> Result<Vec<String>, ResolveError> {
@@ -88,6 +88,35 @@ fn a_need_that_nothing_satisfies_is_reported_with_the_way_to_it() {
         set(&text, &[], &["web"]).unwrap_err().to_string(),
         "web 1 -> b 1.26 needs d | e: d is not in the archive, e is not in the archive"
     );
+}
+
+#[test]
+fn what_is_needed_comes_from_the_base_and_what_lies_beside_it_is_told() {
+    let base = stanza("web", "1", "Depends: a\n")
+        + &stanza("a", "1", "Depends: mta\n")
+        + &stanza("exim", "1", "Priority: extra\nProvides: mta\n")
+        + &stanza("b", "1", "");
+    let beside_it = stanza("agent", "5", "Depends: b (>= 2)\n")
+        + &stanza("mta", "7", "Priority: required\n")
+        + &stanza("aaa", "7", "Priority: required\nProvides: mta\n")
+        + &stanza("b", "2", "");
+    let solve = |named: &[&str], wanted: &str| {
+        let indexes = [beside("x", named, beside_it.clone()), index(base.clone())];
+        let catalogue = Catalogue::read(&indexes)?;
+        let chosen = resolve(&catalogue, &BTreeSet::new(), &[find(&catalogue, wanted)?])?;
+        let name = |id| format!("{} {}", catalogue.get(id).name, catalogue.get(id).version);
+        Ok::<_, ResolveError>(chosen.into_iter().map(name).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>())
+    };
+    assert_eq!(solve(&[], "web").unwrap(), ["a 1", "exim 1", "web 1"], "nobody else's mail server comes into the base");
+    assert_eq!(solve(&["b"], "agent").unwrap(), ["agent 5", "b 2"]);
+    match solve(&[], "agent") {
+        Err(error @ ResolveError::Unsatisfiable { .. }) => {
+            assert_eq!(error.to_string(), "agent 5 needs b (>= 2): the archive has b 1");
+            let ResolveError::Unsatisfiable { elsewhere, .. } = error else { unreachable!() };
+            assert_eq!(elsewhere, [["x", "b", "2"].map(str::to_owned)]);
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn once(old: &str) -> impl Fn(&[String], &Newest) -> Result<Vec<(PackageIndex, b
 
 fn all(suites: Suites, rack: &Rack) -> Lock {
     let nothing = Holding { packages: Held::new(), kernels: Kernels::new() };
-    nothing.resolve(suites, rack, &|_, _| Ok(Vec::new())).unwrap().lock
+    nothing.resolve(suites, rack, &Repositories::new(), &|_, _| Ok(Vec::new())).unwrap().lock
 }
 
 /// Name and version of packages whose version is not 1, and why those moved that were not named.
@@ -54,7 +54,8 @@ fn updated(old: &str, new: &str, names: &[&str]) -> Result<(Vec<String>, Vec<Als
     let before = all(suites("6.12.1", old), &rack);
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let text = suites("6.12.1", old).packages.remove(0).text;
-    let done = Holding::all_but(&before, &names)?.resolve(suites("6.12.2", new), &rack, &once(&text))?;
+    let done =
+        Holding::all_but(&before, &names)?.resolve(suites("6.12.2", new), &rack, &Repositories::new(), &once(&text))?;
     let moved = done.lock.packages.iter().filter(|(_, package)| !["1", "6.12.1"].contains(&package.version.as_str()));
     Ok((moved.map(|(name, package)| format!("{name} {}", package.version)).collect(), done.also))
 }
@@ -136,6 +137,7 @@ fn a_package_that_is_nowhere_any_more_in_its_locked_version_is_an_error() {
     let new = stanza("web", "2", "") + &stanza("db", "2", "");
     let before = all(suites("6.12.1", &old), &rack);
     let held = Holding::all_but(&before, &["web".to_owned()]).unwrap();
-    let error = held.resolve(suites("6.12.1", &new), &rack, &|_, _| Ok(Vec::new())).unwrap_err().to_string();
+    let none = Repositories::new();
+    let error = held.resolve(suites("6.12.1", &new), &rack, &none, &|_, _| Ok(Vec::new())).unwrap_err().to_string();
     assert!(error.contains("its file for db 1 is of another package or version"), "{error}");
 }
