@@ -334,6 +334,18 @@ mod tests {
             ("archive = \"debian\"\npath", "archive = \"../x\"\npath", "lab.lock:", "is no archive"),
             ("[packages.\"libstdc++6\"]", "[packages.\"../x\"]", "lab.lock:", "not the name of a package"),
             ("[packages.\"libstdc++6\"]", "[packages.other]", "lab.lock:", "not among the packages"),
+            (
+                "[packages.\"",
+                "[repositories.debian]\nsuite = \"x\"\ncomponents = []\n\n[packages.\"",
+                "lab.lock:",
+                "can't be the name of a repository",
+            ),
+            (
+                "[packages.\"",
+                "[repositories.x]\nurl = \"file:///etc\"\nsuite = \"x\"\ncomponents = []\n\n[packages.\"",
+                "lab.lock:",
+                "is not the URL of an archive",
+            ),
             ("[roots]", "[roots", "lab.lock:", ""),
         ] {
             let bad = good.replacen(from, to, 1);

@@ -229,9 +229,9 @@ impl<'a> Listed<'a> {
         let plain = format!("{folder}Packages");
         let found = PACKINGS.iter().find_map(|packing| Some((*packing, release.index(&format!("{plain}{packing}"))?)));
         let Some((packing, (sha256, size))) = found else {
-            let suite = suite.shown();
+            let (suite, of_the_base) = (suite.shown(), suite.named.is_none());
             return Err(match component {
-                FIRMWARE => SuitesError::NoFirmware { suite },
+                FIRMWARE if of_the_base => SuitesError::NoFirmware { suite },
                 _ => SuitesError::Index { suite, source: release.no_index(&plain) },
             });
         };
@@ -274,7 +274,10 @@ impl Source<'_> {
             },
             named: Some(repository.packages.iter().cloned().collect()),
             foreign: repository.url.is_some(),
-            keyring: self.trust.foreign.get(name).unwrap_or_else(|| keyring(archive_of_suite(&repository.suite))),
+            keyring: match repository.url {
+                Some(_) => self.trust.foreign.get(name).unwrap_or(Keyring::NONE),
+                None => keyring(archive_of_suite(&repository.suite)),
+            },
         });
         own.chain(beside).collect()
     }

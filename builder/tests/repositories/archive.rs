@@ -56,17 +56,37 @@ impl Drop for Key {
     }
 }
 
-/// An archive in a folder, with the suite `stable` and a component `main`, behind a server.
+/// An archive behind a server: with the suite `stable` and a component `main`, or a plain folder of packages.
 pub struct Archive {
     folder: tempfile::TempDir,
+    /// The folder of its signed index.
+    suite: &'static str,
     pub server: Server,
 }
 
 impl Archive {
     /// One of these packages: name, version, and further fields, a line each.
     pub fn new(packages: &[(&str, &str, &str)]) -> Self {
-        let new = Self { folder: tempfile::tempdir().unwrap(), server: Server::start() };
-        let pool = new.path("pool/main");
+        let new = Self::of("dists/stable", "pool/main", packages);
+        let binary = new.path("dists/stable/main/binary-amd64");
+        fs::create_dir_all(&binary).unwrap();
+        let index = run(new.ftparchive().args(["packages", "pool"]));
+        fs::write(binary.join("Packages"), index).unwrap();
+        run(Command::new("gzip").args(["--keep", "--no-name"]).arg(binary.join("Packages")));
+        new
+    }
+
+    /// A plain folder, whose index is not packed.
+    pub fn plain(packages: &[(&str, &str, &str)]) -> Self {
+        let new = Self::of(".", ".", packages);
+        fs::write(new.path("Packages"), run(new.ftparchive().args(["packages", "."]))).unwrap();
+        new
+    }
+
+    fn of(suite: &'static str, pool: &str, packages: &[(&str, &str, &str)]) -> Self {
+        let new = Self { folder: tempfile::tempdir().unwrap(), suite, server: Server::start() };
+        fs::create_dir_all(new.path(suite)).unwrap();
+        let pool = new.path(pool);
         fs::create_dir_all(&pool).unwrap();
         for (name, version, fields) in packages {
             let tree = tempfile::tempdir().unwrap();
@@ -82,11 +102,6 @@ impl Archive {
             let deb = pool.join(format!("{name}_{version}_all.deb"));
             run(Command::new("dpkg-deb").args(["--root-owner-group", "--build"]).arg(tree.path()).arg(deb));
         }
-        let binary = new.path("dists/stable/main/binary-amd64");
-        fs::create_dir_all(&binary).unwrap();
-        let index = run(new.ftparchive().args(["packages", "pool"]));
-        fs::write(binary.join("Packages"), index).unwrap();
-        run(Command::new("gzip").args(["--keep", "--no-name"]).arg(binary.join("Packages")));
         new
     }
 
@@ -107,16 +122,16 @@ impl Archive {
         for (field, value) in [("Suite", "stable"), ("Codename", "stable"), ("Components", "main")] {
             release.arg("-o").arg(format!("APT::FTPArchive::Release::{field}={value}"));
         }
-        let release = run(release.args(["release", "dists/stable"]));
+        let release = run(release.args(["release", self.suite]));
         let date = "Date: Sun, 01 Jun 2025 00:00:00 UTC";
         let release: String = release
             .lines()
             .map(|line| if line.starts_with("Date:") { format!("{date}\n{fields}") } else { format!("{line}\n") })
             .map(|line| if line.ends_with('\n') { line } else { line + "\n" })
             .collect();
-        let unsigned = self.folder.path().join("Release");
+        let unsigned = self.path(self.suite).join("Release");
         fs::write(&unsigned, release).unwrap();
-        key.sign(&unsigned, &self.path("dists/stable/InRelease"));
+        key.sign(&unsigned, &self.path(self.suite).join("InRelease"));
         let files = run(Command::new("find").current_dir(self.folder.path()).args(["-type", "f", "-printf", "%P\n"]));
         for file in files.lines() {
             let content = fs::read(self.path(file)).unwrap();

@@ -136,7 +136,7 @@ fn a_lock_takes_what_apt_takes_with_the_same_priorities() {
     assert_eq!(from(&named).0, "backports");
     assert_eq!(from(&only).0, "backports");
     assert!(["debian", "debian-security"].contains(&from(&left).0), "{:?}", from(&left));
-    assert_eq!(lock.repositories["example"].keys, [key.fingerprint.clone()]);
+    assert_eq!(lock.repositories["example"].keys, [key.fingerprint.as_str()]);
     let indexes: Vec<_> = lock.indexes.iter().map(|index| (index.archive.as_str(), index.suite.as_str())).collect();
     assert!(
         indexes.contains(&("example", "stable")) && indexes.contains(&("backports", "trixie-backports")),
@@ -198,6 +198,18 @@ fn a_vendored_rack_needs_its_repository_no_more_and_another_place_can_be_named_f
     let elsewhere = format!("example={}", archive.url());
     let (success, said) = rack.run(&["lock", "rack.toml", "--update", "--mirror", &elsewhere]);
     assert!(success, "{said}");
+}
+
+#[test]
+fn a_plain_folder_of_packages_is_a_repository_too() {
+    let key = Key::new("Example", BORN, NEVER);
+    let archive = Archive::plain(&[("example-agent", "2.0", "Depends: adduser\n")]).signed(&key, "");
+    let recipe = example(&archive, &[]).replace("\"stable\"", "\"./\"");
+    let rack = Rack::new(&["example-agent"], &recipe, &[("example.asc", &key)]);
+    let lock = rack.lock();
+    assert_eq!(lock.packages["example-agent"].path, "example-agent_2.0_all.deb");
+    let (success, said) = rack.run(&["vendor", "vendored", "rack.toml"]);
+    assert!(success && rack.path("vendored/example/example-agent_2.0_all.deb").is_file(), "{said}");
 }
 
 #[test]

@@ -126,7 +126,10 @@ fn head(report: &mut Report, root: &Table<'_>) -> Option<Rack> {
         &base,
         |base| BASES.contains(&base),
         "the base",
-        format!("supported is {}", names::list(BASES.iter().copied())),
+        format!(
+            "supported is {}; packages of other suites can be taken beside it, see `[repositories.NAME]`",
+            names::list(BASES.iter().copied())
+        ),
     );
     demand(
         &domain,
