@@ -5,6 +5,7 @@ mod disk;
 mod host;
 mod images;
 mod parts;
+mod secrets;
 mod uki;
 
 pub use images::keys;
@@ -21,6 +22,7 @@ use rackstick_image::{
     lock::Lock,
     recipe::{self, Diagnostics, Rack},
     sector::SectorSize,
+    view::ReadError,
 };
 use thiserror::Error;
 
@@ -84,6 +86,14 @@ pub enum BuildError {
         image: String,
         /// What is wrong, and where.
         source: Diagnostics,
+    },
+    /// What was built can't be read.
+    #[error("can't look into layer {layer}: {source}; `rackstick store verify` finds what is damaged")]
+    Look {
+        /// The layer.
+        layer: String,
+        /// Why.
+        source: ReadError,
     },
     /// An image that is not made of packages.
     #[error(transparent)]

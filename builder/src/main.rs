@@ -18,6 +18,7 @@ mod progress;
 mod qemu;
 mod report;
 mod runtime;
+mod secrets;
 mod sets;
 mod store;
 mod vmlinux;

@@ -107,7 +107,10 @@ fn copy(source: &Source, disk: &File, mut at: u64) -> Result<(), EspError> {
     while left > 0 {
         let wanted = left.min(BUFFER_SIZE as u64) as usize;
         reader.read_exact(&mut buffer[..wanted])?;
-        disk.write_all_at(&buffer[..wanted], at)?;
+        // Zeroes are there already.
+        if buffer[..wanted].iter().any(|&byte| byte != 0) {
+            disk.write_all_at(&buffer[..wanted], at)?;
+        }
         at += wanted as u64;
         left -= wanted as u64;
     }

@@ -16,6 +16,7 @@ pub mod lock;
 pub mod manifest;
 pub mod modules;
 pub mod recipe;
+pub mod secrets;
 pub mod sector;
 pub mod source;
 pub mod spares;

@@ -34,6 +34,13 @@ pub struct Manifest {
     pub guests: Vec<Guest>,
 }
 
+impl Manifest {
+    /// The secrets that a guest wants.
+    pub fn secrets(&self, guest: &Guest) -> &[Secret] {
+        self.images.get(&guest.image).map_or(&[], |image| &image.secrets)
+    }
+}
+
 /// One network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "kind")]
@@ -104,6 +111,25 @@ pub struct Image {
     /// How `init` is started, in an image without an init of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,
+    /// The secrets that it wants; each guest that boots it has values of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<Secret>,
+}
+
+/// What a guest is given at deploy time: a file in its memory, whose content is in no image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Secret {
+    /// Its name, unique in its image.
+    pub name: String,
+    /// Where the guest sees it: an absolute path below `/run`.
+    pub path: String,
+    /// Number of the user that the file belongs to.
+    pub uid: u32,
+    /// Number of the group.
+    pub gid: u32,
+    /// Permission bits, at most 0o777.
+    pub mode: u32,
 }
 
 /// How the one program of an image is started that has no init of its own.

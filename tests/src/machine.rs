@@ -1,5 +1,7 @@
 //! The machine that a rack is booted on, as arguments of `rackstick run`.
 
+use std::path::PathBuf;
+
 /// A machine; the default is one with a virtio disk and a virtio NIC, 2 CPUs and 2 GiB, without a screen.
 ///
 /// Its parts can be pulled by name (see [`crate::qmp`]): `disk0` (virtio, NVMe and USB), `nic0` and so on, whose
@@ -8,6 +10,8 @@
 pub struct Options {
     /// What the rack writes stays in the image.
     pub persist: bool,
+    /// A folder with the values of guests' secrets.
+    pub secrets: Option<PathBuf>,
     /// How the disk is attached. Its sectors are those that the image was built for.
     pub disk: Disk,
     /// The disk's size in GiB; none: what `rackstick run` takes.
@@ -75,6 +79,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             persist: false,
+            secrets: None,
             disk: Disk::Virtio,
             disk_gib: None,
             nics: vec![Nic::Virtio],
@@ -104,6 +109,7 @@ impl Options {
             vec![format!("--disk={disk}"), format!("--cpus={}", self.cpus), format!("--memory={}", self.memory_mib)];
         out.extend(self.disk_gib.map(|gib| format!("--disk-size={gib}")));
         out.extend(self.persist.then(|| "--persist".to_owned()));
+        out.extend(self.secrets.iter().map(|folder| format!("--secrets={}", folder.display())));
         out.extend((!self.virtualization).then(|| "--no-virtualization".to_owned()));
         out.extend((!self.serial).then(|| "--no-serial".to_owned()));
         match self.network {

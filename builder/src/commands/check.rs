@@ -48,6 +48,8 @@ struct Guest<'a> {
     vcpus: u8,
     memory_mib: u32,
     addresses: Vec<Address<'a>>,
+    /// What it must be given at deploy time.
+    secrets: Vec<&'a str>,
 }
 
 /// A guest's address on a network.
@@ -102,7 +104,14 @@ fn guests(rack: &Rack) -> Vec<Guest<'_>> {
             let mac = on_a_lan.then(|| recipe::mac(&rack.name, name, network));
             Address { network, address: at.known().map(|address| address.to_string()), mac }
         });
-        Guest { name, vcpus: guest.vcpus, memory_mib: guest.memory_mib, addresses: addresses.collect() }
+        let secrets = rack.images.get(&guest.image).into_iter().flat_map(|image| image.secrets.keys());
+        Guest {
+            name,
+            vcpus: guest.vcpus,
+            memory_mib: guest.memory_mib,
+            addresses: addresses.collect(),
+            secrets: secrets.map(String::as_str).collect(),
+        }
     });
     guests.collect()
 }
@@ -135,6 +144,12 @@ impl fmt::Display for Checked<'_> {
         writeln!(f, "  networks: {}", listed(&self.networks))?;
         if !self.repositories.is_empty() {
             writeln!(f, "  packages: of {} too", listed(&self.repositories))?;
+        }
+        let secrets =
+            self.guests.iter().flat_map(|guest| guest.secrets.iter().map(|name| format!("{}/{name}", guest.name)));
+        let secrets: Vec<String> = secrets.collect();
+        if !secrets.is_empty() {
+            writeln!(f, "  secrets:  {}; give them to `flash` or `run` with --secrets", listed(&secrets))?;
         }
         match &self.lock {
             Some(Fitting { path, packages }) => {

@@ -11,11 +11,15 @@ use std::{
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use rackstick_image::secrets::Values;
+
 use crate::{
     flash::{self, Disk, Image, Refusal, System, Target},
+    image::{self, ImageError},
     output,
     progress::Progress,
     report,
+    secrets::{Filling, SecretsError, Wanted},
 };
 
 /// What its help ends with.
@@ -25,6 +29,7 @@ const EXAMPLES: &str = concat!(
     "  rackstick flash out/lab_2026.11.1.img\n",
     "  rackstick flash out/lab_2026.11.1.img sdb\n",
     "  rackstick flash out/lab_2026.11.1.img sdb --confirm sdb\n",
+    "  rackstick flash out/lab_2026.11.1.img sdb --secrets secrets\n",
 );
 
 /// Write an image to a disk, or list the disks that there are
@@ -41,6 +46,9 @@ pub struct Args {
     /// For scripts: the disk's name, like sdb, instead of typing it when asked
     #[arg(long, value_name = "NAME", requires = "device")]
     confirm: Option<String>,
+    /// A folder with the secrets that guests want, as files `<guest>/<secret>`; they are put onto the disk, and never into the image
+    #[arg(long, value_name = "DIR", requires = "device")]
+    secrets: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,20 +73,14 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     let Some(device) = &args.device else {
         let disks = system.disks()?;
         let largest = disks.iter().map(|disk| disk.size).max().unwrap_or(u64::MAX);
-        let image = args.image.map(|path| Image::open(&path, largest, &progress)).transpose()?;
+        let image = args.image.as_deref().map(|path| Image::open(path, largest, &progress)).transpose()?;
         return Ok(output::answer(&listed(&system, &disks, image.as_ref())?)?);
     };
     let Some(path) = &args.image else { return Ok(()) };
-    write(&system, path, device, args.confirm.as_deref(), &progress)
+    write(&system, path, device, &args, &progress)
 }
 
-fn write(
-    system: &System,
-    path: &Path,
-    device: &Path,
-    confirm: Option<&str>,
-    progress: &Progress,
-) -> Result<(), report::Error> {
+fn write(system: &System, path: &Path, device: &Path, args: &Args, progress: &Progress) -> Result<(), report::Error> {
     let started = Instant::now();
     let disk = system.find(device)?;
     let refused = |source| FlashError::Refused { disk: disk.name.clone(), source };
@@ -90,6 +92,7 @@ fn write(
     if let Some(why) = flash::refusal(system, &disk, Some(&image.used))? {
         return Err(refused(why).into());
     }
+    let (secrets, missing) = secrets(path, &image, args.secrets.as_deref())?;
     // From here on nobody mounts it. It may be another one than before the image was unpacked, or in use since.
     let target = Target::open(&disk)?;
     let now = system.find(device)?;
@@ -99,29 +102,55 @@ fn write(
     if let Some(why) = flash::refusal(system, &now, Some(&image.used))? {
         return Err(refused(why).into());
     }
-    confirmed(&now, path, confirm)?;
+    confirmed(&now, path, &missing, args.confirm.as_deref())?;
 
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(FlashError::Signals)?;
     }
-    let bytes = flash::flash(&image, &target, &stop, progress)?;
+    let bytes = flash::flash(&image, secrets.as_ref(), &target, &stop, progress)?;
     output::result(&Flashed {
         disk: &disk.name,
         image: path,
         written_bytes: bytes,
+        secrets_missing: missing,
         seconds: started.elapsed().as_secs_f64(),
     })?;
     Ok(())
 }
 
-/// Shows what will be lost, and has the disk's name typed, unless it was given beforehand.
-fn confirmed(disk: &Disk, image: &Path, confirm: Option<&str>) -> Result<(), FlashError> {
+/// What goes into the slot for secrets, and which secrets are not among them.
+fn secrets(path: &Path, image: &Image, folder: Option<&Path>) -> Result<(Option<Filling>, Vec<String>), report::Error> {
+    let file = image.file.try_clone().map_err(|source| ImageError::File { path: path.to_owned(), source });
+    let wanted = file.and_then(|file| image::Disk::of(path, file)).map_err(SecretsError::from);
+    let wanted = wanted.and_then(|disk| Wanted::of(&disk));
+    match (folder, wanted) {
+        (Some(folder), wanted) => {
+            let wanted = wanted?.ok_or_else(|| SecretsError::NoSlot(path.to_owned()))?;
+            let values = wanted.read(folder)?;
+            let missing = wanted.missing(&values);
+            Ok((Some(Filling::new(wanted, values)?), missing))
+        }
+        (None, Ok(Some(wanted))) => Ok((None, wanted.missing(&Values::new()))),
+        // Whether an image is sound is for `verify` to say; this one has a partition table, and is flashed as it is.
+        (None, Ok(None) | Err(_)) => Ok((None, Vec::new())),
+    }
+}
+
+/// Shows what will be lost and what is missing, and has the disk's name typed, unless it was given beforehand.
+fn confirmed(disk: &Disk, image: &Path, missing: &[String], confirm: Option<&str>) -> Result<(), FlashError> {
     let name = &disk.name;
     let mut stderr = io::stderr().lock();
     let mut shown = format!("This destroys all that is on {}:\n", described(disk));
     for line in content(disk) {
         _ = writeln!(shown, "  {line}");
+    }
+    if !missing.is_empty() {
+        _ = writeln!(
+            shown,
+            "No value is given for these secrets, and their guests will wait for them (--secrets DIR gives them):\n  {}",
+            missing.join(", ")
+        );
     }
     stderr.write_all(shown.as_bytes()).map_err(FlashError::Ask)?;
     let said = match confirm {
@@ -144,6 +173,8 @@ struct Flashed<'a> {
     disk: &'a str,
     image: &'a Path,
     written_bytes: u64,
+    /// Those that guests of the image want and were not given.
+    secrets_missing: Vec<String>,
     seconds: f64,
 }
 

@@ -11,6 +11,7 @@ mod man;
 mod new;
 mod run;
 mod schema;
+mod secrets;
 mod store;
 mod vendor;
 mod verify;
@@ -65,6 +66,7 @@ pub enum Command {
     Verify(verify::Args),
     Lock(lock::Args),
     Run(run::Args),
+    Secrets(secrets::Args),
     Store(store::Args),
     Vendor(vendor::Args),
     Schema(schema::Args),
@@ -84,6 +86,7 @@ impl Command {
             Self::Inspect(args) => return inspect::run(args),
             Self::Lock(args) => lock::run(&args)?,
             Self::Run(args) => run::run(args)?,
+            Self::Secrets(args) => secrets::run(&args)?,
             Self::Store(args) => return store::run(args),
             Self::Vendor(args) => vendor::run(&args)?,
             Self::Schema(args) => schema::run(&args)?,

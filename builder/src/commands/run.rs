@@ -28,6 +28,7 @@ use signal_hook::{
 };
 
 use crate::{
+    image,
     qemu::{
         Machine, Serial, Uplink,
         accel::{Accel, Kvm},
@@ -36,6 +37,7 @@ use crate::{
         forward::{self, ForwardError, Rule},
     },
     report,
+    secrets::{Filling, SecretsError, Wanted},
 };
 
 /// The size of the throw-away disk where the image is smaller: a rack grows its data to the disk it finds.
@@ -51,6 +53,7 @@ const EXAMPLES: &str = concat!(
     "  rackstick run out/lab_2026.11.1.img\n",
     "  rackstick run out/lab_2026.11.1.img --disk usb --nic rtl8139 --cpus 1 --memory 512 --screen /tmp/screen\n",
     "  rackstick run out/lab_2026.11.1.img --persist --forward 2222:22/tcp\n",
+    "  rackstick run out/lab_2026.11.1.img --secrets secrets\n",
 );
 
 /// Boot an image in QEMU
@@ -90,6 +93,9 @@ pub struct Args {
     /// Write to the image itself; without it, what the rack writes is thrown away
     #[arg(long)]
     persist: bool,
+    /// A folder with the secrets that guests want, as files `<guest>/<secret>`; the image gets them only with --persist
+    #[arg(long, value_name = "DIR")]
+    secrets: Option<PathBuf>,
     /// Lead a port of this machine's loopback address to a port of the rack, beside or instead of the manifest's
     #[arg(long = "forward", value_name = "HOSTPORT:PORT/PROTO")]
     forwards: Vec<Rule>,
@@ -144,6 +150,10 @@ enum RunError {
     Start { path: PathBuf, source: io::Error },
     #[error("qemu-img could not make the throw-away disk {}: {said}", path.display())]
     Overlay { path: PathBuf, said: String },
+    #[error("qemu-io could not put the secrets onto the throw-away disk {}: {said}", path.display())]
+    Secrets { path: PathBuf, said: String },
+    #[error(transparent)]
+    Values(#[from] SecretsError),
     #[error("QEMU ended with {0}; it says why above")]
     Failed(ExitStatus),
     #[error("the rack was stopped hard: {0}")]
@@ -185,6 +195,9 @@ fn boot(args: &Args) -> Result<(), RunError> {
     let own_variables = scratch.path().join("variables.fd");
     file("copy the firmware's variables to", &own_variables, fs::copy(variables, &own_variables))?;
     let (disk, disk_format) = prepare_disk(args, &image, scratch.path())?;
+    if let Some(folder) = &args.secrets {
+        give_secrets(folder, &image, &disk, scratch.path(), args.persist)?;
+    }
 
     let machine = Machine {
         name: manifest.as_ref().map_or_else(|| "image".to_owned(), |manifest| manifest.rack.clone()),
@@ -294,6 +307,34 @@ fn prepare_disk(args: &Args, image: &Path, scratch: &Path) -> Result<(PathBuf, &
         return Err(RunError::Overlay { path, said });
     }
     Ok((path, "qcow2"))
+}
+
+/// Puts secrets onto the disk that the rack will find.
+fn give_secrets(folder: &Path, image: &Path, disk: &Path, scratch: &Path, persist: bool) -> Result<(), RunError> {
+    let opened = image::Disk::open(image).map_err(SecretsError::from)?;
+    let wanted = Wanted::of(&opened)?.ok_or_else(|| SecretsError::NoSlot(image.to_owned()))?;
+    let values = wanted.read(folder)?;
+    let filling = Filling::new(wanted, values)?;
+    if persist {
+        return Ok(filling.write(image)?);
+    }
+    const PIECE: &str = "secrets";
+    // The throw-away disk is a qcow2 file, which QEMU's own tool writes.
+    let tool = find_program("qemu-io").ok_or(RunError::NoTool("qemu-io", "qemu-utils"))?;
+    for (at, bytes) in filling.pieces() {
+        // By a name of its own: qemu-io splits its commands at blanks.
+        let piece = scratch.join(PIECE);
+        file("write", &piece, fs::write(&piece, bytes))?;
+        let command = format!("write -q -s {PIECE} {at} {}", bytes.len());
+        let output = Command::new(&tool).args(["-f", "qcow2", "-c", &command]).arg(disk).current_dir(scratch).output();
+        file("delete", &piece, fs::remove_file(&piece))?;
+        let output = output.map_err(|source| RunError::Start { path: tool.clone(), source })?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(RunError::Secrets { path: disk.to_owned(), said });
+        }
+    }
+    Ok(())
 }
 
 /// What can happen while QEMU runs.

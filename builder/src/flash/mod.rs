@@ -10,7 +10,7 @@ mod write;
 pub use disks::{Disk, System};
 pub use refuse::{Refusal, refusal};
 pub use source::Image;
-pub use write::{Target, flash};
+pub use write::{Target, flash, give};
 
 #[cfg(test)]
 mod tests;

@@ -10,15 +10,17 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use rackstick_image::gpt::ALIGNMENT;
+use rackstick_image::{gpt::ALIGNMENT, secrets::SLOT_SIZE};
 use rustix::{fs::OFlags, io::Errno};
 use sha2::{Digest, Sha256};
 
 use super::{buffer::Buffer, disks::Disk, source::Image};
-use crate::progress::Progress;
+use crate::{progress::Progress, secrets::Filling};
 
 /// Bytes written at once: flash is fast with large pieces, and a slow stick takes this one within seconds, so that Ctrl-C is soon obeyed.
 const PIECE: u64 = 4 << 20;
+// All secrets fit into one piece.
+const _: () = assert!(SLOT_SIZE <= PIECE);
 /// What is wiped at the disk's end: the older partition table's copy, and labels of RAID and ZFS.
 const END: u64 = ALIGNMENT;
 
@@ -105,18 +107,39 @@ enum Fault {
     Differs { disk: String, at: u64, length: u64 },
 }
 
-/// Writes the image and reads it back; says how many bytes that were. `stop` is looked at after each piece.
-pub fn flash(image: &Image, target: &Target, stop: &AtomicBool, progress: &Progress) -> Result<u64, FlashError> {
-    let mut flash = Flash { image, target, stop, buffer: Buffer::new(PIECE as usize) };
-    flash.run(progress).map_err(|source| {
+/// Writes the image, and `secrets` into their slot, and reads it back; says how many bytes that were. `stop` is looked at after each
+/// piece.
+pub fn flash(
+    image: &Image,
+    secrets: Option<&Filling>,
+    target: &Target,
+    stop: &AtomicBool,
+    progress: &Progress,
+) -> Result<u64, FlashError> {
+    let mut flash = Flash { target, stop, buffer: Buffer::new(PIECE as usize) };
+    flash.run(image, secrets, progress).map_err(|source| {
         // If the tables were written already. That it failed is what the user hears either way.
-        let wiped = flash.wipe().is_ok();
+        let wiped = flash.wipe(image).is_ok();
+        if let Some(secrets) = secrets {
+            // As well as that disk still can.
+            let _ = flash.fill(&secrets.emptied());
+        }
         FlashError { disk: target.name.clone(), wiped, source }
     })
 }
 
+/// Writes secrets into the slot of a disk that has an image already, and reads them back.
+pub fn give(secrets: &Filling, target: &Target) -> Result<(), GiveError> {
+    let (stop, buffer) = (&AtomicBool::new(false), Buffer::new(PIECE as usize));
+    Flash { target, stop, buffer }.fill(secrets).map_err(GiveError)
+}
+
+/// Secrets that could not be given. What else is on the disk was not touched.
+#[derive(Debug, thiserror::Error)]
+#[error("the secrets are not on the disk; give them again")]
+pub struct GiveError(#[source] Fault);
+
 struct Flash<'a> {
-    image: &'a Image,
     target: &'a Target,
     stop: &'a AtomicBool,
     buffer: Buffer,
@@ -126,14 +149,13 @@ struct Flash<'a> {
 type Written = (Range<u64>, [u8; 32]);
 
 impl Flash<'_> {
-    fn run(&mut self, progress: &Progress) -> Result<u64, Fault> {
-        self.wipe()?;
-        let size = self.image.used.size;
+    fn run(&mut self, image: &Image, secrets: Option<&Filling>, progress: &Progress) -> Result<u64, Fault> {
+        self.wipe(image)?;
+        let size = image.used.size;
         // The second table and the first. Firmware puts the first in order after the second, so that comes late too.
         let head = 0..ALIGNMENT.min(size);
         let tail = size.saturating_sub(ALIGNMENT).max(head.end)..size;
-        let body: Vec<_> = self
-            .image
+        let body: Vec<_> = image
             .used
             .ranges
             .iter()
@@ -146,21 +168,25 @@ impl Flash<'_> {
         let name = self.target.name.clone();
 
         let job = progress.bytes("writing", &name, bytes);
-        let written = self.write(&body, |bytes| job.advance(bytes))?;
+        let written = self.write(image, &body, |bytes| job.advance(bytes))?;
         job.done(&name);
         let job = progress.bytes("verifying", &name, bytes);
         self.verify(&written, |bytes| job.advance(bytes))?;
         job.done(&name);
+        // What stands there now is the image's own, with which all hashes were compared.
+        if let Some(secrets) = secrets {
+            self.fill(secrets)?;
+        }
         for table in [tail, head] {
-            let written = self.write(&[table], |_| ())?;
+            let written = self.write(image, &[table], |_| ())?;
             self.verify(&written, |_| ())?;
         }
         Ok(bytes)
     }
 
     /// Takes away all partition tables: the one at the disk's begin, its copy at the end, and where the image's copy will be.
-    fn wipe(&mut self) -> Result<(), Fault> {
-        let (image, disk) = (self.image.used.size, self.target.size);
+    fn wipe(&mut self, image: &Image) -> Result<(), Fault> {
+        let (image, disk) = (image.used.size, self.target.size);
         let ends = [
             0..ALIGNMENT.min(image),
             image.saturating_sub(ALIGNMENT)..image,
@@ -179,13 +205,27 @@ impl Flash<'_> {
         self.sync()
     }
 
-    fn write(&mut self, ranges: &[Range<u64>], advance: impl Fn(u64)) -> Result<Vec<Written>, Fault> {
+    /// Writes secrets into their slot and reads them back.
+    fn fill(&mut self, secrets: &Filling) -> Result<(), Fault> {
+        let mut written = Vec::new();
+        for (at, bytes) in secrets.pieces() {
+            let length = bytes.len() as u64;
+            let buffer = self.buffer.first(length);
+            buffer.copy_from_slice(bytes);
+            self.target.file.write_all_at(buffer, at).map_err(|source| self.failed(at, source))?;
+            written.push((at..at + length, Sha256::digest(bytes).into()));
+        }
+        self.sync()?;
+        self.verify(&written, |_| ())
+    }
+
+    fn write(&mut self, image: &Image, ranges: &[Range<u64>], advance: impl Fn(u64)) -> Result<Vec<Written>, Fault> {
         let mut written = Vec::new();
         for piece in pieces(ranges) {
             self.look_at_signals()?;
             let (at, length) = (piece.start, piece.end - piece.start);
             let bytes = self.buffer.first(length);
-            self.image.file.read_exact_at(bytes, at).map_err(|source| Fault::Image { at, source })?;
+            image.file.read_exact_at(bytes, at).map_err(|source| Fault::Image { at, source })?;
             let hash = Sha256::digest(&*bytes).into();
             self.target.file.write_all_at(bytes, at).map_err(|source| self.failed(at, source))?;
             written.push((piece, hash));
@@ -261,7 +301,7 @@ mod tests {
     fn a_disk_gets_all_of_the_image_and_loses_the_table_at_its_end() {
         let size = 11 * MIB;
         let (image, target) = sample(size);
-        flash(&image, &target, &AtomicBool::new(false), &Progress::quiet()).unwrap();
+        flash(&image, None, &target, &AtomicBool::new(false), &Progress::quiet()).unwrap();
         assert!(bytes(&target.file, 0..size) == bytes(&image.file, 0..size));
         assert!(bytes(&target.file, size..size + 2 * MIB).iter().all(|&byte| byte == 0xa5), "not ours to write");
         assert!(bytes(&target.file, size + 2 * MIB..size + 3 * MIB).iter().all(|&byte| byte == 0));
@@ -271,8 +311,8 @@ mod tests {
     fn what_the_disk_does_not_keep_is_found_and_named() {
         let (image, target) = sample(11 * MIB);
         let stop = AtomicBool::new(false);
-        let mut flash = Flash { image: &image, target: &target, stop: &stop, buffer: Buffer::new(PIECE as usize) };
-        let written = flash.write(std::slice::from_ref(&(MIB..10 * MIB)), |_| ()).unwrap();
+        let mut flash = Flash { target: &target, stop: &stop, buffer: Buffer::new(PIECE as usize) };
+        let written = flash.write(&image, std::slice::from_ref(&(MIB..10 * MIB)), |_| ()).unwrap();
         flash.verify(&written, |_| ()).unwrap();
         target.file.write_all_at(&[0], 6 * MIB + 1).unwrap();
         let differs = flash.verify(&written, |_| ());
@@ -283,14 +323,32 @@ mod tests {
     }
 
     #[test]
+    fn secrets_are_written_over_their_slot_and_only_there() {
+        let size = 11 * MIB;
+        let (image, target) = sample(size);
+        let (first, second) = (2 * MIB, 8 * MIB);
+        let places = vec![(first, MIB), (second, SLOT_SIZE - 2 * MIB), (7 * MIB, MIB)];
+        let secrets = Filling { places, bytes: (0..SLOT_SIZE).map(|at| (at >> 19) as u8).collect() };
+        flash(&image, Some(&secrets), &target, &AtomicBool::new(false), &Progress::quiet()).unwrap();
+        assert!(bytes(&target.file, first..first + MIB) == secrets.bytes[..MIB as usize]);
+        assert!(bytes(&target.file, second..10 * MIB) == secrets.bytes[MIB as usize..3 * MIB as usize]);
+        assert!(bytes(&target.file, 7 * MIB..second) == secrets.bytes[3 * MIB as usize..]);
+        for rest in [0..first, first + MIB..7 * MIB, 10 * MIB..size] {
+            assert!(bytes(&target.file, rest.clone()) == bytes(&image.file, rest));
+        }
+    }
+
+    #[test]
     fn an_image_that_ends_early_leaves_a_disk_without_any_table() {
         let size = 11 * MIB;
         let (image, target) = sample(size);
         image.file.set_len(7 * MIB).unwrap();
-        let error = flash(&image, &target, &AtomicBool::new(false), &Progress::quiet()).unwrap_err();
+        let secrets = Filling { places: vec![(2 * MIB, SLOT_SIZE)], bytes: vec![7; SLOT_SIZE as usize] };
+        let error = flash(&image, Some(&secrets), &target, &AtomicBool::new(false), &Progress::quiet()).unwrap_err();
         assert!(matches!(error.source, Fault::Image { at, .. } if at == 5 * MIB), "{error:?}");
         for table in [0..MIB, size - MIB..size, target.size - MIB..target.size] {
             assert!(bytes(&target.file, table).iter().all(|&byte| byte == 0));
         }
+        assert!(bytes(&target.file, 2 * MIB..2 * MIB + SLOT_SIZE).iter().all(|&byte| byte == 0), "no secret stays");
     }
 }

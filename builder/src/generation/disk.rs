@@ -15,6 +15,7 @@ use rackstick_image::{
     guid::{self, Guid},
     manifest::Manifest,
     recipe::Rack,
+    secrets,
     sector::SectorSize,
     source::{Source, SourceError},
 };
@@ -125,6 +126,8 @@ pub fn write(
         ("EFI/BOOT/BOOTX64.EFI".to_owned(), bytes(&uki.loader)),
         ("loader/loader.conf".to_owned(), bytes(LOADER_CONF.as_bytes())),
         (format!("EFI/Linux/rackstick_{version}.efi"), Source::file(&uki.path)?),
+        // Of every image, also one whose guests want none: those of a later generation may.
+        (secrets::SLOT.to_owned(), Source::Bytes(vec![0; secrets::SLOT_SIZE as usize])),
     ];
     let mut files = BTreeMap::new();
     for (digest, path) in blobs {

@@ -21,7 +21,7 @@ use serde::Serialize;
 use super::{
     BuildError, Inputs, Scratch, additions, host,
     parts::{self, Part, Parts},
-    write,
+    secrets, write,
 };
 use crate::{
     initrd,
@@ -100,11 +100,13 @@ pub fn build(
         for (label, layer) in &own.layers {
             blobs.push(images.add(label, layer));
         }
+        let recipe = inputs.rack.images.get(name);
         let image = manifest::Image {
+            secrets: recipe.map_or(Ok(Vec::new()), |recipe| secrets::of(recipe, &blobs, &images.files))?,
             layers: blobs,
             kernel: kernel.clone(),
             initrd: initrd.clone(),
-            cmdline: cmdline(inputs.rack.images.get(name)),
+            cmdline: cmdline(recipe),
             init: own.start.init,
             process: own.start.process,
         };

@@ -2,10 +2,14 @@
 
 use std::fmt::{self, Write};
 
-use rackstick_image::manifest::{Address, Guest, Health, Image, Manifest, Network, Nic, Protocol, UplinkAddress};
+use rackstick_image::{
+    manifest::{Address, Guest, Health, Image, Manifest, Network, Nic, Protocol, Secret, UplinkAddress},
+    secrets::{self, SLOT_SIZE},
+    view::ReadError,
+};
 
 use super::{
-    open::{self, ImageError, Opened},
+    open::{self, Fault, ImageError, Opened},
     packages::{self, Packages},
     text::{count, printable, size},
 };
@@ -42,8 +46,9 @@ pub fn describe(opened: &Opened<'_>) -> Result<String, DescribeError> {
     }
     writeln!(out, "\nguests, in the order in which they start")?;
     for guest in &manifest.guests {
-        writeln!(out, "  {}", printable(&format!("{}: {}", guest.name, of_guest(guest).join(", "))))?;
+        writeln!(out, "  {}", printable(&format!("{}: {}", guest.name, of_guest(manifest, guest).join(", "))))?;
     }
+    secrets(&mut out, opened)?;
     layers(&mut out, manifest)?;
     all_packages(&mut out, opened)?;
     writeln!(out, "\nsignatures: {UNSIGNED}")?;
@@ -111,8 +116,31 @@ pub fn of_network(network: &Network) -> String {
     }
 }
 
+/// What is in the slot for secrets, if any guest wants some or it is not empty.
+fn secrets(out: &mut String, opened: &Opened<'_>) -> Result<(), DescribeError> {
+    let damaged = |error: &ReadError| opened.disk.damaged(Fault::read("ESP", &opened.parts.esp, error));
+    let manifest = &opened.host.manifest;
+    let Some(slot) = secrets::find(&opened.parts.esp).map_err(|error| damaged(&error))? else { return Ok(()) };
+    let slot = slot.bytes(SLOT_SIZE).map_err(|error| damaged(&error))?;
+    let holds = match secrets::read(&slot) {
+        Ok(values) if values.is_empty() && manifest.images.values().all(|image| image.secrets.is_empty()) => {
+            return Ok(());
+        }
+        Ok(values) if values.is_empty() => {
+            "no value is in the image; give them with `flash --secrets` or `run --secrets`".to_owned()
+        }
+        Ok(values) => {
+            let names: Vec<String> = values.keys().map(|(guest, name)| format!("{guest}/{name}")).collect();
+            format!("the image holds values that no rack has taken yet, so pass it on to nobody: {}", names.join(", "))
+        }
+        Err(error) => format!("their slot is damaged ({error}), and the rack will empty it"),
+    };
+    writeln!(out, "\nsecrets\n  {}", printable(&holds))?;
+    Ok(())
+}
+
 /// All that the manifest says of a guest but its name, part by part.
-pub fn of_guest(guest: &Guest) -> Vec<String> {
+pub fn of_guest(manifest: &Manifest, guest: &Guest) -> Vec<String> {
     let mut parts = vec![format!("image {}", guest.image), count(usize::from(guest.vcpus), "vCPU")];
     parts.push(format!("{} MiB", guest.memory_mib));
     parts.extend(guest.interfaces.iter().map(|interface| {
@@ -135,6 +163,10 @@ pub fn of_guest(guest: &Guest) -> Vec<String> {
             .iter()
             .map(|volume| format!("volume {} of {} MiB at {}", volume.name, volume.size_mib, volume.mount)),
     );
+    parts.extend(manifest.secrets(guest).iter().map(|secret| {
+        let Secret { name, path, uid, gid, mode } = secret;
+        format!("secret {name} at {path} ({uid}:{gid}, mode {mode:04o})")
+    }));
     parts.extend(guest.health.as_ref().map(|health| match health {
         Health::Dns(name) => format!("healthy if it answers {name}"),
         Health::Http { port, path } => format!("healthy if http://:{port}{path} answers"),

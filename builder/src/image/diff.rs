@@ -85,7 +85,9 @@ impl<'a> Diff<'_, 'a> {
         };
         let guests = |manifest: &Manifest| -> BTreeMap<String, BTreeSet<String>> {
             let guests = manifest.guests.iter();
-            guests.map(|guest| (guest.name.clone(), describe::of_guest(guest).into_iter().collect())).collect()
+            guests
+                .map(|guest| (guest.name.clone(), describe::of_guest(manifest, guest).into_iter().collect()))
+                .collect()
         };
         let boots = |manifest: &Manifest| -> BTreeMap<String, String> {
             let images = manifest.images.iter();

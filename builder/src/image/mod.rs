@@ -10,4 +10,4 @@ mod tests;
 mod text;
 pub mod verify;
 
-pub use open::{Disk, ImageError, Opened, Parts};
+pub use open::{Disk, Host, ImageError, Opened, Parts, only_host};

@@ -105,11 +105,18 @@ pub struct Disk {
 impl Disk {
     /// Opens an image.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
-        use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+        use std::os::unix::fs::OpenOptionsExt;
         let failed = |source| ImageError::File { path: path.to_owned(), source };
         // A pipe is not waited for.
         let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
         let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
+        Self::of(path, file)
+    }
+
+    /// An image that is open already.
+    pub fn of(path: &Path, file: File) -> Result<Self, ImageError> {
+        use std::os::unix::fs::FileTypeExt;
+        let failed = |source| ImageError::File { path: path.to_owned(), source };
         let metadata = file.metadata().map_err(failed)?;
         if !metadata.is_file() && !metadata.file_type().is_block_device() {
             return Err(ImageError::Kind(path.to_owned()));

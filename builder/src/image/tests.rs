@@ -84,6 +84,7 @@ impl Sample {
             cmdline: "quiet".into(),
             init: vec!["/sbin/init".into()],
             process: None,
+            secrets: Vec::new(),
         };
         let guest = Guest {
             name: "web".into(),

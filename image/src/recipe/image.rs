@@ -39,6 +39,8 @@ pub struct Image {
     pub commands: Vec<Placed<Vec<String>>>,
     /// Further parameters of the guests' kernel.
     pub cmdline: Vec<String>,
+    /// What its guests are given at deploy time, by name.
+    pub secrets: BTreeMap<String, Secret>,
 }
 
 /// What an image is made from that is not made of packages, and what it starts.
@@ -82,6 +84,19 @@ pub struct File {
     /// The user that it belongs to, with everything in it; root if none.
     pub owner: Option<Placed<Owner>>,
     /// The group that it belongs to, with everything in it; root's if none.
+    pub group: Option<Placed<Owner>>,
+}
+
+/// A file that a guest of the image finds in its memory; what is in it, no recipe and no image says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Secret {
+    /// Where it stands: an absolute path below `/run`.
+    pub path: String,
+    /// Permission bits, at most 0o777.
+    pub mode: u32,
+    /// The user that it belongs to; root if none.
+    pub owner: Option<Placed<Owner>>,
+    /// The group that it belongs to; root's if none.
     pub group: Option<Placed<Owner>>,
 }
 

@@ -16,7 +16,7 @@ use super::{
     image::{Content, File, Image},
     names::{self, shown},
     reader::{Report, Table, Text},
-    region, shapes,
+    region, secrets, shapes,
     templates::Template,
     vars,
 };
@@ -51,6 +51,7 @@ pub(super) fn read(
     let locale = region::locale(report, &table);
     let commands = commands::read(report, &table);
     let cmdline = cmdline::read(report, &table);
+    let secrets = secrets::read(report, &table);
     let image = Image {
         name: name.to_owned(),
         source: Arc::clone(source),
@@ -65,6 +66,7 @@ pub(super) fn read(
         locale,
         commands,
         cmdline,
+        secrets,
     };
     (image, templates)
 }
@@ -127,7 +129,7 @@ fn file(report: &mut Report, table: &Table<'_>, folder: &Path, item: &Spanned<De
     let path = table.text(report, "path").and_then(|text| image_path(report, &text));
     let source = table.text(report, "source");
     let inline = table.text(report, "content");
-    let mode = mode(report, table);
+    let mode = mode(report, table, MODE_MAX);
     let owner = accounts::owner(report, table, "owner");
     let group = accounts::owner(report, table, "group");
     let content = match (table.get("source").is_some(), table.get("content").is_some()) {
@@ -153,6 +155,21 @@ fn file(report: &mut Report, table: &Table<'_>, folder: &Path, item: &Spanned<De
 
 /// The path, if something can be put there.
 pub(super) fn image_path(report: &mut Report, text: &Text<'_>) -> Option<Placed<String>> {
+    let path = whole_path(report, text)?;
+    let first = path.value.split('/').nth(1).unwrap_or_default();
+    if HIDDEN.contains(&first) {
+        report.wrong(
+            text.span.clone(),
+            format!("`{}` would never be seen", shown(text.value)),
+            "something is mounted over /dev, /proc, /run, /sys and /tmp when the image boots",
+        );
+        return None;
+    }
+    Some(path)
+}
+
+/// The path, if it is one that is written out.
+pub(super) fn whole_path(report: &mut Report, text: &Text<'_>) -> Option<Placed<String>> {
     let mut wrong = |message: &str, hint: &str| {
         report.wrong(text.span.clone(), format!("`{}` {message}", shown(text.value)), hint);
         None
@@ -170,27 +187,22 @@ pub(super) fn image_path(report: &mut Report, text: &Text<'_>) -> Option<Placed<
     if text.value.chars().any(char::is_control) {
         return wrong("has control characters", "use printable characters");
     }
-    if HIDDEN.contains(&parts[0]) {
-        return wrong(
-            "would never be seen",
-            "something is mounted over /dev, /proc, /run, /sys and /tmp when the image boots",
-        );
-    }
     Some(report.placed(text))
 }
 
-/// The mode, if it is right; it may be left out.
+/// The mode, if it is right and at most `max`; it may be left out.
 #[expect(clippy::option_option, reason = "the outer says whether it was right, the inner whether it was there")]
-fn mode(report: &mut Report, table: &Table<'_>) -> Option<Option<u32>> {
+pub(super) fn mode(report: &mut Report, table: &Table<'_>, max: u32) -> Option<Option<u32>> {
     let Some(value) = table.get("mode") else { return Some(None) };
     let DeValue::Integer(integer) = value.get_ref() else {
         table.wrong_type(report, "mode", "an octal number", value);
         return None;
     };
-    let mode = u32::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|&mode| mode <= MODE_MAX);
+    let mode = u32::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|&mode| mode <= max);
     if mode.is_none() || integer.radix() != 8 {
         let message = format!("`{}` is not a mode", shown(&integer.to_string()));
-        report.wrong(value.span(), message, "an octal number up to 0o7777, for example `mode = 0o644`");
+        let example = if max == MODE_MAX { "0o644" } else { "0o400" };
+        report.wrong(value.span(), message, format!("an octal number up to {max:#o}, for example `mode = {example}`"));
         return None;
     }
     Some(mode)

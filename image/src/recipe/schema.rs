@@ -59,11 +59,14 @@ const INSIDES: &[(&Shape, &str, Inside)] = &[
     (&shapes::IMAGE, "users", Inside::Named(ACCOUNTS, &[&shapes::USER])),
     (&shapes::IMAGE, "groups", Inside::Named(ACCOUNTS, &[&shapes::GROUP])),
     (&shapes::IMAGE, "vars", Inside::Values(VARIABLES)),
+    (&shapes::IMAGE, "secrets", Inside::Named(NAMES, &[&shapes::SECRET])),
     (&shapes::IMAGE, "commands", Inside::Commands),
     (&shapes::IMAGE, "from", Inside::Table(&shapes::FROM)),
     (&shapes::IMAGE, "env", Inside::Texts(ENVIRONMENT)),
     (&shapes::FILE, "owner", Inside::NameOrNumber),
     (&shapes::FILE, "group", Inside::NameOrNumber),
+    (&shapes::SECRET, "owner", Inside::NameOrNumber),
+    (&shapes::SECRET, "group", Inside::NameOrNumber),
 ];
 
 /// The schema of a rack recipe.

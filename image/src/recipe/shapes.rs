@@ -104,6 +104,7 @@ pub const IMAGE: Shape = Shape {
         optional("users", "[users.alice]"),
         optional("groups", "[groups.editors]"),
         optional("vars", "[vars]"),
+        optional("secrets", "[secrets.dkim]"),
         optional("timezone", r#"timezone = "Europe/Berlin""#),
         optional("locale", r#"locale = "de_DE.UTF-8""#),
         optional("commands", r#"commands = ["a2enmod rewrite"]"#),
@@ -155,7 +156,33 @@ pub const USER: Shape = Shape {
 pub const GROUP: Shape =
     Shape { what: "a group", keys: &[optional("gid", "gid = 2000"), optional("system", "system = true")] };
 
+/// `[secrets.NAME]` of an image recipe.
+pub const SECRET: Shape = Shape {
+    what: "a secret",
+    keys: &[
+        optional("path", r#"path = "/run/secrets/dkim""#),
+        optional("mode", "mode = 0o400"),
+        optional("owner", r#"owner = "opendkim""#),
+        optional("group", r#"group = "opendkim""#),
+    ],
+};
+
 /// All of them.
 #[cfg(test)]
 pub const ALL: &[&Shape] =
-    &[&RECIPE, &RACK, &REPOSITORY, &UPLINK, &PRIVATE, &GUEST, &VOLUME, &HEALTH, &IMAGE, &FROM, &FILE, &USER, &GROUP];
+    &[
+        &RECIPE,
+        &RACK,
+        &REPOSITORY,
+        &UPLINK,
+        &PRIVATE,
+        &GUEST,
+        &VOLUME,
+        &HEALTH,
+        &IMAGE,
+        &FROM,
+        &FILE,
+        &USER,
+        &GROUP,
+        &SECRET,
+    ];

@@ -256,6 +256,7 @@ fn built(rack: &Rack) -> BTreeMap<String, manifest::Image> {
         cmdline: String::new(),
         init: vec!["/sbin/init".to_owned()],
         process: None,
+        secrets: Vec::new(),
     };
     rack.images.keys().map(|name| (name.clone(), image.clone())).collect()
 }

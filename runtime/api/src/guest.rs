@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// Where the guest's init finds its configuration.
 pub const PATH: &str = "/rackstick/guest.json";
 
+/// The folder with the values of its secrets, each a file with the secret's name.
+pub const SECRETS: &str = "/rackstick/secrets";
+
 /// How the line begins with which a guest's init tells its console why the guest can't start, behind the kernel's own words.
 pub const CANT_START: &str = "the guest can't start: ";
 
@@ -26,6 +29,9 @@ pub struct GuestConfig {
     pub layers: u32,
     /// The guest's volumes.
     pub volumes: Vec<Volume>,
+    /// Where its secrets go, whose values stand in [`SECRETS`].
+    #[serde(default)]
+    pub secrets: Vec<Secret>,
     /// The guest's network interfaces.
     pub interfaces: Vec<Interface>,
     /// Resolvers for `/etc/resolv.conf`.
@@ -65,6 +71,22 @@ pub struct Volume {
     pub name: String,
     /// Where it is mounted: an absolute path.
     pub mount: String,
+}
+
+/// One secret: a file in the guest's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Secret {
+    /// Its name.
+    pub name: String,
+    /// Where the guest sees it: an absolute path below `/run`.
+    pub path: String,
+    /// The user that it belongs to.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
 }
 
 /// One network interface, found by its MAC address.

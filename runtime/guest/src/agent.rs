@@ -148,6 +148,7 @@ mod tests {
             domain: "lab.internal".into(),
             layers: 1,
             volumes: Vec::new(),
+            secrets: Vec::new(),
             interfaces: Vec::new(),
             nameservers: Vec::new(),
             init: vec!["/sbin/init".into()],

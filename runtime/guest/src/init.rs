@@ -4,6 +4,7 @@ mod command;
 pub(crate) mod identity;
 mod layers;
 mod network;
+mod secrets;
 mod seed;
 mod switch;
 mod volumes;
@@ -64,6 +65,8 @@ pub(crate) enum InitError {
     NoInterface(String),
     #[error("can't list devices: {0}")]
     Sysfs(#[source] io::Error),
+    #[error("secret `{name}` can't be put at {path}: {source}")]
+    Secret { name: String, path: String, source: io::Error },
     #[error("volume `{name}` can't be used and was left as it is: {source}")]
     Volume { name: String, source: Box<volumes::VolumeError> },
     #[error(
@@ -109,6 +112,7 @@ fn bring_up() -> Result<Infallible, InitError> {
     volumes::mount(&events, &config.volumes, root, deadline)?;
     identity::write(root, &config)?;
     network::configure(&config.interfaces, deadline)?;
+    secrets::place(&config.secrets, Path::new(guest::SECRETS), Path::new("/"))?;
     switch::keep(&config)?;
     log::info!("{}: root of {} layers mounted, starting {}", config.hostname, config.layers, config.init.join(" "));
     switch::into(root, &config)

@@ -121,6 +121,7 @@ mod tests {
             domain: "lab.internal".into(),
             layers: 3,
             volumes: Vec::new(),
+            secrets: Vec::new(),
             interfaces: vec![Interface {
                 mac: "52:54:00:12:34:56".into(),
                 address: Address::Static {

@@ -6,9 +6,7 @@
 //! machine-id(5).
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -19,6 +17,8 @@ use ed25519_dalek::{
 use rackstick_api::rack::Identity;
 use rustix::rand::{GetRandomFlags, getrandom};
 use sha2::{Digest, Sha256};
+
+use super::keep;
 
 const MACHINE_ID: &str = "machine-id";
 const KEY: &str = "identity.pem";
@@ -72,7 +72,7 @@ pub fn load_or_make(state: &Path) -> Result<Identity, Error> {
         Some(text) => text,
         None => {
             let text = format!("{}\n", new_machine_id()?);
-            write(&path, MACHINE_ID_MODE, text.as_bytes())?;
+            keep::write(&path, MACHINE_ID_MODE, text.as_bytes()).map_err(unkept(&path))?;
             log::info!("first boot: this rack's machine id is {}", text.trim_end());
             text
         }
@@ -95,7 +95,7 @@ pub fn load_or_make(state: &Path) -> Result<Identity, Error> {
             // Without the public key, which OpenSSL does not accept there.
             let bytes = KeypairBytes { secret_key: key.to_bytes(), public_key: None };
             let text = bytes.to_pkcs8_pem(LineEnding::LF).map_err(|error| Error::Encode(error.to_string()))?;
-            write(&path, KEY_MODE, text.as_bytes())?;
+            keep::write(&path, KEY_MODE, text.as_bytes()).map_err(unkept(&path))?;
             (key, true)
         }
     };
@@ -133,6 +133,11 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+fn unkept(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Write { path, source }
+}
+
 fn read(path: &Path) -> Result<Option<String>, Error> {
     match fs::read(path) {
         Ok(bytes) => {
@@ -142,25 +147,6 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Read { path: path.to_owned(), source }),
     }
-}
-
-/// Beside it, synced, renamed: a cut leaves the whole file or none.
-fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), Error> {
-    let new = path.with_extension("new");
-    let written = || {
-        match fs::remove_file(&new) {
-            // What a cut left; its mode may be another.
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        let mut file = File::options().write(true).create_new(true).mode(mode).open(&new)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    };
-    written().map_err(|source| Error::Write { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

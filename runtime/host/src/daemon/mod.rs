@@ -11,6 +11,7 @@ mod drivers;
 mod freeze;
 mod guest;
 mod identity;
+mod keep;
 mod layers;
 mod memory;
 mod modprobe;
@@ -20,6 +21,7 @@ mod private_socket;
 mod rack;
 mod room;
 mod screen;
+mod secrets;
 mod spares;
 mod startup;
 mod verity;
@@ -30,6 +32,7 @@ use rackstick_api::rack::{Identity, Phase, Request, Response};
 use rackstick_image::{
     digest::VerityDigest,
     manifest::{self, Manifest},
+    secrets::Values,
 };
 
 use crate::{VERSION, signals};
@@ -66,6 +69,8 @@ pub enum Event {
     Address(String, Option<String>),
     /// A layer was checked: the reason if it can't be used.
     Layer(VerityDigest, Result<(), String>),
+    /// The values of guests' secrets that the rack has.
+    Secrets(Values),
     /// Devices came: ports and buttons may be among them.
     Devices,
     /// The preparation of a guest's volumes ended.

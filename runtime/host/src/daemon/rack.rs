@@ -14,6 +14,7 @@ use rackstick_api::rack::{Activity, Identity, Part, Process, Request, Response, 
 use rackstick_image::{
     digest::VerityDigest,
     manifest::{self, Manifest},
+    secrets::Values,
 };
 use rackstick_linux::buttons::Buttons;
 use rustix::{
@@ -151,6 +152,7 @@ impl Rack {
                 }
                 self.host.layers.insert(digest, checked);
             }
+            Event::Secrets(values) => self.give(&values),
             Event::Devices => self.look_for_devices(),
             Event::Volumes { index, prepared } => {
                 if let Some(guest) = self.guests.get_mut(index) {
@@ -190,6 +192,18 @@ impl Rack {
                 }
             }
         }
+    }
+
+    fn give(&mut self, values: &Values) {
+        let mut problems = Vec::new();
+        for guest in &mut self.guests {
+            let own = values.iter().filter(|((name, _), _)| *name == guest.spec.name);
+            guest.give(own.map(|((_, name), value)| (name.clone(), value.clone())).collect());
+            let lacks = guest.lacks(&self.manifest);
+            let name = &guest.spec.name;
+            problems.push((format!("secrets of {name}"), lacks.map(|lacks| format!("guest {name} {lacks}"))));
+        }
+        problems.into_iter().for_each(|(about, what)| self.problem(about, what));
     }
 
     fn activity(&mut self, about: String, what: Option<String>, now: Instant) {
@@ -241,8 +255,8 @@ impl Rack {
             self.guests.iter().map(|guest| (guest.spec.name.clone(), guest.is_healthy())).collect();
         for (guest, refused) in self.guests.iter_mut().zip(&self.refused) {
             let spec = guest.spec.clone();
-            let refused = refused.as_deref();
-            let obstacle = || self.host.obstacle(&self.manifest, &spec, refused, &healthy, &self.problems);
+            let (refused, lacks) = (refused.as_deref(), guest.lacks(&self.manifest));
+            let obstacle = || self.host.obstacle(&self.manifest, &spec, refused, lacks, &healthy, &self.problems);
             let watch = Watch::begin(&self.events, Part::FirstGuest);
             let (idle, waited) = (!guest.holds_data(), !guest.is_running());
             guest.advance(&self.manifest, obstacle, now);
@@ -393,6 +407,7 @@ impl Host {
         manifest: &Manifest,
         spec: &manifest::Guest,
         refused: Option<&str>,
+        lacks: Option<String>,
         healthy: &[(String, bool)],
         problems: &BTreeMap<String, String>,
     ) -> Option<Obstacle> {
@@ -420,6 +435,10 @@ impl Host {
                 }
             }
         }
+        // Known before any layer is.
+        if let Some(lacks) = lacks {
+            return wait(&lacks);
+        }
         if !self.networks {
             return wait("its networks are not up");
         }
@@ -443,7 +462,7 @@ mod tests {
         let host = Host { kvm: Some(true), networks: true, ..Host::default() };
         let read_only = [(data::READ_ONLY.to_owned(), String::new())].into();
         let obstacle = |spec: &manifest::Guest, problems: &BTreeMap<String, String>| {
-            host.obstacle(&manifest, spec, None, &[], problems).map(|obstacle| match obstacle {
+            host.obstacle(&manifest, spec, None, None, &[], problems).map(|obstacle| match obstacle {
                 Obstacle::Wait(why) => why,
                 Obstacle::Fail(why) => panic!("it fails: {why}"),
             })

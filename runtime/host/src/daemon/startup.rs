@@ -22,7 +22,7 @@ use super::{
     data,
     drivers::Drivers,
     guest::{process, volumes},
-    layers, memory, modprobe, network,
+    layers, memory, modprobe, network, secrets,
     spares::{self, Store},
 };
 use crate::init::watchdog;
@@ -191,6 +191,9 @@ fn bring_up_data(manifest: &Manifest, drivers: Option<&Drivers>, events: &Sender
     {
         return;
     }
+    if !bring_up_secrets(manifest, events) {
+        return;
+    }
     let _doing = Doing::begin(events, "layers", "checking the guests' layers");
     for blob in layers::of_guests(manifest) {
         let checked = layers::check(&layers::path(&blob.digest), blob).map_err(|error| error.to_string());
@@ -199,6 +202,16 @@ fn bring_up_data(manifest: &Manifest, drivers: Option<&Drivers>, events: &Sender
         }
     }
     watch.end();
+}
+
+/// The secrets of guests, if any wants some; false if nobody listens any more.
+fn bring_up_secrets(manifest: &Manifest, events: &Sender<Event>) -> bool {
+    if manifest.images.values().all(|image| image.secrets.is_empty()) {
+        return true;
+    }
+    let (values, problem) = secrets::bring_up();
+    let send = |event| events.send(event).is_ok();
+    send(Event::Problem("secrets".into(), problem.map(|error| error.to_string()))) && send(Event::Secrets(values))
 }
 
 /// What nobody waits for, once all drivers are loaded: how long it took, memory given back and measured.

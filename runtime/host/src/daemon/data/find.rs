@@ -66,6 +66,12 @@ pub fn esps() -> Vec<PathBuf> {
     disks.flat_map(|disk| esps_of(&disk.path()).unwrap_or_default()).collect()
 }
 
+/// The ESP of the disk that holds this partition, the first if there are several.
+pub fn esp_beside(partition: &Path) -> Option<PathBuf> {
+    let disk = fs::canonicalize(Path::new("/sys/class/block").join(partition.file_name()?)).ok()?;
+    esps_of(disk.parent()?)?.into_iter().next()
+}
+
 fn esps_of(disk: &Path) -> Option<Vec<PathBuf>> {
     let numbers = table(disk)?.numbers_of_type(ESP)?;
     Some(numbers.into_iter().filter_map(|number| partition_device(disk, number)).collect())

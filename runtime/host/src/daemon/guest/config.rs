@@ -2,9 +2,11 @@
 //! guest's own behind its initrd.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     net::Ipv4Addr,
+    os::unix::fs::{OpenOptionsExt, fchown},
     path::{Path, PathBuf},
 };
 
@@ -12,10 +14,11 @@ use rackstick_api::guest::{self, GuestConfig};
 use rackstick_image::{
     cpio,
     manifest::{Address, Guest, Health, Image, Manifest},
+    secrets::Value,
 };
 use rackstick_vmm::config::{Config, Console, Disk, Net, Pmem, Vsock};
 
-use super::volumes;
+use super::{process, volumes};
 use crate::daemon::{layers, network};
 
 /// The lowest context id a guest can have: 0 to 2 have other meanings (vsock(7)).
@@ -31,6 +34,8 @@ pub const EXIT: &str = "run/exit.json";
 /// The console's text.
 pub const CONSOLE: &str = "run/console.log";
 const CPIO: &str = "guest.cpio";
+/// It holds secrets: only the guest's own monitor reads it.
+const CPIO_MODE: u32 = 0o400;
 
 /// Why the files could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -61,29 +66,45 @@ pub fn cid(index: usize) -> u32 {
     FIRST_CID.saturating_add(u32::try_from(index).unwrap_or(u32::MAX))
 }
 
-/// Writes both files into the guest's folder and returns the monitor's.
+/// Writes both files into the guest's folder and returns the monitor's. `secrets`: the values that the guest has.
 pub fn write(
     manifest: &Manifest,
     index: usize,
     spec: &Guest,
     folder: &Path,
     volumes: &[volumes::Ready],
+    secrets: &BTreeMap<String, Value>,
 ) -> Result<PathBuf, Error> {
     let image = manifest
         .images
         .get(&spec.image)
         .ok_or_else(|| Error::Image { guest: spec.name.clone(), image: spec.image.clone() })?;
     let archive = folder.join(CPIO);
-    let file = File::create(&archive).map_err(|source| Error::Write { path: archive.clone(), source })?;
+    let file =
+        own_file(&archive, process::uid(index)).map_err(|source| Error::Write { path: archive.clone(), source })?;
     let mut writer = cpio::Writer::new(file, 0);
     let text = json(&archive, &guest_config(manifest, spec, image))?;
     writer.bytes(guest::PATH.trim_start_matches('/'), 0o600, &text)?;
+    for (name, value) in secrets {
+        writer.bytes(&format!("{}/{name}", guest::SECRETS.trim_start_matches('/')), 0o400, value.bytes())?;
+    }
     writer.finish()?;
 
     let path = folder.join(CONFIG);
     let text = json(&path, &monitor_config(index, spec, image, folder, volumes))?;
     fs::write(&path, text).map_err(|source| Error::Write { path: path.clone(), source })?;
     Ok(path)
+}
+
+/// A new file that only this user reads.
+fn own_file(path: &Path, uid: u32) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = File::options().write(true).create_new(true).mode(CPIO_MODE).open(path)?;
+    fchown(&file, Some(uid), Some(process::GROUP))?;
+    Ok(file)
 }
 
 fn json(path: &Path, value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
@@ -141,6 +162,17 @@ fn guest_config(manifest: &Manifest, spec: &Guest, image: &Image) -> GuestConfig
             .volumes
             .iter()
             .map(|volume| guest::Volume { name: volume.name.clone(), mount: volume.mount.clone() })
+            .collect(),
+        secrets: image
+            .secrets
+            .iter()
+            .map(|secret| guest::Secret {
+                name: secret.name.clone(),
+                path: secret.path.clone(),
+                uid: secret.uid,
+                gid: secret.gid,
+                mode: secret.mode,
+            })
             .collect(),
         interfaces,
         nameservers,

@@ -23,7 +23,10 @@ use std::{
 };
 
 use rackstick_api::{agent::Request, agent::Response, rack};
-use rackstick_image::manifest::{self, Manifest};
+use rackstick_image::{
+    manifest::{self, Manifest},
+    secrets::Value,
+};
 use rackstick_linux::mount::MountError;
 use rackstick_vmm::exit::Exit;
 use rustix::process::Signal;
@@ -87,6 +90,8 @@ pub struct Guest {
     /// Where its volumes are: the data partition.
     data: PathBuf,
     volumes: Preparation,
+    /// The values of its secrets, by name.
+    secrets: BTreeMap<String, Value>,
     healthy: bool,
     /// What is wrong or what it waits for; empty if nothing.
     detail: String,
@@ -110,6 +115,7 @@ impl Guest {
             phase: Phase::Waiting(None),
             data: Path::new(data::MOUNT).to_owned(),
             volumes: Preparation::default(),
+            secrets: BTreeMap::new(),
             healthy: false,
             detail: String::new(),
             leased: BTreeMap::new(),
@@ -160,6 +166,24 @@ impl Guest {
     fn addresses(&self) -> BTreeMap<String, Ipv4Addr> {
         let known = |interface: &manifest::Interface| Some((interface.network.clone(), interface.address.known()?));
         self.spec.interfaces.iter().filter_map(known).chain(self.leased.clone()).collect()
+    }
+
+    /// Gives it the values of its secrets, by name: at its next start it has them.
+    pub fn give(&mut self, secrets: BTreeMap<String, Value>) {
+        self.secrets = secrets;
+    }
+
+    /// What it waits for, if it lacks secrets that its image wants.
+    pub fn lacks(&self, manifest: &Manifest) -> Option<String> {
+        let wanted = manifest.secrets(&self.spec).iter().map(|secret| secret.name.as_str());
+        let missing: Vec<&str> = wanted.filter(|name| !self.secrets.contains_key(*name)).collect();
+        (!missing.is_empty()).then(|| {
+            let (s, it) = if missing.len() == 1 { ("", "it") } else { ("s", "them") };
+            format!(
+                "waits for secret{s} {}: switch the rack off and give {it} with `rackstick secrets`",
+                missing.join(", ")
+            )
+        })
     }
 
     /// Whether its last check passed.
@@ -292,7 +316,7 @@ impl Guest {
             // As in `take_over`.
             let _ = self.events.send(Event::Problem(about, volume.differs.clone()));
         }
-        let config = config::write(manifest, self.index, &self.spec, &folder, volumes)?;
+        let config = config::write(manifest, self.index, &self.spec, &folder, volumes, &self.secrets)?;
         let group = cgroup::prepare(&self.spec)?;
         cgroup::clear(&group)?;
         Ok(Process::start(&config, folder::log(&folder)?, uid, cgroup::door(&group)?)?)
