@@ -169,20 +169,19 @@ pub const SECRET: Shape = Shape {
 
 /// All of them.
 #[cfg(test)]
-pub const ALL: &[&Shape] =
-    &[
-        &RECIPE,
-        &RACK,
-        &REPOSITORY,
-        &UPLINK,
-        &PRIVATE,
-        &GUEST,
-        &VOLUME,
-        &HEALTH,
-        &IMAGE,
-        &FROM,
-        &FILE,
-        &USER,
-        &GROUP,
-        &SECRET,
-    ];
+pub const ALL: &[&Shape] = &[
+    &RECIPE,
+    &RACK,
+    &REPOSITORY,
+    &UPLINK,
+    &PRIVATE,
+    &GUEST,
+    &VOLUME,
+    &HEALTH,
+    &IMAGE,
+    &FROM,
+    &FILE,
+    &USER,
+    &GROUP,
+    &SECRET,
+];
