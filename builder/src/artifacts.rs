@@ -10,19 +10,23 @@ mod purl;
 mod sbom;
 
 use std::{
-    env,
     fs::{self, File, Permissions},
     io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    thread,
 };
 
-use rackstick_image::used::{self, UsedError};
+use rackstick_image::{
+    digest::Sha256,
+    used::{self, UsedError},
+};
+use serde_json::Value;
 use tempfile::NamedTempFile;
 use thiserror::Error;
 
-use crate::{generation::Inputs, package::PackageError, progress::Progress, sets};
+pub use provenance::made_of;
+
+use crate::{generation::Inputs, package::PackageError, progress::Progress, sets, stamp::Stamp};
 
 /// Suffixes of all that is made, in place of the image's `.img`.
 const MAP: &str = "bmap";
@@ -81,20 +85,24 @@ pub fn clear(image: &Path) -> Result<(), ArtifactError> {
     Ok(())
 }
 
-/// Makes all of it; the compressed image only if it is asked for.
-pub fn make(inputs: &Inputs, image: &Path, progress: &Progress) -> Result<(), ArtifactError> {
+/// The block map of an image that is whole, but may not have its name yet.
+pub fn map(inputs: &Inputs, image: &Path, file: &File) -> Result<String, ArtifactError> {
+    let used = used::of(file).map_err(|source| ArtifactError::Used { image: image.to_owned(), source })?;
+    bmap::text(file, &used, inputs.jobs).map_err(|source| ArtifactError::Read { path: image.to_owned(), source })
+}
+
+/// Makes all of it; the compressed image only if it is asked for. `made_of` is what [`made_of`] said, `map` what [`map`] did, `sha256` that of
+/// the image. Says what it wrote.
+pub fn make(
+    inputs: &Inputs,
+    made_of: &Value,
+    image: &Path,
+    map: &str,
+    sha256: Sha256,
+    progress: &Progress,
+) -> Result<Vec<(PathBuf, Stamp)>, ArtifactError> {
     let job = progress.spinner("describing", "disk image");
-    let read = |source| ArtifactError::Read { path: image.to_owned(), source };
-    let file = File::open(image).map_err(read)?;
-    let used = used::of(&file).map_err(|source| ArtifactError::Used { image: image.to_owned(), source })?;
-    // A hash of all is made by one thread; others do the rest meanwhile.
-    let (sha256, map, copyrights) = thread::scope(|scope| {
-        let sha256 = scope.spawn(|| provenance::hash(image));
-        let map = bmap::text(&file, &used, inputs.jobs).map_err(read);
-        let copyrights = copyright::texts(inputs.lock, inputs.packages, inputs.store, inputs.jobs);
-        (sha256.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), map, copyrights)
-    });
-    let (sha256, map, copyrights) = (sha256?, map?, copyrights?);
+    let copyrights = copyright::texts(inputs.lock, inputs.packages, inputs.store, inputs.jobs)?;
     let name = image.file_name().unwrap_or_default().to_string_lossy();
 
     let runtime = inputs.runtime;
@@ -107,19 +115,27 @@ pub fn make(inputs: &Inputs, image: &Path, progress: &Progress) -> Result<(), Ar
     .into_iter()
     .collect();
     let subject = sbom::Subject { image: &name, sha256, copyrights: &copyrights, programs: &programs? };
-    let builder = provenance::hash(&env::current_exe().map_err(ArtifactError::Program)?)?;
-    let statement = provenance::statement(inputs, &name, sha256, builder)?;
-    write(&image.with_extension(MAP), map.as_bytes())?;
-    write(&image.with_extension(SBOM), &json(&sbom::document(inputs, &subject))?)?;
-    write(&image.with_extension(PROVENANCE), &json(&statement)?)?;
+    let mut stamps = Vec::new();
+    for (suffix, content) in [
+        (MAP, map.as_bytes().to_vec()),
+        (SBOM, json(&sbom::document(inputs, &subject))?),
+        (PROVENANCE, json(&provenance::statement(made_of, &name, sha256))?),
+    ] {
+        let path = image.with_extension(suffix);
+        let stamp = write(&path, &content)?;
+        stamps.push((path, stamp));
+    }
     job.done("disk image");
 
     if inputs.zst {
-        let job = progress.bytes("compressing", &name, used.size);
-        compress::write(image, &image.with_extension(COMPRESSED), inputs.jobs, |bytes| job.advance(bytes))?;
+        let size = fs::metadata(image).map_err(|source| ArtifactError::Read { path: image.to_owned(), source })?.len();
+        let job = progress.bytes("compressing", &name, size);
+        let path = image.with_extension(COMPRESSED);
+        let stamp = compress::write(image, &path, inputs.jobs, |bytes| job.advance(bytes))?;
+        stamps.push((path, stamp));
         job.done(&name);
     }
-    Ok(())
+    Ok(stamps)
 }
 
 fn json(document: &serde_json::Value) -> Result<Vec<u8>, ArtifactError> {
@@ -129,7 +145,7 @@ fn json(document: &serde_json::Value) -> Result<Vec<u8>, ArtifactError> {
 }
 
 /// Writes a file: whoever reads it meanwhile sees the old one or the new one.
-pub fn write(path: &Path, content: &[u8]) -> Result<(), ArtifactError> {
+pub fn write(path: &Path, content: &[u8]) -> Result<Stamp, ArtifactError> {
     let failed = |source| ArtifactError::Write { path: path.to_owned(), source };
     let mut file = beside(path).map_err(failed)?;
     file.write_all(content).map_err(failed)?;
@@ -143,9 +159,8 @@ fn beside(path: &Path) -> io::Result<NamedTempFile> {
 }
 
 /// Gives a file its name once it is on disk.
-fn finish(file: NamedTempFile, path: &Path) -> io::Result<()> {
+fn finish(file: NamedTempFile, path: &Path) -> io::Result<Stamp> {
     file.as_file().sync_all()?;
     file.as_file().set_permissions(Permissions::from_mode(0o644))?;
-    file.persist(path)?;
-    Ok(())
+    Ok(file.persist(path)?.metadata()?.into())
 }

@@ -2,12 +2,14 @@
 
 mod additions;
 mod disk;
+mod finished;
 mod host;
 mod images;
 mod parts;
 mod secrets;
 mod uki;
 
+pub use finished::Now;
 pub use images::keys;
 pub use parts::Parts;
 
@@ -26,7 +28,7 @@ use rackstick_image::{
 };
 use thiserror::Error;
 
-use self::parts::PartsError;
+use self::{disk::Written, parts::PartsError};
 use rackstick::from::FromError;
 
 use crate::{
@@ -49,7 +51,7 @@ pub struct Inputs<'a> {
     pub rack: &'a Rack,
     /// Its lock.
     pub lock: &'a Lock,
-    /// Where each of the lock's packages is, verified.
+    /// Where each of the lock's packages is once it was obtained.
     pub packages: &'a BTreeMap<String, PathBuf>,
     /// The rack's own binaries.
     pub runtime: &'a Runtime,
@@ -71,6 +73,8 @@ pub struct Built {
     pub allocated: u64,
     /// Size of the UKI in bytes.
     pub uki_size: u64,
+    /// Whether it was there already.
+    pub up_to_date: bool,
 }
 
 /// Why a generation can't be built.
@@ -176,8 +180,8 @@ impl Scratch {
     }
 }
 
-/// Builds the generation and writes its disk image into the folder `output`, its manifest beside it.
-pub fn build(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Built, BuildError> {
+/// Builds the generation from what was `now` and writes its disk image into the folder `output`, and beside it what else a build gives.
+pub fn build(inputs: &Inputs, now: Now, output: &Path, progress: &Progress) -> Result<Built, BuildError> {
     let Inputs { rack, lock, .. } = inputs;
     let epoch = epoch(lock)?;
     disk::refuse_used(output, rack, inputs.sector)?;
@@ -194,10 +198,12 @@ pub fn build(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Buil
     initrd::host(&host_initrd, inputs.runtime, &host.file(host::DRIVERS), &manifest, epoch)?;
     let uki = uki::write(&scratch.file("uki"), rack, &host, &host_initrd)?;
 
-    let built = disk::write(output, &manifest, inputs.sector, partition, &uki, &images.files, epoch)?;
+    let Written { image, allocated, sha256, map, mut stamps } =
+        disk::write(inputs, output, &manifest, partition, &uki, &images.files, epoch)?;
     job.done("host and disk image");
-    artifacts::make(inputs, &built.image, progress)?;
-    Ok(built)
+    stamps.extend(artifacts::make(inputs, &now.made_of, &image, &map, sha256, progress)?);
+    now.note(inputs, output, uki.size, stamps)?;
+    Ok(Built { image, allocated, uki_size: uki.size, up_to_date: false })
 }
 
 /// The lock's date, as the formats of an image write it.

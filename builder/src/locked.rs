@@ -7,6 +7,11 @@ use std::{
     path::Path,
 };
 
+use rustix::{
+    fs::{AtFlags, Timespec, Timestamps, UTIME_NOW},
+    io::Errno,
+};
+
 /// Opens a file, creates it if need be, and locks it; waits while another process has it. Whoever has the lock may rename or
 /// remove the file: then the next one gets a fresh file.
 pub fn open(path: &Path) -> io::Result<File> {
@@ -51,7 +56,18 @@ fn is_there(file: &File, path: &Path) -> io::Result<bool> {
 
 /// Notes in a file's time of modification that it is used now.
 pub fn touch(file: &File) -> io::Result<()> {
-    let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
-    let now = rustix::fs::Timestamps { last_access: now, last_modification: now };
-    Ok(rustix::fs::futimens(file, &now)?)
+    Ok(rustix::fs::futimens(file, &NOW)?)
 }
+
+/// As [`touch`], by name; nothing happens if there is no such file.
+pub fn touch_if_there(path: &Path) -> io::Result<()> {
+    match rustix::fs::utimensat(rustix::fs::CWD, path, &NOW, AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+const NOW: Timestamps = {
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    Timestamps { last_access: now, last_modification: now }
+};

@@ -20,6 +20,7 @@ mod report;
 mod runtime;
 mod secrets;
 mod sets;
+mod stamp;
 mod store;
 mod vmlinux;
 

@@ -1,8 +1,21 @@
 //! The two kinds of digest, kept apart by type: SHA-256 of a file's bytes, and its fs-verity digest.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, ErrorKind, Read},
+    os::unix::fs::FileExt,
+    path::Path,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::Digest;
+
+use crate::holes::next_data;
+
+/// Bytes read at once: large enough that system calls do not count, small enough for the second-level cache.
+const READ_SIZE: usize = 256 << 10;
 
 macro_rules! digest {
     ($(#[$doc:meta])* $name:ident) => {
@@ -52,6 +65,78 @@ digest!(
     VerityDigest
 );
 
+impl Sha256 {
+    /// That of these bytes.
+    pub fn of(bytes: impl AsRef<[u8]>) -> Self {
+        Self(sha2::Sha256::digest(bytes).into())
+    }
+
+    /// That of all that `source` gives until its end.
+    pub fn of_reader(mut source: impl Read) -> io::Result<Self> {
+        let mut hasher = sha2::Sha256::new();
+        let mut buffer = vec![0; READ_SIZE];
+        loop {
+            match source.read(&mut buffer) {
+                Ok(0) => return Ok(Self(hasher.finalize().into())),
+                Ok(read) => hasher.update(&buffer[..read]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// That of the file at `path`. Its holes are not read.
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        Self::of_open(&File::open(path)?)
+    }
+
+    /// That of all of an open file. Moves its offset.
+    pub fn of_open(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Self::of_reader(file);
+        }
+        let mut hasher = FileHasher::default();
+        hasher.update(file, metadata.len())?;
+        Ok(hasher.finish())
+    }
+}
+
+/// The SHA-256 of a regular file that is hashed in stretches, each as soon as it is written. Holes are not read.
+#[derive(Default)]
+pub struct FileHasher {
+    hasher: sha2::Sha256,
+    at: u64,
+}
+
+impl FileHasher {
+    /// Goes on to byte `end` of the file, which reaches that far. Moves the file's offset.
+    pub fn update(&mut self, file: &File, end: u64) -> io::Result<()> {
+        let mut buffer = vec![0; READ_SIZE];
+        let zeroes = vec![0; READ_SIZE];
+        while self.at < end {
+            let (data, hole) = next_data(file, self.at, end)?;
+            while self.at < data {
+                let here = (data - self.at).min(READ_SIZE as u64);
+                self.hasher.update(&zeroes[..here as usize]);
+                self.at += here;
+            }
+            while self.at < hole {
+                let here = (hole - self.at).min(READ_SIZE as u64);
+                file.read_exact_at(&mut buffer[..here as usize], self.at)?;
+                self.hasher.update(&buffer[..here as usize]);
+                self.at += here;
+            }
+        }
+        Ok(())
+    }
+
+    /// The digest of all up to there.
+    pub fn finish(self) -> Sha256 {
+        Sha256(self.hasher.finalize().into())
+    }
+}
+
 /// A digest that is not 64 lower-case hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a digest: 64 lower-case hexadecimal digits are needed")]
@@ -78,6 +163,34 @@ fn parse(text: &str) -> Result<[u8; 32], ParseDigestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_readers_and_bytes_have_the_digest_that_sha256sum_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for size in [0, 1, READ_SIZE, 3 * READ_SIZE + 5] {
+            let bytes: Vec<u8> = (0..size).map(|at| (at >> 3) as u8).collect();
+            std::fs::write(&path, &bytes).unwrap();
+            let said = crate::testing::run("sha256sum", [&path]);
+            let digest = Sha256::of_file(&path).unwrap();
+            assert_eq!(digest.to_string(), said[..64], "{size} bytes");
+            assert_eq!((Sha256::of(&bytes), Sha256::of_reader(bytes.as_slice()).unwrap()), (digest, digest));
+        }
+    }
+
+    #[test]
+    fn a_sparse_file_has_the_digest_that_sha256sum_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        // Holes at the begin, between, at the end, and all of it.
+        for data in [&[][..], &[5 << 20][..], &[0, 3 << 20, (9 << 20) - 3]] {
+            let file = File::create(&path).unwrap();
+            file.set_len(9 << 20).unwrap();
+            data.iter().for_each(|at| file.write_all_at(b"abc", *at).unwrap());
+            let said = crate::testing::run("sha256sum", [&path]);
+            assert_eq!(Sha256::of_file(&path).unwrap().to_string(), said[..64], "{data:?}");
+        }
+    }
 
     #[test]
     fn only_64_lower_case_digits_are_a_digest() {

@@ -4,10 +4,13 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::MetadataExt,
+    panic,
     path::{Path, PathBuf},
+    thread,
 };
 
 use crate::{
+    digest::FileHasher,
     esp::{self, EspError, EspFile},
     ext4::{self, Data, Ext4Error},
     gpt::{self, ALIGNMENT, GptError, Partition, Type},
@@ -75,9 +78,24 @@ pub struct Extents {
     pub disk: u64,
 }
 
+/// An image that was written.
+#[derive(Debug)]
+pub struct Written {
+    /// Where things lie.
+    pub extents: Extents,
+    /// It.
+    pub file: File,
+}
+
 /// Writes the image to `path`. It is made beside it as `<name>.partial`, synced and renamed, so that what has the final name
-/// is whole.
-pub fn write(path: &Path, disk: &Disk) -> Result<Extents, DiskError> {
+/// is whole. A `hasher`, if there is one, is given all of it as soon as it is there, and `look` sees all of it while it is synced, which takes as
+/// long as the disk is slow; what it returns is passed on.
+pub fn write<T>(
+    path: &Path,
+    disk: &Disk,
+    mut hasher: Option<&mut FileHasher>,
+    look: impl FnOnce(&File) -> T,
+) -> Result<(Written, T), DiskError> {
     let name = path.file_name().ok_or_else(|| DiskError::Name(path.to_path_buf()))?;
     let mut partial_name = name.to_os_string();
     partial_name.push(".partial");
@@ -93,10 +111,24 @@ pub fn write(path: &Path, disk: &Disk) -> Result<Extents, DiskError> {
     ];
     gpt::write(&file, disk.sector, disk.guid, &partitions)?;
     esp::write(&file, disk.sector, esp.0, disk.esp_volume_id, &disk.esp)?;
-    ext4::write(&file, data.0, &disk.data)?;
-    file.sync_all().map_err(failed("sync", &partial.path))?;
+    // One thread can hash only so fast; so it begins with what is there already.
+    let mut hash = |end| hasher.as_mut().map_or(Ok(()), |hasher| hasher.update(&file, end));
+    let (begun, written) = beside(|| hash(data.0), || ext4::write(&file, data.0, &disk.data));
+    written?;
+    let (synced, (hashed, seen)) = beside(|| file.sync_all(), || beside(|| hash(extents.disk), || look(&file)));
+    begun.and(hashed).map_err(failed("read", &partial.path))?;
+    synced.map_err(failed("sync", &partial.path))?;
     partial.rename(path).map_err(failed("create", path))?;
-    Ok(extents)
+    Ok((Written { extents, file }, seen))
+}
+
+/// Does both at once.
+fn beside<A: Send, B>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B) -> (A, B) {
+    thread::scope(|scope| {
+        let a = scope.spawn(a);
+        let b = b();
+        (a.join().unwrap_or_else(|panic| panic::resume_unwind(panic)), b)
+    })
 }
 
 fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DiskError + use<'a> {
@@ -188,8 +220,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lab.img");
         let disk = sample(Source::Bytes(vec![9; 3_000_000]));
-        let extents = write(&path, &disk).unwrap();
+        let mut hasher = FileHasher::default();
+        let (Written { extents, .. }, ()) = write(&path, &disk, Some(&mut hasher), |_| ()).unwrap();
         let name = path.to_str().unwrap();
+        assert_eq!(hasher.finish().to_string(), run("sha256sum", [name])[..64]);
         assert!(run("sgdisk", ["-v", name]).contains("No problems found"));
         for (number, kind, guid) in [
             ("1", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B", disk.esp_guid),
@@ -212,7 +246,7 @@ mod tests {
         assert!(metadata.blocks() * 512 < 8 << 20, "{} bytes used", metadata.blocks() * 512);
 
         let again = folder.path().join("again.img");
-        write(&again, &disk).unwrap();
+        write(&again, &disk, None, |_| ()).unwrap();
         assert_same(&path, &again);
     }
 
@@ -238,7 +272,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lab.img");
         let disk = Disk { sector: SectorSize::B4096, ..sample(Source::Bytes(vec![9; 3_000_000])) };
-        let extents = write(&path, &disk).unwrap();
+        let (Written { extents, .. }, ()) = write(&path, &disk, None, |_| ()).unwrap();
         assert_eq!(SectorSize::of_image(&File::open(&path).unwrap()).unwrap(), Some(SectorSize::B4096));
         let device = Loop::new(&[], &path);
         assert!(run("sgdisk", ["-v", &device.0]).contains("No problems found"));
@@ -279,8 +313,8 @@ mod tests {
         let path = small.join("lab.img");
         fs::write(&path, b"the old image").unwrap();
         let gone = Source::Path { path: folder.path().join("gone"), size: 5 };
-        let missing = write(&path, &sample(gone));
-        let full = write(&path, &sample(Source::Bytes(vec![9; 3_000_000])));
+        let missing = write(&path, &sample(gone), None, |_| ());
+        let full = write(&path, &sample(Source::Bytes(vec![9; 3_000_000])), None, |_| ());
         let (old, files) = (fs::read(&path), fs::read_dir(&small).unwrap().count());
         run("umount", [&small]);
         assert!(matches!(missing, Err(DiskError::Data(_))), "{missing:?}");
@@ -298,11 +332,11 @@ mod tests {
         rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
         other.set_len(5).unwrap();
         let disk = sample(Source::Bytes(b"layer".to_vec()));
-        assert!(matches!(write(&path, &disk), Err(DiskError::Busy(_))));
+        assert!(matches!(write(&path, &disk, None, |_| ()), Err(DiskError::Busy(_))));
         assert_eq!(fs::metadata(&partial).unwrap().len(), 5);
         // Not by closing it: a process that another test forks at this moment holds a copy of it until its exec.
         rustix::fs::flock(&other, rustix::fs::FlockOperation::Unlock).unwrap();
-        write(&path, &disk).unwrap();
+        write(&path, &disk, None, |_| ()).unwrap();
         assert!(!partial.exists());
     }
 }

@@ -12,6 +12,7 @@ pub mod esp;
 pub mod ext4;
 pub mod gpt;
 pub mod guid;
+mod holes;
 pub mod lock;
 pub mod manifest;
 pub mod modules;

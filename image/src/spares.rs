@@ -7,8 +7,6 @@
 
 use std::collections::BTreeMap;
 
-use sha2::Digest;
-
 use crate::digest::Sha256;
 
 /// Where the initrd holds the list.
@@ -72,7 +70,7 @@ impl Spares {
 
 /// The digest of a file's content, as the list has it.
 pub fn digest(content: &[u8]) -> Sha256 {
-    Sha256(sha2::Sha256::digest(content).into())
+    Sha256::of(content)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod client;
 pub mod disk;
 pub mod image;
 pub mod machine;
+pub mod memory;
 pub mod place;
 pub mod qmp;
 pub mod rack;

@@ -42,18 +42,17 @@ pub enum ObtainError {
     Store(#[from] StoreError),
 }
 
-/// Sees to it that all packages of a lock are in the store, unaltered, and says where each .deb is, by the package's
-/// name. Needs no network, and no mirror, if they are there already.
-pub fn obtain(
-    lock: &Lock,
-    mirrors: &Mirrors,
-    store: &Store,
-    progress: &Progress,
-) -> Result<BTreeMap<String, PathBuf>, ObtainError> {
+/// Where the .deb of each of a lock's packages is, by the package's name, once it was obtained.
+pub fn places(lock: &Lock, store: &Store) -> BTreeMap<String, PathBuf> {
+    lock.packages.iter().map(|(name, package)| (name.clone(), store.path(package.sha256))).collect()
+}
+
+/// Sees to it that all packages of a lock are in the store, unaltered. Needs no network, and no mirror, if they are there
+/// already.
+pub fn obtain(lock: &Lock, mirrors: &Mirrors, store: &Store, progress: &Progress) -> Result<(), ObtainError> {
     let client = Client::new();
     let wants: Vec<Want> = lock.packages.iter().map(|(name, package)| want(name, package)).collect();
     match store.obtain(&client, &wants, mirrors, progress) {
-        Ok(()) => {}
         Err(StoreError::Gone(gone)) => {
             let now = current(lock, store, &client, mirrors).map_err(|error| error.to_string());
             let line = |(name, package): (&String, &Package)| {
@@ -71,11 +70,10 @@ pub fn obtain(
             };
             let hashes: BTreeSet<_> = gone.iter().map(|want| want.sha256).collect();
             let packages = lock.packages.iter().filter(|(_, package)| hashes.contains(&package.sha256));
-            return Err(ObtainError::Gone { lines: packages.map(line).collect(), snapshot: date::stamp(lock.epoch) });
+            Err(ObtainError::Gone { lines: packages.map(line).collect(), snapshot: date::stamp(lock.epoch) })
         }
-        Err(error) => return Err(error.into()),
+        result => Ok(result?),
     }
-    Ok(lock.packages.iter().map(|(name, package)| (name.clone(), store.path(package.sha256))).collect())
 }
 
 /// A package of a lock, as the store takes it.

@@ -11,7 +11,6 @@ use std::{
 use flate2::read::MultiGzDecoder;
 use lzma_rust2::{XzReader, XzReaderMt};
 use rackstick_image::{digest::Sha256, lock};
-use sha2::Digest;
 
 use super::{
     Mirrors,
@@ -293,7 +292,7 @@ impl Source<'_> {
             let url = format!("{root}/{}InRelease", suite.folder());
             match self.client.read(&url, MAX_RELEASE) {
                 Ok(file) => match Release::verify(&file, suite.keyring, suite.called(), self.now) {
-                    Ok(release) => return Ok((release, Sha256(sha2::Sha256::digest(&file).into()))),
+                    Ok(release) => return Ok((release, Sha256::of(&file))),
                     Err(error) => refusals.push(format!("{url}: {error}")),
                 },
                 Err(error) => refusals.push(error.to_string()),

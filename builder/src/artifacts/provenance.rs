@@ -2,8 +2,7 @@
 //! tells when, where or by whom: the same recipe and lock give the same statement.
 
 use std::{
-    fs::{self, File},
-    io,
+    env, fs,
     path::{Path, PathBuf},
 };
 
@@ -13,7 +12,6 @@ use rackstick_image::{
     recipe::{Content, Rack},
 };
 use serde_json::{Value, json};
-use sha2::Digest;
 
 use super::{ArtifactError, purl};
 use crate::{generation::Inputs, lock};
@@ -22,14 +20,25 @@ use crate::{generation::Inputs, lock};
 const BUILD_TYPE: &str = "urn:rackstick:build:1";
 const BUILDER: &str = "urn:rackstick:builder";
 
-/// The statement. `image`: the image's file name; `builder`: hash of this program.
-pub fn statement(inputs: &Inputs, image: &str, sha256: Sha256, builder: Sha256) -> Result<Value, ArtifactError> {
-    let file = |name: String, sha256: Sha256| json!({ "name": name, "digest": { "sha256": sha256 } });
+/// The statement of an image, which was made of what [`made_of`] says. `image`: its file name.
+pub fn statement(made_of: &Value, image: &str, sha256: Sha256) -> Value {
+    json!({
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [file(image.to_owned(), sha256)],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": made_of,
+    })
+}
+
+/// What an image is made of, as it is now.
+pub fn made_of(inputs: &Inputs) -> Result<Value, ArtifactError> {
     let recipe = name(inputs.recipe);
-    let mut dependencies = vec![];
-    for path in [inputs.recipe, &lock::path(inputs.recipe)] {
-        dependencies.push(file(name(path), hash(path)?));
-    }
+    let lock = lock::path(inputs.recipe);
+    let mut dependencies = vec![
+        // As it was read, whatever became of the file since.
+        file(recipe.clone(), Sha256::of(&inputs.rack.base.place.source.text)),
+        file(name(&lock), hash(&lock)?),
+    ];
     for (path, content) in sources(inputs.rack, inputs.recipe)? {
         dependencies.push(file(path, content));
     }
@@ -41,30 +50,30 @@ pub fn statement(inputs: &Inputs, image: &str, sha256: Sha256, builder: Sha256) 
         |(name, package)| json!({ "uri": purl::of(name, package, inputs.lock), "digest": { "sha256": package.sha256 } }),
     ));
     let runtime = inputs.runtime;
+    let builder = hash(&env::current_exe().map_err(ArtifactError::Program)?)?;
     let mut programs = vec![file("rackstick".to_owned(), builder)];
     for path in [&runtime.guest, &runtime.host, &runtime.vmm] {
         programs.push(file(name(path), hash(path)?));
     }
     Ok(json!({
-        "_type": "https://in-toto.io/Statement/v1",
-        "subject": [file(image.to_owned(), sha256)],
-        "predicateType": "https://slsa.dev/provenance/v1",
-        "predicate": {
-            "buildDefinition": {
-                "buildType": BUILD_TYPE,
-                "externalParameters": { "recipe": recipe, "sectorSize": inputs.sector.bytes() },
-                "internalParameters": {},
-                "resolvedDependencies": dependencies,
-            },
-            "runDetails": {
-                "builder": {
-                    "id": BUILDER,
-                    "version": { "rackstick": env!("CARGO_PKG_VERSION") },
-                    "builderDependencies": programs,
-                },
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "externalParameters": { "recipe": recipe, "sectorSize": inputs.sector.bytes() },
+            "internalParameters": {},
+            "resolvedDependencies": dependencies,
+        },
+        "runDetails": {
+            "builder": {
+                "id": BUILDER,
+                "version": { "rackstick": env!("CARGO_PKG_VERSION") },
+                "builderDependencies": programs,
             },
         },
     }))
+}
+
+fn file(name: String, sha256: Sha256) -> Value {
+    json!({ "name": name, "digest": { "sha256": sha256 } })
 }
 
 /// Image recipes, what they put into images, and the files beside them, by path from the rack recipe's folder.
@@ -72,14 +81,14 @@ fn sources(rack: &Rack, recipe: &Path) -> Result<Vec<(String, Sha256)>, Artifact
     let folder = recipe.parent().unwrap_or(Path::new(""));
     let mut found = Vec::new();
     for image in rack.images.values() {
-        let text = Sha256(sha2::Sha256::digest(&image.source.text).into());
+        let text = Sha256::of(&image.source.text);
         found.push((relative(&image.source.path, folder), text));
         for file in &image.files {
             match &file.content {
                 // A template's text stands in no one file, so it is named by its recipe and its place in the image.
                 Content::Inline(text) => {
                     let place = format!("{}#{}", relative(&image.source.path, folder), file.path.value);
-                    found.push((place, Sha256(sha2::Sha256::digest(text).into())));
+                    found.push((place, Sha256::of(text)));
                 }
                 Content::File(path) => found.push((relative(path, folder), hash(path)?)),
                 Content::Directory(path) => {
@@ -122,8 +131,5 @@ fn name(path: &Path) -> String {
 
 /// SHA-256 of a file.
 pub fn hash(path: &Path) -> Result<Sha256, ArtifactError> {
-    let mut hasher = sha2::Sha256::new();
-    let hashed = File::open(path).and_then(|mut file| io::copy(&mut file, &mut hasher));
-    hashed.map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
-    Ok(Sha256(hasher.finalize().into()))
+    Sha256::of_file(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })
 }

@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
         output::say(format_args!("{}: written, {packages} packages; keep it in git", path.display()))?;
     }
     let mirrors = args.from.mirrors(&lock)?;
-    let packages = archive::obtain(&lock, &mirrors, &store, &progress)?;
+    let packages = archive::places(&lock, &store);
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let inputs = Inputs {
         recipe: &args.recipe,
@@ -90,7 +90,14 @@ pub fn run(args: Args) -> Result<(), report::Error> {
         sector: args.sector_size,
         zst: args.zst,
     };
-    let built = generation::build(&inputs, &args.output, &progress)?;
+    let now = generation::Now::read(&inputs, &args.output)?;
+    let built = match now.is_there(&inputs)? {
+        Some(built) => built,
+        None => {
+            archive::obtain(&lock, &mirrors, &store, &progress)?;
+            generation::build(&inputs, now, &args.output, &progress)?
+        }
+    };
     output::result(&Image {
         lock: lock::path(&args.recipe),
         lock_written: !locked,
@@ -98,6 +105,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
         version: &rack.version,
         manifest: built.image.with_extension("json"),
         image: built.image,
+        up_to_date: built.up_to_date,
         allocated_bytes: built.allocated,
         uki_bytes: built.uki_size,
         seconds: started.elapsed().as_secs_f64(),
@@ -114,6 +122,7 @@ struct Image<'a> {
     version: &'a str,
     image: PathBuf,
     manifest: PathBuf,
+    up_to_date: bool,
     allocated_bytes: u64,
     uki_bytes: u64,
     seconds: f64,
@@ -122,7 +131,8 @@ struct Image<'a> {
 impl fmt::Display for Image<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (image, disk, uki) = (self.image.display(), self.allocated_bytes >> 20, self.uki_bytes >> 20);
-        writeln!(f, "{image}: {disk} MiB on disk, UKI {uki} MiB, built in {:.1} s", self.seconds)?;
+        let how = if self.up_to_date { "up to date, found so" } else { "built" };
+        writeln!(f, "{image}: {disk} MiB on disk, UKI {uki} MiB, {how} in {:.1} s", self.seconds)?;
         write!(f, "Try it with: rackstick run {image}")
     }
 }

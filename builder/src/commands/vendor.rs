@@ -4,19 +4,15 @@
 use std::{
     fmt,
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Seek},
     path::{Path, PathBuf},
 };
 
 use rackstick_image::{digest::Sha256, lock::Package, recipe};
 use serde::Serialize;
-use sha2::Digest;
 
 use super::MirrorArgs;
 use crate::{archive, lock, output, parallel::each, progress::Progress, report, store::Store};
-
-/// Bytes copied at once.
-const BUFFER: usize = 1 << 20;
 
 /// What its help ends with.
 const EXAMPLES: &str = concat!(
@@ -55,7 +51,8 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
     let rack = recipe::load(&args.recipe)?;
     let store = Store::open()?;
     let lock = lock::for_build(&args.recipe, &rack, &args.from.mirror, &store, &progress)?;
-    let packages = archive::obtain(&lock, &args.from.mirrors(&lock)?, &store, &progress)?;
+    archive::obtain(&lock, &args.from.mirrors(&lock)?, &store, &progress)?;
+    let packages = archive::places(&lock, &store);
     let wanted: Vec<(&String, &Package, &PathBuf)> =
         packages.iter().filter_map(|(name, deb)| Some((name, lock.packages.get(name)?, deb))).collect();
     let job =
@@ -93,7 +90,7 @@ fn copy(folder: &Path, name: &str, package: &Package, deb: &Path) -> Result<bool
     let path = folder.join(&package.archive).join(&package.path);
     let failed = |source| VendorError::Io { name: name.to_owned(), path: path.clone(), source };
     let there = match File::open(&path) {
-        Ok(file) => hash(file, &mut io::sink()).map_err(failed)? == package.sha256,
+        Ok(file) => Sha256::of_reader(file).map_err(failed)? == package.sha256,
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(failed(error)),
     };
@@ -108,7 +105,10 @@ fn copy(folder: &Path, name: &str, package: &Package, deb: &Path) -> Result<bool
             // As for any new file, the umask has the last word.
             .permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666))
             .tempfile_in(parent)?;
-        let right = hash(File::open(deb)?, &mut beside)? == package.sha256;
+        // The kernel copies, or shares the blocks where the file system can; what is there then is what counts.
+        io::copy(&mut File::open(deb)?, beside.as_file_mut())?;
+        beside.rewind()?;
+        let right = Sha256::of_reader(beside.as_file())? == package.sha256;
         if right {
             beside.as_file().sync_all()?;
             beside.persist(&path)?;
@@ -116,19 +116,4 @@ fn copy(folder: &Path, name: &str, package: &Package, deb: &Path) -> Result<bool
         Ok(right)
     };
     if write().map_err(failed)? { Ok(true) } else { Err(VendorError::Changed { name: name.to_owned() }) }
-}
-
-/// The hash of all that a file holds, which is written to `copy` too.
-fn hash(mut file: File, copy: &mut impl Write) -> io::Result<Sha256> {
-    let mut hasher = sha2::Sha256::new();
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(Sha256(hasher.finalize().into())),
-            count => {
-                hasher.update(&buffer[..count]);
-                copy.write_all(&buffer[..count])?;
-            }
-        }
-    }
 }

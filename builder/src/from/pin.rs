@@ -12,7 +12,6 @@ use rackstick_image::{
     lock::{Input, Lock},
     recipe::{Format, From, Rack},
 };
-use sha2::Digest;
 
 use super::oci::{self, OciError};
 
@@ -56,9 +55,11 @@ fn one(from: &From, scratch: &Path) -> Result<Input, PinError> {
     let path = from.path.value.clone();
     match from.format {
         Format::Rootfs => {
-            let (size, sha256) =
-                hash(&from.file).map_err(|source| PinError::Read { path: from.file.clone(), source })?;
-            Ok(Input::Rootfs { path, size, sha256 })
+            let read = || -> io::Result<Input> {
+                let file = File::open(&from.file)?;
+                Ok(Input::Rootfs { path, size: file.metadata()?.len(), sha256: Sha256::of_reader(file)? })
+            };
+            read().map_err(|source| PinError::Read { path: from.file.clone(), source })
         }
         Format::Oci => {
             let failed = |source| PinError::Oci { path: from.file.clone(), source };
@@ -68,12 +69,6 @@ fn one(from: &From, scratch: &Path) -> Result<Input, PinError> {
             Ok(Input::Oci { path, sha256: oci::find(&place).map_err(failed)?.digest() })
         }
     }
-}
-
-fn hash(path: &Path) -> io::Result<(u64, Sha256)> {
-    let mut hasher = sha2::Sha256::new();
-    let size = io::copy(&mut File::open(path)?, &mut hasher)?;
-    Ok((size, Sha256(hasher.finalize().into())))
 }
 
 /// How the inputs as they are now differ from a lock's, one line each.

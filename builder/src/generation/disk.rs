@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use rackstick_image::{
-    digest::VerityDigest,
+    digest::{FileHasher, Sha256, VerityDigest},
     disk::{self, Disk},
     esp::EspFile,
     ext4::{self, Data, DataFile},
@@ -21,7 +21,7 @@ use rackstick_image::{
 };
 use thiserror::Error;
 
-use super::{Built, uki::Uki};
+use super::{Inputs, finished::Stamps, uki::Uki};
 use crate::{
     artifacts::{self, ArtifactError},
     image::{self, ImageError},
@@ -77,7 +77,7 @@ pub enum DiskError {
 }
 
 /// Where the image goes. One for other sectors than 512 bytes says so in its name: a disk of the wrong kind shows it as empty.
-fn path(output: &Path, rack: &str, version: &str, sector: SectorSize) -> PathBuf {
+pub fn path(output: &Path, rack: &str, version: &str, sector: SectorSize) -> PathBuf {
     let suffix = match sector {
         SectorSize::B512 => "",
         SectorSize::B4096 => "_4kn",
@@ -108,17 +108,31 @@ fn not_used(path: PathBuf) -> Result<(), DiskError> {
     }
 }
 
+/// An image that was written, and its manifest.
+pub struct Written {
+    /// The image.
+    pub image: PathBuf,
+    /// What it takes on this disk, in bytes.
+    pub allocated: u64,
+    /// Its hash.
+    pub sha256: Sha256,
+    /// Its block map.
+    pub map: String,
+    /// Both files, as they were when they were written.
+    pub stamps: Stamps,
+}
+
 /// Writes `<rack>_<version>.img` into `output`, and its manifest beside it.
 pub fn write(
+    inputs: &Inputs,
     output: &Path,
     manifest: &Manifest,
-    sector: SectorSize,
     partition: Guid,
     uki: &Uki,
     blobs: &BTreeMap<VerityDigest, PathBuf>,
     epoch: u32,
-) -> Result<Built, DiskError> {
-    let (rack, version) = (&manifest.rack, &manifest.version);
+) -> Result<Written, DiskError> {
+    let (rack, version, sector) = (&manifest.rack, &manifest.version, inputs.sector);
     let guid = |what: &str| guid::derive(&[what.as_bytes(), rack.as_bytes(), version.as_bytes()]);
     let json = serde_json::to_vec_pretty(manifest)?;
     let bytes = |content: &[u8]| Source::Bytes(content.to_vec());
@@ -167,10 +181,14 @@ pub fn write(
     let image = path(output, rack, version, sector);
     // A rack may have been started on it meanwhile.
     not_used(image.clone())?;
-    disk::write(&image, &disk)?;
+    let mut hasher = FileHasher::default();
+    let (written, map) = disk::write(&image, &disk, Some(&mut hasher), |file| artifacts::map(inputs, &image, file))?;
     artifacts::clear(&image)?;
-    artifacts::write(&image.with_extension("json"), &json)?;
+    let beside = image.with_extension("json");
+    let stamp = artifacts::write(&beside, &json)?;
     let failed = |source| DiskError::Read { path: image.clone(), source };
-    let allocated = fs::metadata(&image).map_err(failed)?.blocks() * 512;
-    Ok(Built { image, allocated, uki_size: uki.size })
+    let metadata = written.file.metadata().map_err(failed)?;
+    let allocated = metadata.blocks() * 512;
+    let stamps = Stamps::from([(image.clone(), metadata.into()), (beside, stamp)]);
+    Ok(Written { image, allocated, sha256: hasher.finish(), map: map?, stamps })
 }

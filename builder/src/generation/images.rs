@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     env, fs,
-    io::BufReader,
     path::{Path, PathBuf},
     thread,
 };
@@ -217,7 +216,7 @@ impl Images {
         let failed = |source| BuildError::Write { path: path.to_owned(), source };
         let file = fs::File::open(path).map_err(failed)?;
         let size = file.metadata().map_err(failed)?.len();
-        let digest = verity::digest(BufReader::with_capacity(1 << 20, file)).map_err(failed)?;
+        let digest = verity::digest(file).map_err(failed)?;
         self.files.insert(digest, path.to_owned());
         Ok(Blob { digest, size, label: label.to_owned() })
     }
@@ -241,7 +240,8 @@ fn packages_of(lock: &Lock, set: &str, store: &Store) -> Vec<Package> {
     packages.collect()
 }
 
-/// Under which keys layers and parts of a recipe are kept, once they are built.
+/// Under which keys layers and parts of a recipe are kept, once they are built. Whatever goes into a layer or part decides its key.
+#[derive(Serialize)]
 pub struct Keys {
     /// Those of layers.
     pub layers: Vec<String>,

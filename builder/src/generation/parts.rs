@@ -13,7 +13,6 @@ use std::{
 use rackstick::locked;
 use rackstick_image::digest::Sha256;
 use serde::Serialize;
-use sha2::Digest;
 use thiserror::Error;
 
 use crate::store::Store;
@@ -100,7 +99,13 @@ impl Parts {
     /// The key of the part that is decided by `inputs`.
     pub fn key(&self, inputs: &impl Serialize) -> Result<Sha256, PartsError> {
         let inputs = serde_json::to_vec(&(self.builder, inputs))?;
-        Ok(Sha256(sha2::Sha256::digest(inputs).into()))
+        Ok(Sha256::of(inputs))
+    }
+
+    /// Counts the parts under these keys as used now, as far as they are there.
+    pub fn touch(&self, keys: &[Sha256]) -> Result<(), PartsError> {
+        let locks = keys.iter().map(|key| self.folder.join(key.to_string()).with_extension(LOCK));
+        locks.into_iter().try_for_each(|lock| locked::touch_if_there(&lock).map_err(failed("touch", &lock)))
     }
 
     /// Removes the parts under keys that are not to be kept, given each key and when it was last used (seconds since 1970), and
@@ -202,9 +207,7 @@ fn is_whole(folder: &Path) -> bool {
 
 /// SHA-256 of a file.
 pub fn hash(path: &Path) -> Result<Sha256, PartsError> {
-    let mut hasher = sha2::Sha256::new();
-    File::open(path).and_then(|mut file| io::copy(&mut file, &mut hasher)).map_err(failed("read", path))?;
-    Ok(Sha256(hasher.finalize().into()))
+    Sha256::of_file(path).map_err(failed("read", path))
 }
 
 fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> PartsError + use<> {

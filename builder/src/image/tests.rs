@@ -137,7 +137,7 @@ impl Sample {
                 files,
             },
         };
-        disk::write(path, &disk).unwrap()
+        disk::write(path, &disk, None, |_| ()).unwrap().0.extents
     }
 
     fn uki(&self, stub: Vec<u8>, manifest: &[u8]) -> Vec<u8> {

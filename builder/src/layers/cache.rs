@@ -5,29 +5,26 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, BufReader, ErrorKind, Write},
+    io::{self, ErrorKind},
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
-use rackstick_image::verity;
+use rackstick_image::{digest::Sha256, verity};
 use serde::{Serialize, de::DeserializeOwned};
-use sha2::{Digest, Sha256};
 
 use super::{Error, Layer, stage::protocol::Written};
 use crate::locked;
 
 /// Digits of a key.
 const KEY_LENGTH: usize = 64;
-/// Bytes of a layer that are read at once.
-const BUFFER: usize = 1 << 20;
 
 /// The cache.
 #[derive(Debug)]
 pub struct Cache {
     folder: PathBuf,
     /// Hash of the command itself: another builder may make other layers of the same inputs.
-    builder: String,
+    builder: Sha256,
 }
 
 /// One key's place, held by this builder alone until dropped.
@@ -42,19 +39,15 @@ impl Cache {
     /// Opens or creates it, for nobody else: trees in it hold set-user-id programs.
     pub fn open(folder: &Path, program: &Path) -> Result<Self, Error> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed("created", folder))?;
-        let mut hasher = Sha256::new();
-        let mut file = File::open(program).map_err(failed("compared with this builder", program))?;
-        io::copy(&mut file, &mut hasher).map_err(failed("compared with this builder", program))?;
+        let builder = Sha256::of_file(program).map_err(failed("compared with this builder", program))?;
         let folder = fs::canonicalize(folder).map_err(failed("opened", folder))?;
-        Ok(Self { folder, builder: hex(hasher) })
+        Ok(Self { folder, builder })
     }
 
     /// The key of something that is decided by `inputs`.
     pub fn key(&self, inputs: &impl Serialize) -> Result<String, Error> {
-        let mut hasher = Sha256::new();
-        hasher.update(&self.builder);
-        hasher.update(serde_json::to_vec(inputs).map_err(Error::Key)?);
-        Ok(hex(hasher))
+        let inputs = serde_json::to_vec(&(self.builder, inputs)).map_err(Error::Key)?;
+        Ok(Sha256::of(inputs).to_string())
     }
 
     /// Takes a key's place; waits while another builder has it.
@@ -63,6 +56,12 @@ impl Cache {
         let lock = locked::open(&path).and_then(|lock| locked::touch(&lock).map(|()| lock));
         let lock = lock.map_err(failed("locked", &path))?;
         Ok(Slot { folder: self.folder.clone(), key: key.to_owned(), _lock: lock })
+    }
+
+    /// Counts what lies under a key as used now, if there is something.
+    pub fn touch(&self, key: &str) -> Result<(), Error> {
+        let path = self.folder.join(format!("{key}.lock"));
+        locked::touch_if_there(&path).map_err(failed("written", &path))
     }
 
     /// As [`Cache::slot`], but nothing if another builder has it; and this is no use of it.
@@ -141,13 +140,8 @@ impl Slot {
     pub fn remember(&self, found: &impl Serialize) -> Result<(), Error> {
         let (path, new) = (self.path("found"), self.path("found.new"));
         let bytes = serde_json::to_vec(found).map_err(Error::Key)?;
-        let store = || -> io::Result<()> {
-            let mut file = File::create(&new)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)
-        };
-        store().map_err(failed("written", &path))
+        // What a power cut spoils can't be read afterwards, and is found out again.
+        fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path)).map_err(failed("written", &path))
     }
 
     /// The layer, if it is there and what it was when it was written.
@@ -166,7 +160,7 @@ impl Slot {
         }
         let found = match File::open(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            result => result.and_then(|file| verity::digest(BufReader::with_capacity(BUFFER, file))),
+            result => result.and_then(verity::digest),
         };
         let whole = found.map_err(failed("read", &path))? == digest;
         Ok(whole.then_some(Layer { path, digest, size }))
@@ -192,9 +186,15 @@ impl Slot {
         remove(&self.path("json"))
     }
 
+    /// Whether there is what [`Slot::remember`] was told.
+    pub fn is_remembered(&self) -> bool {
+        self.path("found").exists()
+    }
+
     /// Removes all but trees, the lock last.
     pub fn discard(self) -> Result<(), Error> {
-        ["json", "json.new", "erofs", "partial", "lock"].into_iter().try_for_each(|suffix| remove(&self.path(suffix)))
+        let all = ["json", "json.new", "found", "found.new", "erofs", "partial", "lock"];
+        all.into_iter().try_for_each(|suffix| remove(&self.path(suffix)))
     }
 
     /// Gives a written layer its final name.
@@ -202,11 +202,12 @@ impl Slot {
         let (path, note, new) = (self.path("erofs"), self.path("json"), self.path("json.new"));
         fs::rename(self.partial(), &path).map_err(failed("renamed", &self.partial()))?;
         let store = || -> io::Result<()> {
-            // A base's tree was written without any waiting for the disk; from here on it counts as whole.
-            rustix::fs::syncfs(File::open(&self.folder)?)?;
-            let mut file = File::create(&new)?;
-            file.write_all(&serde_json::to_vec(&written)?)?;
-            file.sync_all()?;
+            // A base's tree was written without any waiting for the disk; from here on it counts as whole. A layer is hashed on
+            // each use, so whatever a power cut spoils of it or of its note is built again.
+            if self.tree().is_dir() {
+                rustix::fs::syncfs(File::open(&self.folder)?)?;
+            }
+            fs::write(&new, serde_json::to_vec(&written)?)?;
             fs::rename(&new, &note)
         };
         store().map_err(failed("written", &note))?;
@@ -224,8 +225,4 @@ fn remove(path: &Path) -> Result<(), Error> {
 fn failed(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Error + use<> {
     let path = path.to_owned();
     move |source| Error::Cache { path: path.clone(), what, source }
-}
-
-fn hex(hasher: Sha256) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,13 +1,11 @@
 //! The files that a recipe puts into an image: which ones there are, with which mode, and the hash of each.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Component, Path, PathBuf},
 };
 
 use rackstick_image::{digest::Sha256, recipe::Owner};
-use sha2::Digest;
 
 use super::{
     FileHash,
@@ -109,12 +107,7 @@ fn hash(placed: &PlacedFile) -> Result<FileHash, Error> {
     let Content::Copy(source) = &placed.content else {
         return Ok((placed.clone(), None));
     };
-    let digest = || -> io::Result<Sha256> {
-        let mut hasher = sha2::Sha256::new();
-        io::copy(&mut File::open(source)?, &mut hasher)?;
-        Ok(Sha256(hasher.finalize().into()))
-    };
-    let sha256 = digest().map_err(|error| Error::Read { path: source.clone(), source: error })?;
+    let sha256 = Sha256::of_file(source).map_err(|error| Error::Read { path: source.clone(), source: error })?;
     Ok((PlacedFile { content: Content::Copy(PathBuf::new()), ..placed.clone() }, Some(sha256)))
 }
 

@@ -213,6 +213,11 @@ impl Layers {
         self.cache.slot(&self.key(inputs)?)?.remember(found)
     }
 
+    /// Counts what lies under these keys as used now, as far as there is something.
+    pub fn touch(&self, keys: &[String]) -> Result<(), Error> {
+        keys.iter().try_for_each(|key| self.cache.touch(key))
+    }
+
     /// The key of what `inputs` decide.
     pub fn key(&self, inputs: &impl Serialize) -> Result<String, Error> {
         self.cache.key(&("from", FORMAT, self.epoch, inputs))

@@ -29,7 +29,7 @@ impl Layers {
             for (key, used) in keys {
                 let Some(slot) = self.cache.free_slot(key)? else { continue };
                 let noted = slot.is_noted();
-                if noted && keep(key, *used) {
+                if (noted || slot.is_remembered()) && keep(key, *used) {
                     continue;
                 }
                 swept.layers += usize::from(noted);

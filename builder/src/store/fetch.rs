@@ -307,21 +307,9 @@ fn verified(path: &Path, hash: Sha256, size: u64) -> io::Result<bool> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
-    let right = file.metadata()?.len() == size && hash_of(&file)? == hash;
+    let right = file.metadata()?.len() == size && Sha256::of_reader(&file)? == hash;
     if right {
         locked::touch(&file)?;
     }
     Ok(right)
-}
-
-/// The hash of all that a file holds.
-pub(super) fn hash_of(mut file: &File) -> io::Result<Sha256> {
-    let mut hasher = sha2::Sha256::new();
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(Sha256(hasher.finalize().into())),
-            count => hasher.update(&buffer[..count]),
-        }
-    }
 }

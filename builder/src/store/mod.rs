@@ -165,6 +165,14 @@ impl Store {
         self.files().join(hash.to_string())
     }
 
+    /// Counts the files with these hashes as used now, as far as they are there.
+    pub fn touch(&self, hashes: impl IntoIterator<Item = Sha256>) -> Result<(), StoreError> {
+        let mut paths = hashes.into_iter().map(|hash| self.path(hash));
+        paths.try_for_each(|path| {
+            locked::touch_if_there(&path).map_err(|source| StoreError::Io { path: path.clone(), source })
+        })
+    }
+
     /// The folder of the whole files.
     fn files(&self) -> PathBuf {
         self.folder.join(FILES)

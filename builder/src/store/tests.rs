@@ -4,7 +4,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sha2::Digest;
 use tempfile::TempDir;
 
 use super::{
@@ -63,7 +62,7 @@ fn want(name: &str, bytes: &[u8]) -> Want {
         archive: "debian".to_owned(),
         path: format!("pool/{name}.deb"),
         size: bytes.len() as u64,
-        sha256: Sha256(sha2::Sha256::digest(bytes).into()),
+        sha256: Sha256::of(bytes),
     }
 }
 
@@ -162,7 +161,7 @@ fn a_wrong_file_is_an_error_that_names_it_and_both_hashes() {
     let want = want("a", &good);
     rig.server.answer("/debian/pool/a.deb", vec![Answer::Whole(bad.clone())]);
     let error = rig.obtain(std::slice::from_ref(&want)).unwrap_err().to_string();
-    let found = Sha256(sha2::Sha256::digest(&bad).into());
+    let found = Sha256::of(&bad);
     for part in ["a 1.0", "pool/a.deb", &want.sha256.to_string(), &found.to_string()] {
         assert!(error.contains(part), "{error}");
     }

@@ -12,7 +12,7 @@ use std::{
 use rackstick::layers::deb;
 use rackstick_image::digest::Sha256;
 
-use super::{SCRATCH, Store, StoreError, THREADS, fetch::hash_of};
+use super::{SCRATCH, Store, StoreError, THREADS};
 use crate::parallel::each_by;
 
 /// How many things went, by kind.
@@ -63,7 +63,7 @@ impl Store {
         let judged = each_by(THREADS, &files, |(hash, path)| {
             let judge = || {
                 let file = File::open(path)?;
-                let damaged = hash_of(&file)? != *hash;
+                let damaged = Sha256::of_reader(&file)? != *hash;
                 if damaged {
                     fs::remove_file(path)?;
                 }

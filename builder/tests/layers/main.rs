@@ -481,8 +481,7 @@ fn a_build_that_never_ends() {
     let layers = Layers::new(&dir.join("cache"), Path::new(PROGRAM), EPOCH, 2).unwrap();
     let base = layers.base(&[Workshop::new(&dir.join("again")).base()], &|_| ()).unwrap();
     let deb = PathBuf::from(std::env::var_os("DEB").unwrap());
-    let sha256 =
-        rackstick_image::digest::Sha256(<sha2::Sha256 as sha2::Digest>::digest(fs::read(&deb).unwrap()).into());
+    let sha256 = rackstick_image::digest::Sha256::of_file(&deb).unwrap();
     let packages = vec![Package { name: "sleeper".to_owned(), version: "1".to_owned(), sha256, deb }];
     let additions = Additions { packages, ..Additions::default() };
     let ended = layers.image("test", &base, &additions, &|step| println!("{step}"));

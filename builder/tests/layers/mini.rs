@@ -10,7 +10,6 @@ use std::{
 };
 
 use rackstick::layers::Package;
-use sha2::Digest;
 
 /// What dpkg needs to configure packages, and what the scripts of the tests use.
 const PROGRAMS: &[&str] = &[
@@ -158,7 +157,7 @@ impl Draft {
 }
 
 fn package(name: &str, deb: PathBuf) -> Package {
-    let sha256 = rackstick_image::digest::Sha256(sha2::Sha256::digest(fs::read(&deb).unwrap()).into());
+    let sha256 = rackstick_image::digest::Sha256::of_file(&deb).unwrap();
     Package { name: name.to_owned(), version: "1".to_owned(), sha256, deb }
 }
 

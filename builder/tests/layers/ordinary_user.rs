@@ -94,8 +94,7 @@ fn as_this_user() {
     let layers = Layers::new(&dir.join("home/cache"), &dir.join("rackstick"), EPOCH, 1).unwrap();
     let package = |name: &str| {
         let deb = dir.join("packages").join(name).with_extension("deb");
-        let sha256 =
-            rackstick_image::digest::Sha256(<sha2::Sha256 as sha2::Digest>::digest(fs::read(&deb).unwrap()).into());
+        let sha256 = rackstick_image::digest::Sha256::of_file(&deb).unwrap();
         Package { name: name.to_owned(), version: "1".to_owned(), sha256, deb }
     };
     let base =

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     guid::{self, Guid},
+    holes::next_data,
     source::{Source, SourceError, open, open_part, read_error},
 };
 
@@ -178,23 +179,6 @@ fn copy_file<W: Write + Seek>(
         }
     }
     Ok(())
-}
-
-/// The next stretch of `file` between `at` and `size` that is not a hole, as start and end.
-fn next_data(file: &File, at: u64, size: u64) -> io::Result<(u64, u64)> {
-    use rustix::{fs::SeekFrom, io::Errno};
-    if size - at < BUFFER_SIZE as u64 {
-        return Ok((at, size)); // two system calls more than it is worth
-    }
-    match rustix::fs::seek(file, SeekFrom::Data(at)) {
-        Ok(data) => {
-            let data = data.min(size);
-            Ok((data, rustix::fs::seek(file, SeekFrom::Hole(data)).map_or(size, |end| end.min(size))))
-        }
-        Err(Errno::NXIO) => Ok((size, size)),
-        Err(Errno::INVAL) => Ok((at, size)), // a file system that does not know
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// The output with a buffer that source files are read straight into.

@@ -52,7 +52,7 @@ fn packed(suite: &str, component: &str) -> Vec<u8> {
 }
 
 fn path_of_index(archive: &str, suite: &str, component: &str) -> String {
-    let hash = Sha256(sha2::Sha256::digest(packed(suite, component)).into());
+    let hash = Sha256::of(packed(suite, component));
     format!("/{archive}/dists/{suite}/{component}/binary-amd64/by-hash/SHA256/{hash}")
 }
 

@@ -89,7 +89,8 @@ pub fn run(question: Question<'_>, recipe: &Path, from: &MirrorArgs) -> Result<E
     // Nothing but the host's packages is needed.
     let host = lock.sets.get(sets::HOST).cloned().unwrap_or_default();
     lock.packages.retain(|name, _| host.contains(name));
-    let packages = archive::obtain(&lock, &from.mirrors(&lock)?, &store, &progress)?;
+    archive::obtain(&lock, &from.mirrors(&lock)?, &store, &progress)?;
+    let packages = archive::places(&lock, &store);
 
     let image = packages.iter().find(|(name, _)| name.starts_with("linux-image-")).ok_or(NoKernel)?;
     let kernel = Kernel::read(image.1)?;

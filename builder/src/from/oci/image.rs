@@ -135,7 +135,7 @@ impl Search {
         }
         let what = format!("`{}`", saved.config);
         let bytes = place.text(&saved.config)?.ok_or_else(|| OciError::Missing { what: what.clone() })?;
-        let hash = Sha256(<sha2::Sha256 as sha2::Digest>::digest(&bytes).into());
+        let hash = Sha256::of(&bytes);
         let config = parse(&bytes, &what, "configuration")?;
         let name = saved.repo_tags.unwrap_or_default().join(" = ");
         self.image(name, hash, config, saved.layers.len(), |number, plain| {

@@ -10,7 +10,6 @@ use std::{
 
 use rackstick_image::digest::Sha256;
 use rustix::fs::OFlags;
-use sha2::Digest;
 
 use super::OciError;
 use crate::{
@@ -123,7 +122,7 @@ impl Place {
     pub fn blob(&self, digest: Sha256) -> Result<Vec<u8>, OciError> {
         let name = blob(digest);
         let bytes = self.text(&name)?.ok_or_else(|| OciError::Missing { what: format!("`{name}`") })?;
-        let found = Sha256(sha2::Sha256::digest(&bytes).into());
+        let found = Sha256::of(&bytes);
         if found == digest { Ok(bytes) } else { Err(OciError::Hash { what: format!("`{name}`"), found }) }
     }
 }

@@ -1,0 +1,97 @@
+//! What was built last under an image's name. If nothing that decides the image has changed since, nor any of its files, there
+//! is nothing to build.
+
+use std::{
+    collections::BTreeMap,
+    env, fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf, absolute},
+};
+
+use rackstick::layers::Layers;
+use rackstick_image::digest::Sha256;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{BuildError, Built, Inputs, Parts, disk, images};
+use crate::{
+    artifacts::{self, ArtifactError},
+    stamp::Stamp,
+};
+
+/// Files, and what each was when this program had written it.
+pub type Stamps = BTreeMap<PathBuf, Stamp>;
+
+/// What the cache keeps of a finished image.
+#[derive(Debug, Serialize, Deserialize)]
+struct Finished {
+    /// Hash of what decided it.
+    inputs: Sha256,
+    uki_size: u64,
+    /// The image and what lies beside it.
+    files: Stamps,
+}
+
+/// The state of all inputs at a moment, and where what they make is noted.
+pub struct Now {
+    image: PathBuf,
+    /// Absolute, so that a note is for one image only.
+    place: PathBuf,
+    layers: Layers,
+    keys: images::Keys,
+    /// As the provenance tells it.
+    pub made_of: Value,
+    /// Hash of all of it.
+    inputs: Sha256,
+}
+
+impl Now {
+    /// Reads all inputs that are not in the store.
+    pub fn read(inputs: &Inputs, output: &Path) -> Result<Self, BuildError> {
+        let image = disk::path(output, &inputs.rack.name, &inputs.rack.version, inputs.sector);
+        let place = absolute(&image).map_err(|source| BuildError::Write { path: image.clone(), source })?;
+        let program = env::current_exe().map_err(BuildError::Program)?;
+        let layers = Layers::new(&inputs.store.layers(), &program, inputs.lock.epoch, inputs.jobs)?;
+        let keys = images::keys(inputs.rack, inputs.lock, inputs.store)?;
+        let made_of = artifacts::made_of(inputs)?;
+        let all = (&keys, inputs.lock, &made_of, inputs.zst);
+        let inputs = Sha256::of(serde_json::to_vec(&all).map_err(ArtifactError::Json)?);
+        Ok(Self { image, place, layers, keys, made_of, inputs })
+    }
+
+    fn key(&self) -> impl Serialize + use<'_> {
+        ("image", &self.place)
+    }
+
+    /// The image that is there, if building it would make the same one. What it is made of counts as used then.
+    pub fn is_there(&self, inputs: &Inputs) -> Result<Option<Built>, BuildError> {
+        let Some(finished) = self.layers.recall::<Finished>(&self.key())? else { return Ok(None) };
+        if finished.inputs != self.inputs {
+            return Ok(None);
+        }
+        for (path, stamp) in &finished.files {
+            // Whatever else is there, building tells whether it may be replaced.
+            if !fs::symlink_metadata(path).is_ok_and(|metadata| Stamp::from(metadata) == *stamp) {
+                return Ok(None);
+            }
+        }
+        let failed = |source| BuildError::Write { path: self.image.clone(), source };
+        let allocated = fs::metadata(&self.image).map_err(failed)?.blocks() * 512;
+        inputs.store.touch(inputs.lock.packages.values().map(|package| package.sha256))?;
+        self.layers.touch(&self.keys.layers)?;
+        Parts::open(inputs.store)?.touch(&self.keys.parts)?;
+        Ok(Some(Built { image: self.image.clone(), allocated, uki_size: finished.uki_size, up_to_date: true }))
+    }
+
+    /// Notes what was written, unless its inputs have changed meanwhile or the file system's clock stands still.
+    pub fn note(&self, inputs: &Inputs, output: &Path, uki_size: u64, files: Stamps) -> Result<(), BuildError> {
+        let failed = |source: io::Error| BuildError::Write { path: output.to_owned(), source };
+        let settled = Stamp::wait_until_past(files.values(), output).map_err(failed)?;
+        if !settled || Self::read(inputs, output)?.inputs != self.inputs {
+            return Ok(());
+        }
+        let files = files.into_iter().map(|(path, stamp)| Ok((absolute(path)?, stamp)));
+        let files = files.collect::<io::Result<_>>().map_err(failed)?;
+        Ok(self.layers.remember(&self.key(), &Finished { inputs: self.inputs, uki_size, files })?)
+    }
+}
