@@ -41,13 +41,13 @@ fn a_program_gets_one_document_with_what_people_are_told() {
     let (document, code, stderr) = json(&project(), &["check", "recipes/lab.toml"]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     let result = &document["result"];
-    assert_eq!((&result["rack"], &result["lock"]["packages"]), (&"lab".into(), &130.into()), "{document:#}");
-    assert_eq!(result["guests"][1]["name"], "web");
-    assert_eq!(result["guests"][1]["addresses"][0]["address"], "10.20.0.80");
+    assert_eq!((&result["rack"], &result["lock"]["packages"]), (&"lab".into(), &276.into()), "{document:#}");
+    let dns = &result["guests"][1];
+    assert_eq!((&dns["name"], &dns["addresses"][0]["address"]), (&"dns".into(), &"10.20.0.53".into()), "{document:#}");
     assert_eq!(document["warnings"], Value::Array(vec![]));
     assert!(document.get("error").is_none());
     let (document, ..) = json(&project(), &["lock", "recipes/lab.toml"]);
-    assert_eq!((&document["result"]["packages"], &document["result"]["written"]), (&130.into(), &Value::Null));
+    assert_eq!((&document["result"]["packages"], &document["result"]["written"]), (&276.into(), &Value::Null));
     let (document, ..) = json(&project(), &["store", "gc", "--dry-run"]);
     assert_eq!(document["result"]["removed"], false);
 }

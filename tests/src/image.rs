@@ -36,6 +36,12 @@ impl Image {
         LAB.get_or_init(|| Self::build("recipes/lab.toml", "lab", &[]))
     }
 
+    /// A rack with a name server and a web server, for all that needs no more of one; built once per test program.
+    pub fn pair() -> &'static Self {
+        static PAIR: OnceLock<Image> = OnceLock::new();
+        PAIR.get_or_init(|| Self::build("tests/recipes/pair.toml", "pair", &[]))
+    }
+
     /// The rack of the matrix, with one small guest that serves a page; built once per test program.
     pub fn matrix() -> &'static Self {
         static MATRIX: OnceLock<Image> = OnceLock::new();
@@ -52,6 +58,12 @@ impl Image {
     pub fn bare() -> &'static Self {
         static BARE: OnceLock<Image> = OnceLock::new();
         BARE.get_or_init(|| Self::build("tests/recipes/bare.toml", "bare", &[]))
+    }
+
+    /// `recipes/spare-pc.toml` as it stands in the clone, built once per test program.
+    pub fn spare_pc() -> &'static Self {
+        static SPARE_PC: OnceLock<Image> = OnceLock::new();
+        SPARE_PC.get_or_init(|| Self::build("recipes/spare-pc.toml", "spare-pc", &[]))
     }
 
     /// A rack with a guest on the LAN and one behind it, built once per test program.

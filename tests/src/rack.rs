@@ -192,7 +192,13 @@ impl Rack {
     /// Waits until every guest is healthy.
     #[track_caller]
     pub fn until_healthy(&mut self) -> Status {
-        let status = self.until_status("all guests healthy", HEALTHY_LIMIT, |status| {
+        self.until_healthy_within(HEALTHY_LIMIT)
+    }
+
+    /// [`Rack::until_healthy`] for a rack with more than a few guests.
+    #[track_caller]
+    pub fn until_healthy_within(&mut self, limit: Duration) -> Status {
+        let status = self.until_status("all guests healthy", limit, |status| {
             !status.guests.is_empty() && status.guests.iter().all(|guest| guest.healthy)
         });
         println!("all guests healthy {:.1} s after power-on", self.seconds());

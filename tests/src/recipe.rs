@@ -9,17 +9,26 @@ use tempfile::TempDir;
 
 use crate::{place, tool};
 
-/// A copy of `recipes/`, gone when dropped.
+/// A copy of a folder of recipes, gone when dropped.
 #[derive(Debug)]
 pub struct Recipes {
     folder: TempDir,
 }
 
 impl Recipes {
-    /// Copies them, with their locks, into a folder with a name of its own.
+    /// Copies `recipes/`, with their locks, into a folder with a name of its own.
     pub fn copy() -> Self {
+        Self::copy_of("recipes")
+    }
+
+    /// The same of `tests/recipes/`.
+    pub fn of_tests() -> Self {
+        Self::copy_of("tests/recipes")
+    }
+
+    fn copy_of(folder: &str) -> Self {
+        let source = place::clone().join(folder).join(".");
         let folder = tempfile::Builder::new().prefix("recipes-").tempdir().expect("a temporary folder can be made");
-        let source = place::clone().join("recipes/.");
         tool::ask("cp", [Path::new("-r"), &source, folder.path()]);
         Self { folder }
     }

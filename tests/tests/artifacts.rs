@@ -28,7 +28,7 @@ fn assert_same(a: &Path, b: &Path) {
 
 #[test]
 fn bmaptool_writes_an_image_by_its_block_map_and_finds_a_flipped_bit() {
-    let image = Image::lab();
+    let image = Image::pair();
     let map = image.path.with_extension("bmap");
     let folder = tempfile::tempdir_in(place::rig()).unwrap();
     let copy = folder.path().join("copy");
@@ -59,7 +59,7 @@ fn bmaptool_writes_an_image_by_its_block_map_and_finds_a_flipped_bit() {
 
 #[test]
 fn the_sbom_is_valid_and_tells_of_every_package_where_it_is_and_its_licence() {
-    let image = Image::lab();
+    let image = Image::pair();
     let path = image.path.with_extension("spdx.json");
     tool::output(Command::new(place::cache().join("spdx-tools/bin/pyspdxtools")).arg("--infile").arg(&path));
 
@@ -87,12 +87,12 @@ fn the_sbom_is_valid_and_tells_of_every_package_where_it_is_and_its_licence() {
         assert!(licence.is_none_or(|licence| declared.contains(licence)), "{name}: {declared}");
     }
     // As the lock has it.
-    let lock = fs::read_to_string(place::clone().join("recipes/lab.lock")).unwrap();
+    let lock = fs::read_to_string(place::clone().join("tests/recipes/pair.lock")).unwrap();
     let found = package("libstdc++6");
     let purl = found["externalRefs"][0]["referenceLocator"].as_str().unwrap();
     assert!(purl.starts_with("pkg:deb/debian/libstdc%2B%2B6@") && purl.ends_with("&distro=trixie"), "{purl}");
     assert!(lock.contains(found["checksums"][0]["checksumValue"].as_str().unwrap()), "{found}");
-    assert_eq!(package("lab")["checksums"][0]["checksumValue"].as_str().unwrap(), sha256(&image.path));
+    assert_eq!(package("pair")["checksums"][0]["checksumValue"].as_str().unwrap(), sha256(&image.path));
     let debian = || packages.iter().filter(|package| package["supplier"] == "Organization: Debian");
     let unknown = debian().filter(|package| package["licenseDeclared"] == "NOASSERTION").count();
     println!("{} packages, {unknown} without a machine-readable licence", debian().count());
@@ -101,7 +101,7 @@ fn the_sbom_is_valid_and_tells_of_every_package_where_it_is_and_its_licence() {
 
 #[test]
 fn the_provenance_names_image_recipes_lock_and_builder_by_hash_and_nothing_of_this_machine() {
-    let image = Image::lab();
+    let image = Image::pair();
     let path = image.path.with_extension("provenance.json");
     let statement = json(&path);
     assert_eq!(statement["_type"], "https://in-toto.io/Statement/v1");
@@ -110,10 +110,10 @@ fn the_provenance_names_image_recipes_lock_and_builder_by_hash_and_nothing_of_th
     assert_eq!(subject["name"], image.path.file_name().unwrap().to_str().unwrap());
     assert_eq!(subject["digest"]["sha256"], sha256(&image.path));
     let definition = &statement["predicate"]["buildDefinition"];
-    assert_eq!(definition["externalParameters"]["recipe"], "lab.toml");
-    let recipes = place::clone().join("recipes");
+    assert_eq!(definition["externalParameters"]["recipe"], "pair.toml");
+    let recipes = place::clone().join("tests/recipes");
     let dependencies = definition["resolvedDependencies"].as_array().unwrap();
-    for name in ["lab.toml", "lab.lock", "images/web.toml", "images/web/index.html", "images/dns.toml"] {
+    for name in ["pair.toml", "pair.lock", "images/web.toml", "images/web/index.html", "images/dns.toml"] {
         let found = dependencies.iter().find(|one| one["name"] == name).unwrap_or_else(|| panic!("no {name}"));
         assert_eq!(found["digest"]["sha256"], sha256(&recipes.join(name)), "{name}");
     }

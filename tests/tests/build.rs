@@ -35,7 +35,7 @@ fn failing_build(recipe: &Path, change: impl FnOnce(&mut Command)) -> Said {
 
 #[test]
 fn the_image_is_whole_for_other_peoples_tools_and_the_host_is_small() {
-    let image = Image::lab();
+    let image = Image::pair();
     let said = tool::ask("sgdisk", ["--verify".as_ref(), image.path.as_os_str()]);
     assert!(said.contains("No problems found"), "{said}");
 
@@ -86,7 +86,7 @@ fn unpacked(uki: &Path, section: &str) -> TempDir {
 #[test]
 fn the_host_holds_the_processors_microcode_and_the_firmware_of_its_drivers() {
     let folder = tempfile::tempdir().unwrap();
-    let uki = host(Image::lab(), folder.path());
+    let uki = host(Image::pair(), folder.path());
 
     let microcode = unpacked(&uki, ".ucode");
     let of = |vendor: &str| microcode.path().join(format!("files/kernel/x86/microcode/{vendor}.bin"));
@@ -109,7 +109,7 @@ fn the_host_holds_the_processors_microcode_and_the_firmware_of_its_drivers() {
 #[test]
 fn a_device_is_said_to_be_driven_or_not_before_anything_is_bought() {
     let ask = |id: &str| {
-        let recipe = place::clone().join("recipes/lab.toml");
+        let recipe = place::clone().join("tests/recipes/pair.toml");
         tool::run(tool::rackstick().args(["inspect", "--hardware", id]).arg(recipe))
     };
     for (id, lines) in [
@@ -151,7 +151,7 @@ fn a_whole_pc_is_judged_by_what_lspci_says_of_it() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(list.as_bytes()).unwrap();
         file.rewind().unwrap();
-        let recipe = place::clone().join("recipes/lab.toml");
+        let recipe = place::clone().join("tests/recipes/pair.toml");
         tool::run(tool::rackstick().args(["inspect", "--hardware", "-"]).arg(recipe).stdin(file))
     };
     let driven = "00:00.0 Host bridge [0600]: Intel Corporation 8th Gen Core Processor Host Bridge [8086:3ec2] (rev 07)\n\
@@ -192,14 +192,14 @@ fn the_document_of_hardware_is_that_of_the_table_and_the_lock() {
 
 #[test]
 fn the_same_recipe_and_lock_give_the_same_image_whatever_the_machine() {
-    let here = Image::lab();
-    let recipes = Recipes::copy();
+    let here = Image::pair();
+    let recipes = Recipes::of_tests();
     let (out, caches) = (tempfile::tempdir_in(place::rig()).unwrap(), place::caches_without_layers());
     let rackstick = tool::rackstick();
     // Another folder, time zone, umask, number of CPUs, language and cache.
     let mut command = Command::new("taskset");
     command.args(["--cpu-list", "0", "sh", "-c", "umask 077; exec \"$@\"", "sh"]).arg(rackstick.get_program());
-    command.arg("build").arg(recipes.path("lab.toml")).arg("-o").arg(out.path());
+    command.arg("build").arg(recipes.path("pair.toml")).arg("-o").arg(out.path());
     command.env("TZ", "Pacific/Kiritimati").env("LC_ALL", "C").env("RACKSTICK_CACHE", caches.path());
     tool::output(&mut command);
 
@@ -218,9 +218,9 @@ fn a_full_disk_leaves_no_image() {
     // Filled beforehand, so that the image itself must fail wherever the caches lie.
     let script = r#"mount -t tmpfs -o size=16m tmpfs "$1" && shift && "$@"; code=$?; ls "$OUT" >&2; exit $code"#;
     let out = tempfile::tempdir().unwrap();
-    let recipe = place::clone().join("recipes/lab.toml");
+    let recipe = place::clone().join("tests/recipes/pair.toml");
     // Only the build's own image may be missing: all else lies in the cache.
-    Image::lab();
+    Image::pair();
     let mut command = Command::new("unshare");
     // Mounting needs a namespace of users too, unless one is root already.
     command.arg(if rustix::process::geteuid().is_root() { "-m" } else { "-rm" });
@@ -234,22 +234,22 @@ fn a_full_disk_leaves_no_image() {
 
 #[test]
 fn a_package_that_does_not_exist_is_named() {
-    let recipes = Recipes::copy();
+    let recipes = Recipes::of_tests();
     recipes.edit("images/web.toml", "\"nginx-light\"", "\"nginx-lihgt\"");
-    fs::remove_file(recipes.path("lab.lock")).unwrap();
-    let said = failing_build(&recipes.path("lab.toml"), |_| {});
+    fs::remove_file(recipes.path("pair.lock")).unwrap();
+    let said = failing_build(&recipes.path("pair.toml"), |_| {});
     assert!(said.stderr.contains("nginx-lihgt"), "{}", said.stderr);
-    assert!(!recipes.path("lab.lock").exists(), "a lock was written");
+    assert!(!recipes.path("pair.lock").exists(), "a lock was written");
 }
 
 #[test]
 fn a_lock_that_no_longer_fits_its_recipe_is_refused_and_kept() {
-    let recipes = Recipes::copy();
+    let recipes = Recipes::of_tests();
     recipes.edit("images/web.toml", "\"nginx-light\"", "\"nginx-light\", \"lynx\"");
-    let before = fs::read(recipes.path("lab.lock")).unwrap();
-    let said = failing_build(&recipes.path("lab.toml"), |_| {});
+    let before = fs::read(recipes.path("pair.lock")).unwrap();
+    let said = failing_build(&recipes.path("pair.toml"), |_| {});
     assert!(said.stderr.contains("lynx") && said.stderr.contains("Run `rackstick lock "), "{}", said.stderr);
-    assert_eq!(fs::read(recipes.path("lab.lock")).unwrap(), before);
+    assert_eq!(fs::read(recipes.path("pair.lock")).unwrap(), before);
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn a_mirror_that_is_down_is_named() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mirror = format!("http://{}/debian", listener.local_addr().unwrap());
     drop(listener);
-    let said = failing_build(&place::clone().join("recipes/lab.toml"), |command| {
+    let said = failing_build(&place::clone().join("tests/recipes/pair.toml"), |command| {
         command.args(["--mirror", &mirror]).env("RACKSTICK_CACHE", caches.path());
     });
     assert!(said.stderr.contains(&mirror), "{}", said.stderr);

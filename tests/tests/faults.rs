@@ -37,7 +37,7 @@ fn pids(status: &Status) -> Vec<Option<u32>> {
 
 #[test]
 fn a_killed_daemon_finds_its_guests_again_and_a_killed_monitor_is_started_anew() {
-    let mut rack = Rack::start("killed", Image::lab(), Options::default());
+    let mut rack = Rack::start("killed", Image::pair(), Options::default());
     let before = rack.until_healthy();
 
     let (dns, web) = (ask_dns(&rack), ask_web(&rack));
@@ -94,7 +94,7 @@ fn a_hanging_daemon_is_started_again_and_a_frozen_pid_1_resets_the_machine_which
 
 /// Where the page that `web` serves lies in its own layer: a block that is certain to be read.
 fn block_of_the_page(data: &Partition, file: &str) -> u64 {
-    let page = std::fs::read(place::clone().join("recipes/images/web/index.html")).unwrap();
+    let page = std::fs::read(place::clone().join("tests/recipes/images/web/index.html")).unwrap();
     let layer = data.read_file(file);
     let begin = page.get(..page.len().min(BLOCK as usize)).unwrap();
     // Files begin at a block's begin: layers have no inlined tails.
@@ -105,7 +105,7 @@ fn block_of_the_page(data: &Partition, file: &str) -> u64 {
 #[test]
 fn a_flipped_bit_in_a_guests_own_layer_stops_that_guest_and_no_other() {
     let folder = place::test_folder("flipped");
-    let image = Image::lab().copy_to(&folder);
+    let image = Image::pair().copy_to(&folder);
     // The first boot turns fs-verity on.
     let mut rack = Rack::start("flipped-before", &image, Options { persist: true, ..Options::default() });
     rack.until_healthy();
@@ -146,7 +146,7 @@ fn a_flipped_bit_in_a_guests_own_layer_stops_that_guest_and_no_other() {
 #[test]
 fn a_data_partition_that_can_not_be_mounted_is_reported_and_left_untouched() {
     let folder = place::test_folder("unmountable");
-    let image = Image::lab().copy_to(&folder);
+    let image = Image::pair().copy_to(&folder);
     let data = Partition::of(&image.path, DATA);
     // The superblock, at byte 1024 (ext4 disk layout, section "The Super Block").
     disk::overwrite(&image.path, data.offset + 1024, &[0xa5; 1024]);

@@ -30,12 +30,11 @@ fn packages(data: &Partition, layer: &Blob) -> Vec<String> {
 
 #[test]
 fn what_inspect_says_is_what_other_peoples_tools_find() {
-    let image = Image::lab();
+    let image = Image::pair();
     let said = ask("inspect", &[&image.path]);
     assert!(said.success, "{said:?}");
     let text = said.stdout;
-    for part in ["rack lab 2026.11.1, domain lab.internal", "192 MiB, 10.20.0.53/24 on servers", "signatures: none yet"]
-    {
+    for part in ["rack pair 1, domain lab.internal", "192 MiB, 10.20.0.53/24 on servers", "signatures: none yet"] {
         assert!(text.contains(part), "{part} in\n{text}");
     }
     for number in [1, 2] {
@@ -59,7 +58,7 @@ fn what_inspect_says_is_what_other_peoples_tools_find() {
 
 #[test]
 fn a_recipe_is_no_image_and_the_error_says_what_can_be_asked() {
-    let recipe = place::clone().join("recipes/lab.toml");
+    let recipe = place::clone().join("tests/recipes/pair.toml");
     let said = ask("inspect", &[&recipe]);
     assert!(said.code == Some(1) && said.stderr.contains("--hardware ID or --drivers"), "{said:?}");
     let image = Image::matrix();
@@ -71,7 +70,7 @@ fn a_recipe_is_no_image_and_the_error_says_what_can_be_asked() {
 
 #[test]
 fn new_images_are_whole() {
-    for image in [Image::lab(), Image::matrix(), Image::matrix_4kn(), Image::bare()] {
+    for image in [Image::pair(), Image::matrix(), Image::matrix_4kn(), Image::bare()] {
         let said = ask("verify", &[&image.path]);
         assert!(said.success && said.stdout.contains("is whole"), "{}: {said:?}", image.path.display());
         assert!(ask("inspect", &[&image.path]).success);
@@ -121,17 +120,17 @@ fn each_damage_of_an_image_is_told_with_its_place() {
 
 #[test]
 fn what_a_new_recipe_changes_is_what_diff_shows() {
-    let lab = Image::lab();
-    assert_eq!(ask("diff", &[&lab.path, &lab.path]).code, Some(0));
+    let pair = Image::pair();
+    assert_eq!(ask("diff", &[&pair.path, &pair.path]).code, Some(0));
 
-    let recipes = Recipes::copy();
-    recipes.edit("lab.toml", "memory  = \"256 MiB\"", "memory  = \"320 MiB\"");
-    recipes.edit("lab.toml", "lan:8080/tcp -> 80", "lan:8081/tcp -> 80");
+    let recipes = Recipes::of_tests();
+    recipes.edit("pair.toml", "memory  = \"256 MiB\"", "memory  = \"320 MiB\"");
+    recipes.edit("pair.toml", "lan:8080/tcp -> 80", "lan:8081/tcp -> 80");
     recipes.edit("images/web.toml", "path   = \"/var/www/html/index.html\"", "path   = \"/var/www/html/other.html\"");
     let out = tempfile::tempdir_in(place::rig()).unwrap();
-    tool::output(tool::rackstick().arg("build").arg(recipes.path("lab.toml")).arg("-o").arg(out.path()));
+    tool::output(tool::rackstick().arg("build").arg(recipes.path("pair.toml")).arg("-o").arg(out.path()));
     let other = Image::only_one_in(out.path());
-    let said = ask("diff", &[&lab.path, &other.path]);
+    let said = ask("diff", &[&pair.path, &other.path]);
     assert_eq!(said.code, Some(1), "{said:?}");
     for part in [
         "guest web\n",
@@ -148,10 +147,10 @@ fn what_a_new_recipe_changes_is_what_diff_shows() {
         assert!(!said.stdout.contains(same), "{same} in\n{}", said.stdout);
     }
 
-    let said = ask("diff", &[&lab.path, &Image::matrix().path]);
+    let said = ask("diff", &[&pair.path, &Image::matrix().path]);
     assert!(said.code == Some(1) && said.stdout.contains("packages of image dns\n  - "), "{}", said.stdout);
     assert!(said.stdout.contains("guest page\n  + "), "{}", said.stdout);
-    let said = ask("diff", &[&lab.path, Path::new("/nowhere.img")]);
+    let said = ask("diff", &[&pair.path, Path::new("/nowhere.img")]);
     assert!(said.code == Some(2) && said.stderr.contains("/nowhere.img"), "{said:?}");
 }
 
@@ -159,7 +158,7 @@ fn what_a_new_recipe_changes_is_what_diff_shows() {
 fn looking_into_an_image_takes_little_memory() {
     // The largest resident set, as the kernel counts it for the program's end.
     let script = r#"ulimit -v 300000; exec "$@""#;
-    let image = Image::lab();
+    let image = Image::pair();
     for arguments in [vec!["inspect"], vec!["verify"], vec!["diff", image.path.to_str().unwrap()]] {
         let mut command = Command::new("sh");
         command.args(["-c", script, "sh"]).arg(tool::rackstick().get_program()).args(&arguments).arg(&image.path);

@@ -99,12 +99,12 @@ fn an_image_has_the_users_files_time_zone_locale_and_commands_of_its_recipe_each
 
 #[test]
 fn what_the_finished_image_refuses_is_shown_where_it_stands_in_the_recipe() {
-    let recipes = Recipes::copy();
+    let recipes = Recipes::of_tests();
     let build = |addition: &str| -> Said {
-        let text = fs::read_to_string(place::clone().join("recipes/images/web.toml")).unwrap();
+        let text = fs::read_to_string(place::clone().join("tests/recipes/images/web.toml")).unwrap();
         fs::write(recipes.path("images/web.toml"), text.replace("services = [\"nginx\"]", addition)).unwrap();
         let mut command = tool::rackstick();
-        tool::run(command.arg("build").arg(recipes.path("lab.toml")).arg("-o").arg(recipes.path("out")))
+        tool::run(command.arg("build").arg(recipes.path("pair.toml")).arg("-o").arg(recipes.path("out")))
     };
     for (addition, place, message, hint) in [
         ("services = [\"ngnix\"]", ":3:13]", "the image has no unit `ngnix.service`", "did you mean `nginx.service`?"),

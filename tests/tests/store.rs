@@ -27,7 +27,12 @@ const NOBODY: &str = "http://127.0.0.1:1/debian";
 
 fn build(cache: &Path, out: &Path) -> Command {
     let mut command = tool::rackstick();
-    command.arg("build").arg(place::clone().join("recipes/lab.toml")).arg("-o").arg(out).args(["--mirror", NOBODY]);
+    command
+        .arg("build")
+        .arg(place::clone().join("tests/recipes/pair.toml"))
+        .arg("-o")
+        .arg(out)
+        .args(["--mirror", NOBODY]);
     command.env("RACKSTICK_CACHE", cache);
     command
 }
@@ -36,10 +41,10 @@ fn start(command: &mut Command) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-fn assert_same(image: &Image, lab: &Image) {
-    let said = tool::run(Command::new("cmp").args([&image.path, &lab.path]));
+fn assert_same(image: &Image, pair: &Image) {
+    let said = tool::run(Command::new("cmp").args([&image.path, &pair.path]));
     assert!(said.success, "{}{}", said.stdout, said.stderr);
-    assert_eq!(image.manifest, lab.manifest);
+    assert_eq!(image.manifest, pair.manifest);
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -57,7 +62,7 @@ fn store(cache: &Path, arguments: &[&str]) -> Said {
 
 #[test]
 fn a_build_that_was_killed_at_any_moment_is_made_good_by_the_next_one() {
-    let lab = Image::lab();
+    let pair = Image::pair();
     let (cache, out) = (place::caches_without_layers(), out());
     let layers = cache.path().join("layers");
     let any = |folder: &Path, suffix: &str| names(folder).iter().any(|name| name.ends_with(suffix));
@@ -80,11 +85,11 @@ fn a_build_that_was_killed_at_any_moment_is_made_good_by_the_next_one() {
     assert_eq!(scratch, moments.len(), "each left its folder");
 
     tool::output(&mut build(cache.path(), out.path()));
-    assert_same(&Image::only_one_in(out.path()), lab);
+    assert_same(&Image::only_one_in(out.path()), pair);
     let mut left: Vec<String> = names(out.path());
     left.sort();
     let all = ["bmap", "img", "json", "provenance.json", "spdx.json"];
-    assert_eq!(left, all.map(|suffix| format!("lab_2026.11.1.{suffix}")), "nothing half-made stays");
+    assert_eq!(left, all.map(|suffix| format!("pair_1.{suffix}")), "nothing half-made stays");
     let said = store(cache.path(), &["gc", "--older-than", "9999d"]);
     assert!(said.success && said.stdout.contains("removed 3 leftovers of killed builds"), "{said:?}");
     let left = [names(cache.path()), names(&layers)].concat();
@@ -95,7 +100,7 @@ fn a_build_that_was_killed_at_any_moment_is_made_good_by_the_next_one() {
 
 #[test]
 fn builds_at_the_same_time_give_the_same_image_and_a_store_that_is_tidied_up_meanwhile_takes_nothing_from_them() {
-    let lab = Image::lab();
+    let pair = Image::pair();
     let cache = place::caches_without_layers();
     let outs = [out(), out()];
     let mut builders = outs.each_ref().map(|out| start(&mut build(cache.path(), out.path())));
@@ -109,7 +114,7 @@ fn builds_at_the_same_time_give_the_same_image_and_a_store_that_is_tidied_up_mea
     );
     for (builder, out) in builders.iter_mut().zip(&outs) {
         assert!(builder.wait().unwrap().success());
-        assert_same(&Image::only_one_in(out.path()), lab);
+        assert_same(&Image::only_one_in(out.path()), pair);
     }
 }
 
@@ -135,9 +140,9 @@ fn flip_a_byte(path: &Path) {
 
 #[test]
 fn a_store_keeps_what_a_recipe_needs_and_mends_what_was_damaged() {
-    let lab = Image::lab();
+    let pair = Image::pair();
     let (cache, out) = (copy_of_the_store(), out());
-    let recipe = place::clone().join("recipes/lab.toml");
+    let recipe = place::clone().join("tests/recipes/pair.toml");
     let files = cache.path().join("store/sha256");
     fs::write(files.join("f".repeat(64)), "of no lock").unwrap();
     tool::output(&mut build(cache.path(), out.path()));
@@ -154,7 +159,7 @@ fn a_store_keeps_what_a_recipe_needs_and_mends_what_was_damaged() {
     // Layers are built again by themselves.
     layers().for_each(|name| flip_a_byte(&cache.path().join("layers").join(name)));
     tool::output(&mut build(cache.path(), out.path()));
-    assert_same(&Image::only_one_in(out.path()), lab);
+    assert_same(&Image::only_one_in(out.path()), pair);
 
     // An image that is up to date keeps what it was made of, though nothing of that is read.
     tool::ask(
@@ -184,9 +189,9 @@ fn a_store_keeps_what_a_recipe_needs_and_mends_what_was_damaged() {
     assert!(store(cache.path(), &["verify"]).success);
 }
 
-/// Archive, path and hash of a package in the lab's lock.
+/// Archive, path and hash of a package in the lock.
 fn nginx_light() -> [String; 3] {
-    let lock = fs::read_to_string(place::clone().join("recipes/lab.lock")).unwrap();
+    let lock = fs::read_to_string(place::clone().join("tests/recipes/pair.lock")).unwrap();
     let entry = lock.split("[packages.nginx-light]").nth(1).unwrap();
     ["archive", "path", "sha256"].map(|key| {
         let value = entry.split(&format!("{key} = \"")).nth(1).unwrap();
@@ -196,8 +201,8 @@ fn nginx_light() -> [String; 3] {
 
 #[test]
 fn a_rack_is_built_from_vendored_packages_with_an_empty_store_and_without_a_mirror() {
-    let lab = Image::lab();
-    let (folder, recipe) = (out(), place::clone().join("recipes/lab.toml"));
+    let pair = Image::pair();
+    let (folder, recipe) = (out(), place::clone().join("tests/recipes/pair.toml"));
     let vendor = folder.path().join("vendor");
     let fill = || tool::output(tool::rackstick().arg("vendor").arg(&vendor).arg(&recipe).args(["--mirror", NOBODY]));
     let said = fill();
@@ -213,23 +218,23 @@ fn a_rack_is_built_from_vendored_packages_with_an_empty_store_and_without_a_mirr
         let mut command = tool::rackstick();
         command.arg("build").arg(&recipe).arg("-o").arg(out.path()).args(["--mirror", mirror]);
         tool::output(command.env("RACKSTICK_CACHE", cache.path()));
-        assert_same(&Image::only_one_in(out.path()), lab);
+        assert_same(&Image::only_one_in(out.path()), pair);
     }
 }
 
 /// Needs the network: the archive is asked what it has instead.
 #[test]
 fn a_package_that_the_archive_dropped_is_named_with_what_there_is_instead_and_what_to_do() {
-    let recipes = Recipes::copy();
+    let recipes = Recipes::of_tests();
     let [_, path, hash] = nginx_light();
-    recipes.edit("lab.lock", &hash, &"0".repeat(64)).edit(
-        "lab.lock",
+    recipes.edit("pair.lock", &hash, &"0".repeat(64)).edit(
+        "pair.lock",
         &path,
         "pool/main/n/nginx/nginx-light_0.1_amd64.deb",
     );
     let (cache, out) = (copy_of_the_store(), out());
     let mut command = tool::rackstick();
-    command.arg("build").arg(recipes.path("lab.toml")).arg("-o").arg(out.path()).env("RACKSTICK_CACHE", cache.path());
+    command.arg("build").arg(recipes.path("pair.toml")).arg("-o").arg(out.path()).env("RACKSTICK_CACHE", cache.path());
     let said = tool::run(&mut command);
     assert_eq!(said.code, Some(1), "{said:?}");
     for part in [

@@ -49,21 +49,21 @@ mode    = 0o640
 content = "SEED"
 "#;
 
-/// A lab whose name server has two volumes and too many vCPUs, and whose web server has no room on any test's machine.
+/// A rack whose name server has two volumes and too many vCPUs, and whose web server has no room on any test's machine.
 fn build(folder: &Path, version: &str, seed: &str, keeper: &str, spare: &str) -> Image {
-    let recipes = Recipes::copy();
+    let recipes = Recipes::of_tests();
     let volumes = format!(
         "memory  = \"192 MiB\"\nvcpus = 8\nvolumes.keeper = {{ mount = \"/var/lib/keeper\", size = \"{keeper}\" }}\n\
          volumes.spare = {{ mount = \"/srv/spare\", size = \"{spare}\" }}"
     );
-    recipes.edit("lab.toml", "memory  = \"192 MiB\"", &volumes).edit("lab.toml", "\"256 MiB\"", "\"64 GiB\"");
-    recipes.edit("lab.toml", "version = \"2026.11.1\"", &format!("version = \"{version}\""));
+    recipes.edit("pair.toml", "memory  = \"192 MiB\"", &volumes).edit("pair.toml", "\"256 MiB\"", "\"64 GiB\"");
+    recipes.edit("pair.toml", "version = \"1\"", &format!("version = \"{version}\""));
     recipes.edit("images/dns.toml", "services = [\"named\"]", "services = [\"named\", \"keeper\"]");
     let last = "source = \"dns/lab.internal.zone\"\n";
     recipes.edit("images/dns.toml", last, &format!("{last}{}", KEEPER.replace("SEED", seed)));
     let out = folder.join(version);
     std::fs::create_dir(&out).unwrap();
-    tool::output(tool::rackstick().arg("build").arg(recipes.path("lab.toml")).arg("-o").arg(&out));
+    tool::output(tool::rackstick().arg("build").arg(recipes.path("pair.toml")).arg("-o").arg(&out));
     Image::only_one_in(&out)
 }
 

@@ -1,7 +1,7 @@
 //! Recipes as a whole: the project's own, everything wrong at once, and random damage.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -48,7 +48,7 @@ fn the_lab_is_read_as_its_recipe_says() {
     assert_eq!(web.addresses["servers"], Address::Static { address: [10, 20, 0, 80].into(), prefix: 24 });
     assert_eq!((web.forwards[0].port, web.forwards[0].guest_port, web.forwards[0].protocol), (8080, 80, Protocol::Tcp));
     assert_eq!(web.health, Some(Health::Http { port: 80, path: "/".to_owned() }));
-    assert_eq!(web.after, ["dns"]);
+    assert_eq!(web.after, ["dns", "db"]);
     assert_eq!(rack.guests["dns"].forwards.len(), 2);
     let package = &rack.images["dns"].packages[0];
     assert_eq!(package.value, "bind9");
@@ -265,9 +265,11 @@ fn built(rack: &Rack) -> BTreeMap<String, manifest::Image> {
 fn a_manifest_has_the_guests_in_starting_order_with_macs_of_their_own() {
     let rack = load(&project().join("recipes/lab.toml")).unwrap();
     let manifest = manifest(&rack, built(&rack), guid::derive(&[b"data"])).unwrap();
-    assert_eq!(manifest.guests.iter().map(|guest| guest.name.as_str()).collect::<Vec<_>>(), ["dns", "web"]);
-    let macs: Vec<&str> = manifest.guests.iter().map(|guest| guest.interfaces[0].mac.as_str()).collect();
-    assert_ne!(macs[0], macs[1]);
+    let names: Vec<&str> = manifest.guests.iter().map(|guest| guest.name.as_str()).collect();
+    assert_eq!(names, ["db", "dns", "files", "mail", "web"]);
+    let interfaces = || manifest.guests.iter().flat_map(|guest| &guest.interfaces);
+    let macs: BTreeSet<&str> = interfaces().map(|interface| interface.mac.as_str()).collect();
+    assert_eq!(macs.len(), interfaces().count(), "each is another");
     for mac in macs {
         let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
         assert_eq!((bytes.len(), bytes[0] & 3), (6, 2), "{mac} must be local and for one station");

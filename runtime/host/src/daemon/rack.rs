@@ -274,7 +274,11 @@ impl Rack {
         let count = self.guests.iter().filter(|guest| guest.is_healthy()).count();
         if self.healthy_shown != Some(count) {
             self.healthy_shown = Some(count);
-            log::info!("{count}/{} guests healthy", self.guests.len());
+            if self.guests.is_empty() {
+                log::info!("this rack has no guests: its recipe names none");
+            } else {
+                log::info!("{count}/{} guests healthy", self.guests.len());
+            }
         }
         let busy = self.guests.iter().any(Guest::holds_data);
         if let Some(ending) = self.ending.as_mut().filter(|ending| !ending.told && !busy) {

@@ -149,7 +149,11 @@ fn few(mut lines: Vec<Line>, limit: usize) -> Vec<Line> {
 fn tally(guests: &[Guest]) -> Line {
     let healthy = guests.iter().filter(|guest| guest.healthy).count();
     let style = if healthy == guests.len() { Style::Good } else { Style::Attention };
-    let text = if guests.is_empty() { "none".into() } else { format!("{healthy} of {} healthy", guests.len()) };
+    let text = if guests.is_empty() {
+        "none, the recipe names none".into()
+    } else {
+        format!("{healthy} of {} healthy", guests.len())
+    };
     Line::of(Style::Name, format!(" {:<width$}", "Guests", width = INDENT - 1)).and(style, text)
 }
 
