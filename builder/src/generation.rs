@@ -61,6 +61,8 @@ pub struct Inputs<'a> {
     pub jobs: usize,
     /// The logical blocks of the disks that the image is for.
     pub sector: SectorSize,
+    /// Whether every layer is made a second time, to see whether it becomes the same.
+    pub twice: bool,
     /// Whether the image is also wanted compressed.
     pub zst: bool,
 }

@@ -23,6 +23,7 @@ const EXAMPLES: &str = concat!(
     "  rackstick build recipes/lab.toml -o /srv/images --quiet\n",
     "  rackstick build recipes/lab.toml --mirror vendor\n",
     "  rackstick build recipes/lab.toml --sector-size 4096\n",
+    "  rackstick build recipes/lab.toml --twice\n",
 );
 
 /// Build a rack's disk image
@@ -42,6 +43,9 @@ pub struct Args {
     /// Bytes of a logical block of the disk that the image is for, 512 or 4096; see `lsblk -o NAME,LOG-SEC`
     #[arg(long, value_name = "BYTES", default_value = "512", value_parser = sector_size)]
     sector_size: SectorSize,
+    /// Make every layer a second time, at another time of day and with other process ids, and fail if one becomes another
+    #[arg(long)]
+    twice: bool,
     /// Write the image compressed too, as `.img.zst`
     #[arg(long)]
     zst: bool,
@@ -88,6 +92,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
         store: &store,
         jobs,
         sector: args.sector_size,
+        twice: args.twice,
         zst: args.zst,
     };
     let now = generation::Now::read(&inputs, &args.output)?;

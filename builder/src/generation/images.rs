@@ -61,6 +61,7 @@ pub fn build(
     }
     let program = env::current_exe().map_err(BuildError::Program)?;
     let layers = Layers::new(&inputs.store.layers(), &program, inputs.lock.epoch, inputs.jobs)?;
+    let layers = if inputs.twice { layers.twice()? } else { layers };
 
     let job = progress.spinner("building", "layer base");
     let base = layers.base(&inputs.set(sets::BASE), &|_| ())?;

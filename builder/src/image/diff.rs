@@ -1,14 +1,11 @@
 //! What is different between two images, as text for people. `-` and `+` stand before what only the first or only the second
 //! has, `~` before what both have and differs.
 
-use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, BTreeSet},
-    iter::Peekable,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
+use rackstick::layers::compare::{Difference, How, Pair, Part, same};
 use rackstick_image::{
-    erofs::read::{Inode, Kind, Layer, Walk},
+    erofs::read::{Inode, Kind},
     manifest::{Blob, Image, Manifest},
     view::{ReadError, View},
 };
@@ -22,8 +19,6 @@ use super::{
 
 /// So many files of a layer are listed, if not all are asked for.
 const LISTED: usize = 40;
-/// Bytes compared at once.
-const PIECE: u64 = 1 << 18;
 
 /// All differences as text; empty if there are none.
 pub fn diff(a: &Opened<'_>, b: &Opened<'_>, all: bool) -> Result<String, ImageError> {
@@ -191,13 +186,13 @@ impl<'a> Diff<'_, 'a> {
                 _ => Ok(None),
             };
             let (was_layer, is_layer) = (of(self.a, was)?, of(self.b, is)?);
-            let compared = Layers { a: was_layer.as_ref(), b: is_layer.as_ref() }.compare();
+            let compared = Pair { a: was_layer.as_ref(), b: is_layer.as_ref() }.compare();
             let (lines, times) = compared.map_err(|error| {
                 let blob = was.or(is).map(|(blob, _)| blob.label.clone()).unwrap_or_default();
                 self.a.disk.damaged(Fault::new(format!("layer {blob} of this image or the other"), error.to_string()))
             })?;
             self.title(&title);
-            self.shortened("", lines, times);
+            self.shortened("", lines.iter().map(line).collect(), times);
         }
         Ok(())
     }
@@ -273,98 +268,30 @@ fn sizes(was: u64, is: u64) -> String {
     if was == is { size(was) } else { format!("{} -> {}", size(was), size(is)) }
 }
 
-/// Whether both have the same bytes.
-fn same(a: &View<'_>, b: &View<'_>) -> Result<bool, ReadError> {
-    if a.length() != b.length() {
-        return Ok(false);
+/// A difference in one line, after its mark.
+fn line(difference: &Difference) -> (char, String) {
+    let Difference { path, inode, how } = difference;
+    let name = shown(path, inode);
+    let alone = || match inode.kind {
+        Kind::File => format!("{name} {}", size(inode.size)),
+        _ if inode.is_whiteout() => format!("{name} (hides what lower layers have)"),
+        _ => name.clone(),
+    };
+    match how {
+        How::Gone => ('-', alone()),
+        How::New => ('+', alone()),
+        How::Changed(parts) => ('~', format!("{name} {}", parts.iter().map(part).collect::<Vec<_>>().join(", "))),
     }
-    let length = a.length().min(PIECE) as usize;
-    let (mut left, mut right) = (vec![0; length], vec![0; length]);
-    let mut at = 0;
-    while at < a.length() {
-        let here = (a.length() - at).min(PIECE) as usize;
-        a.read_at(&mut left[..here], at)?;
-        b.read_at(&mut right[..here], at)?;
-        if left[..here] != right[..here] {
-            return Ok(false);
-        }
-        at += here as u64;
-    }
-    Ok(true)
 }
 
-/// Two layers of which at least one is there.
-struct Layers<'l, 'a> {
-    a: Option<&'l Layer<'a>>,
-    b: Option<&'l Layer<'a>>,
-}
-
-type Steps<'l, 'a> = Peekable<std::iter::Flatten<std::option::IntoIter<Walk<'l, 'a>>>>;
-
-impl<'l, 'a> Layers<'l, 'a> {
-    /// Their differences, and how many more names differ in nothing but their time. Both walks go side by side, so that
-    /// neither layer is in memory.
-    fn compare(&self) -> Result<(Vec<(char, String)>, usize), ReadError> {
-        let walk =
-            |layer: Option<&'l Layer<'a>>| -> Steps<'l, 'a> { layer.map(Layer::walk).into_iter().flatten().peekable() };
-        let (mut left, mut right) = (walk(self.a), walk(self.b));
-        let (mut lines, mut times) = (Vec::new(), 0);
-        loop {
-            let order = match (left.peek(), right.peek()) {
-                (None, None) => return Ok((lines, times)),
-                (Some(Ok((was, _))), Some(Ok((is, _)))) => {
-                    was.split(|byte| *byte == b'/').cmp(is.split(|byte| *byte == b'/'))
-                }
-                (Some(_), None) | (Some(Err(_)), _) => Ordering::Less,
-                (None, Some(_)) | (_, Some(Err(_))) => Ordering::Greater,
-            };
-            let was = if order == Ordering::Greater { None } else { left.next().transpose()? };
-            let is = if order == Ordering::Less { None } else { right.next().transpose()? };
-            match (was, is) {
-                (Some((path, was)), Some((_, is))) => match self.change(&was, &is)? {
-                    Some(what) => lines.push(('~', format!("{} {what}", shown(&path, &is)))),
-                    None => times += usize::from(was.mtime != is.mtime),
-                },
-                (Some((path, was)), None) => lines.push(('-', self.alone(&path, &was))),
-                (None, Some((path, is))) => lines.push(('+', self.alone(&path, &is))),
-                (None, None) => {}
-            }
-        }
-    }
-
-    fn alone(&self, path: &[u8], inode: &Inode) -> String {
-        let name = shown(path, inode);
-        match inode.kind {
-            Kind::File => format!("{name} {}", size(inode.size)),
-            _ if inode.is_whiteout() => format!("{name} (hides what lower layers have)"),
-            _ => name,
-        }
-    }
-
-    /// What is different, but for times.
-    fn change(&self, was: &Inode, is: &Inode) -> Result<Option<String>, ReadError> {
-        let (Some(a), Some(b)) = (self.a, self.b) else { return Ok(None) };
-        if was.kind != is.kind {
-            return Ok(Some("is something else now".to_owned()));
-        }
-        let mut parts = Vec::new();
-        let has_content = matches!(is.kind, Kind::File | Kind::Symlink);
-        if has_content && !same(&a.content(was)?, &b.content(is)?)? {
-            parts.push(match is.kind {
-                Kind::File => sizes(was.size, is.size),
-                _ => "leads elsewhere".to_owned(),
-            });
-        }
-        if was.mode != is.mode {
-            parts.push(format!("mode {:o} -> {:o}", was.mode, is.mode));
-        }
-        if (was.uid, was.gid) != (is.uid, is.gid) {
-            parts.push(format!("owner {}:{} -> {}:{}", was.uid, was.gid, is.uid, is.gid));
-        }
-        if a.xattrs(was)? != b.xattrs(is)? {
-            parts.push("other extended attributes".to_owned());
-        }
-        Ok((!parts.is_empty()).then(|| parts.join(", ")))
+fn part(part: &Part) -> String {
+    match part {
+        Part::Kind => "is something else now".to_owned(),
+        Part::Content(was, is) => sizes(*was, *is),
+        Part::Target => "leads elsewhere".to_owned(),
+        Part::Mode(was, is) => format!("mode {was:o} -> {is:o}"),
+        Part::Owner(was, is) => format!("owner {}:{} -> {}:{}", was.0, was.1, is.0, is.1),
+        Part::Xattrs => "other extended attributes".to_owned(),
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Configure<'a> {
     pub root: &'a Path,
     /// `SOURCE_DATE_EPOCH`.
     pub epoch: i64,
+    /// The library that gives programs another clock, if they shall have one.
+    pub clock: Option<&'a Path>,
     /// What the packages would draw at random.
     pub generators: Vec<&'static Generator>,
     /// What is told about progress.
@@ -215,6 +217,7 @@ impl Configure<'_> {
         Program {
             root: self.root.to_owned(),
             masked: self.generators.iter().flat_map(|generator| generator.masked).map(PathBuf::from).collect(),
+            clock: self.clock.map(Path::to_owned),
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
         }
     }

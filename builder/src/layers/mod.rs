@@ -7,6 +7,7 @@
 mod accounts;
 mod cache;
 mod clean;
+pub mod compare;
 mod configure;
 mod database;
 pub mod deb;
@@ -32,7 +33,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use self::{
     cache::Cache,
-    stage::protocol::{self, Changes, PlacedFile, Request, Task, Written},
+    stage::{
+        again,
+        protocol::{self, Again, Changes, PlacedFile, Request, Task, Written},
+    },
 };
 
 pub use files::RecipeFile;
@@ -113,6 +117,12 @@ pub enum Error {
         /// What happened.
         source: stage::Error,
     },
+    /// Nothing gives programs another clock.
+    #[error(
+        "libfaketime is missing, by which a layer is made a second time at another time of day: install it \
+         (`apt install libfaketime`), or build without --twice"
+    )]
+    NoClock,
     /// The clock is wrong, so files made now would not look newer than those of the packages.
     #[error(
         "this machine's clock says {now} s since 1970, which is before the lock's date ({epoch} s): set it and build again"
@@ -132,6 +142,8 @@ pub struct Layers {
     program: PathBuf,
     epoch: i64,
     threads: usize,
+    /// The library that gives programs another clock, if layers are to be made twice.
+    clock: Option<PathBuf>,
 }
 
 impl Layers {
@@ -142,7 +154,18 @@ impl Layers {
         if i64::try_from(now).is_ok_and(|now| now < epoch) {
             return Err(Error::Clock { now, epoch });
         }
-        Ok(Self { cache: Cache::open(folder, program)?, program: program.to_owned(), epoch, threads: threads.max(1) })
+        Ok(Self {
+            cache: Cache::open(folder, program)?,
+            program: program.to_owned(),
+            epoch,
+            threads: threads.max(1),
+            clock: None,
+        })
+    }
+
+    /// Lets every layer be made a second time, those of the cache too: it is an error if one becomes another.
+    pub fn twice(self) -> Result<Self, Error> {
+        Ok(Self { clock: Some(again::find_clock().ok_or(Error::NoClock)?), ..self })
     }
 
     /// The base: all of its packages, configured, and made fit for a guest.
@@ -158,6 +181,11 @@ impl Layers {
                 self.make("base", task, &slot, step)?
             }
         };
+        self.again("base", &layer, &slot, step, || Task::Base {
+            root: slot.work(),
+            packages: staged(&packages),
+            out: slot.partial(),
+        })?;
         Ok(Base { layer, key, tree })
     }
 
@@ -165,23 +193,33 @@ impl Layers {
     pub fn image(&self, name: &str, base: &Base, additions: &Additions, step: &dyn Fn(&str)) -> Result<Layer, Error> {
         let (key, files) = self.image_key(&base.key, additions)?;
         let slot = self.cache.slot(&key)?;
-        if let Some(layer) = slot.finished(false)? {
-            return Ok(layer);
-        }
-        let (packages, changes) = (staged(&sorted(&additions.packages)), additions.changes.clone());
-        let (base, work, out) = (base.tree.clone(), slot.work(), slot.partial());
-        self.make(name, Task::Image { base, work, packages, files, changes, out }, &slot, step)
+        let task = || {
+            let (packages, changes) = (staged(&sorted(&additions.packages)), additions.changes.clone());
+            let (base, work, out) = (base.tree.clone(), slot.work(), slot.partial());
+            Task::Image { base, work, packages, files: files.clone(), changes, out }
+        };
+        let layer = match slot.finished(false)? {
+            Some(layer) => layer,
+            None => self.make(name, task(), &slot, step)?,
+        };
+        self.again(name, &layer, &slot, step, task)?;
+        Ok(layer)
     }
 
     /// The modules of the kernel in `package`, indexed by the `depmod` of `base`.
     pub fn kernel(&self, base: &Base, package: &Package, step: &dyn Fn(&str)) -> Result<Layer, Error> {
         let slot = self.cache.slot(&self.kernel_key(&base.key, package)?)?;
-        if let Some(layer) = slot.finished(false)? {
-            return Ok(layer);
-        }
-        let (work, out) = (slot.work(), slot.partial());
-        let package = protocol::Package { name: package.name.clone(), deb: package.deb.clone() };
-        self.make("kernel", Task::Kernel { base: base.tree.clone(), work, package, out }, &slot, step)
+        let task = || {
+            let (work, out) = (slot.work(), slot.partial());
+            let package = protocol::Package { name: package.name.clone(), deb: package.deb.clone() };
+            Task::Kernel { base: base.tree.clone(), work, package, out }
+        };
+        let layer = match slot.finished(false)? {
+            Some(layer) => layer,
+            None => self.make("kernel", task(), &slot, step)?,
+        };
+        self.again("kernel", &layer, &slot, step, task)?;
+        Ok(layer)
     }
 
     /// The layer that `inputs` decide, if it is in the cache.
@@ -257,7 +295,7 @@ impl Layers {
     fn make(&self, label: &str, task: Task, slot: &cache::Slot, step: &dyn Fn(&str)) -> Result<Layer, Error> {
         slot.begin()?;
         self.remove(label, &slot.leftovers())?;
-        let written = self.run(label, task, step)?;
+        let written = self.run(label, task, None, step)?;
         let written = written.ok_or_else(|| Error::Stage {
             label: label.to_owned(),
             source: stage::Error::Failed("the stage wrote no layer".to_owned()),
@@ -265,15 +303,36 @@ impl Layers {
         slot.finish(written)
     }
 
+    /// Makes a layer a second time, if that is asked for; nothing of it stays.
+    fn again(
+        &self,
+        label: &str,
+        layer: &Layer,
+        slot: &cache::Slot,
+        step: &dyn Fn(&str),
+        task: impl FnOnce() -> Task,
+    ) -> Result<(), Error> {
+        let Some(clock) = &self.clock else { return Ok(()) };
+        self.remove(label, &[slot.work(), slot.partial()])?;
+        let again = Again { first: layer.path.clone(), clock: clock.clone() };
+        self.run(label, task(), Some(again), step).map(|_| ())
+    }
+
     fn remove(&self, label: &str, trees: &[PathBuf]) -> Result<(), Error> {
         if trees.is_empty() {
             return Ok(());
         }
-        self.run(label, Task::Remove { trees: trees.to_vec() }, &|_| ()).map(|_| ())
+        self.run(label, Task::Remove { trees: trees.to_vec() }, None, &|_| ()).map(|_| ())
     }
 
-    fn run(&self, label: &str, task: Task, step: &dyn Fn(&str)) -> Result<Option<protocol::Written>, Error> {
-        let request = Request { task, epoch: self.epoch, threads: self.threads };
+    fn run(
+        &self,
+        label: &str,
+        task: Task,
+        again: Option<Again>,
+        step: &dyn Fn(&str),
+    ) -> Result<Option<protocol::Written>, Error> {
+        let request = Request { task, epoch: self.epoch, threads: self.threads, again };
         stage::run(&self.program, &request, step).map_err(|source| Error::Stage { label: label.to_owned(), source })
     }
 }

@@ -6,6 +6,7 @@
 mod accounts;
 mod mini;
 mod ordinary_user;
+mod twice;
 
 use std::{
     fs,

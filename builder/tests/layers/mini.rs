@@ -42,6 +42,8 @@ const PROGRAMS: &[&str] = &[
     "env",
     "getent",
     "stat",
+    // Needs libm, as does the library that gives programs another clock.
+    "awk",
 ];
 
 /// Makes packages in a folder.

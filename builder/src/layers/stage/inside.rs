@@ -30,6 +30,7 @@ use super::{
         tree::Tree,
         unpack::{self, Existing, Listing, Opened},
     },
+    again::{self, Diary},
     namespaces,
     protocol::{Failure, Package, Request, Task, Written},
 };
@@ -45,6 +46,8 @@ pub struct Work<'a> {
     pub request: &'a Request,
     /// What is told about progress.
     pub step: &'a dyn Fn(String),
+    /// What was told, and when.
+    pub diary: &'a Diary,
 }
 
 impl Work<'_> {
@@ -52,8 +55,8 @@ impl Work<'_> {
     pub fn run(&self) -> Result<Option<Written>, Failure> {
         let (result, useless): (Result<Written, Failure>, Vec<&Path>) = match &self.request.task {
             Task::Base { root, packages, out } => match self.base(root, packages, out) {
-                Ok(written) => (Ok(written), vec![]),
-                Err(failure) => (Err(failure), vec![root, out]),
+                Ok(written) if self.request.again.is_none() => (Ok(written), vec![]),
+                result => (result, vec![root, out]),
             },
             Task::Image { base, work, packages, files, changes, out } => {
                 let fill = |configure: &Configure<'_>| {
@@ -72,13 +75,13 @@ impl Work<'_> {
                     changes.services.iter().try_for_each(|service| configure.enable(service))
                 };
                 match self.image(base, work, out, &fill) {
-                    Ok(written) => (Ok(written), vec![work]),
-                    Err(failure) => (Err(failure), vec![work, out]),
+                    Ok(written) if self.request.again.is_none() => (Ok(written), vec![work]),
+                    result => (result, vec![work, out]),
                 }
             }
             Task::Kernel { base, work, package, out } => match self.kernel(base, work, package, out) {
-                Ok(written) => (Ok(written), vec![work]),
-                Err(failure) => (Err(failure), vec![work, out]),
+                Ok(written) if self.request.again.is_none() => (Ok(written), vec![work]),
+                result => (result, vec![work, out]),
             },
             Task::Remove { trees } => {
                 trees.iter().try_for_each(|tree| remove(tree))?;
@@ -105,7 +108,7 @@ impl Work<'_> {
         clean::clean(&tree, &BTreeSet::new()).map_err(failed("cleaning"))?;
         guest::mark_updated(&tree, self.request.epoch).map_err(failed("/etc/.updated"))?;
         namespaces::end_all_others().map_err(failed("ending what the scripts left running"))?;
-        self.write(root, Origin::Plain, out)
+        self.write(root, Origin::Plain, out, &[root])
     }
 
     fn image(
@@ -125,7 +128,8 @@ impl Work<'_> {
         // Else nothing of it can be removed.
         unmount(&merged, UnmountFlags::empty()).map_err(|error| failed("unmounting the overlay")(error.into()))?;
         result?;
-        self.write(&work.join("upper"), Origin::OverlayUpper, out)
+        let upper = work.join("upper");
+        self.write(&upper, Origin::OverlayUpper, out, &[&upper, base])
     }
 
     fn kernel(&self, base: &Path, work: &Path, package: &Package, out: &Path) -> Result<Written, Failure> {
@@ -155,7 +159,8 @@ impl Work<'_> {
             Task::Kernel { .. } | Task::Remove { .. } => &[],
         };
         let generators = generators::of(packages.iter().map(|package| package.name.as_str()));
-        Configure { tree, root, epoch: self.request.epoch, generators, step: self.step }
+        let clock = self.request.again.as_ref().map(|again| again.clock.as_path());
+        Configure { tree, root, epoch: self.request.epoch, clock, generators, step: self.step }
     }
 
     /// Mounts `base` below a new folder `work/upper`.
@@ -227,7 +232,8 @@ impl Work<'_> {
         if bootstrap { configure.preinst(controls()) } else { Ok(()) }
     }
 
-    fn write(&self, folder: &Path, origin: Origin, out: &Path) -> Result<Written, Failure> {
+    /// Writes what is in a folder. `trees` are that and those below it, by which files' owners are found.
+    fn write(&self, folder: &Path, origin: Origin, out: &Path, trees: &[&Path]) -> Result<Written, Failure> {
         (self.step)("writing the layer".to_owned());
         let said = |error: &(dyn std::error::Error + 'static)| full_or_other(error);
         let options = ScanOptions { clamp_mtime: Some(self.request.epoch), origin };
@@ -239,6 +245,9 @@ impl Work<'_> {
         let written = File::open(out).and_then(verity::digest).map_err(failed(&shown(out)))?;
         // The file gets its final name next, and is then taken as it is for ever.
         file.sync_all().map_err(failed(&shown(out)))?;
+        if let Some(again) = &self.request.again {
+            again::judge(&again.first, out, trees, self.diary)?;
+        }
         Ok(Written { digest: written, size: summary.size })
     }
 }

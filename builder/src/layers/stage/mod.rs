@@ -5,6 +5,7 @@
 //! Three processes: the builder, which maps ids; the *outer* one, which leaves the namespaces; the *inner* one, PID 1 of
 //! the new PID namespace, which works. Each program of the image then runs in a fourth ([`program`]).
 
+pub mod again;
 pub mod ids;
 mod inside;
 mod namespaces;
@@ -75,6 +76,13 @@ pub enum Error {
         /// What to do.
         hint: String,
     },
+    /// It was made again, and became another.
+    #[error(
+        "it came out different when it was made again, at another time of day and with other process ids:\n  {}\nwhat is drawn \
+         or noted while packages are installed can't be in an image: leave it to the guest, or tell us of the package",
+        .0.join("\n  ")
+    )]
+    Differs(Vec<String>),
     /// The disk is full.
     #[error(
         "no room left on the disk of the cache while working on {0}: free some, or let XDG_CACHE_HOME name a folder on a larger disk"
@@ -136,6 +144,7 @@ impl From<Failure> for Error {
             Failure::Namespaces(text) => Self::Namespaces(text),
             Failure::Script { what, how, output } => Self::Script { what, how, output },
             Failure::Recipe { mark, message, hint } => Self::Recipe { mark, message, hint },
+            Failure::Differs(files) => Self::Differs(files),
             Failure::NoSpace(what) => Self::NoSpace(what),
             Failure::Other(text) => Self::Failed(text),
         }
@@ -188,11 +197,16 @@ fn inner() -> io::Result<ExitCode> {
     namespaces::hide_from_programs()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let request: Request = serde_json::from_reader(io::stdin().take(MAX_REQUEST_BYTES))?;
+    if request.again.is_some() {
+        again::skip_pids()?;
+    }
+    let diary = again::Diary::default();
     let step = |text: String| {
+        diary.note(&text);
         // If the builder is gone, this process is about to be killed.
         let _gone = tell(&Message::Step(text));
     };
-    let (message, code) = match (Work { request: &request, step: &step }).run() {
+    let (message, code) = match (Work { request: &request, step: &step, diary: &diary }).run() {
         Ok(written) => (Message::Done(written), ExitCode::SUCCESS),
         Err(failure) => (Message::Failed(failure), ExitCode::FAILURE),
     };

@@ -6,7 +6,10 @@ use std::{
     ffi::CString,
     fs::File,
     io::{self, Read, Seek},
-    os::{fd::AsFd, unix::process::CommandExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -14,15 +17,15 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{MemfdFlags, Mode},
+    fs::{MemfdFlags, Mode, OFlags},
     io::{Errno, FdFlags},
     mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount},
-    pipe::PipeFlags,
+    pipe::{PipeFlags, SpliceFlags},
     process::{Pid, PidfdFlags, Signal},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{super::tree::Tree, namespaces};
+use super::{super::tree::Tree, again, namespaces};
 
 /// How long the scripts of one image may take together: stops a script that waits for an answer or a network for ever.
 pub const DEADLINE: Duration = Duration::from_secs(900);
@@ -42,6 +45,8 @@ pub struct Program {
     pub root: PathBuf,
     /// Programs of the image that do nothing while this runs: each is covered by `true`.
     pub masked: Vec<PathBuf>,
+    /// The library that gives it another clock, if it shall have one.
+    pub clock: Option<PathBuf>,
     /// Program and arguments.
     pub arguments: Vec<String>,
 }
@@ -72,6 +77,9 @@ impl Ended {
     }
 }
 
+/// Bytes of a note at most, and of a pipe that has room for one (pipe(7), "O_DIRECT": each write is a packet of its own).
+const ONE_NOTE: usize = 4096;
+
 /// Where a program's status notes go: dpkg's `--status-fd`.
 pub const STATUS_FD: &str = "{status-fd}";
 
@@ -79,7 +87,14 @@ impl Program {
     /// Runs it to its end with `environment` beside the fixed one. An argument [`STATUS_FD`] becomes the number of a
     /// descriptor; `note` sees each line written there.
     pub fn run(&self, epoch: i64, environment: &[(&str, &str)], note: &mut dyn FnMut(&str)) -> io::Result<Ended> {
-        let (notes_in, notes_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // Where it counts when a step began there is room for one note: the program waits with the next, and with what comes then,
+        // until a note was told.
+        let one = if self.clock.is_some() { PipeFlags::DIRECT } else { PipeFlags::empty() };
+        let (notes_in, notes_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | one)?;
+        if self.clock.is_some() {
+            rustix::pipe::fcntl_setpipe_size(&notes_out, ONE_NOTE)?;
+        }
+        rustix::fs::fcntl_setfl(&notes_in, OFlags::NONBLOCK)?;
         let mut program = self.clone();
         for argument in &mut program.arguments {
             if argument == STATUS_FD {
@@ -103,12 +118,15 @@ impl Program {
                 ("PERL_HASH_SEED", "0"),
                 ("SOURCE_DATE_EPOCH", &epoch.to_string()),
             ])
+            .envs(self.clock.iter().flat_map(|_| again::environment()))
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output.try_clone()?)
             .spawn()?;
         drop(notes_out);
-        let mut notes = Notes { pipe: File::from(notes_in), text: String::new(), told: 0 };
+        let copy = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let mut notes =
+            Notes { pipe: File::from(notes_in), copy: (File::from(copy.0), copy.1), text: String::new(), told: 0 };
         let ended = wait(&child, &mut notes, note)?;
         if !ended {
             child.kill()?;
@@ -152,6 +170,11 @@ impl Program {
                 mount_bind(&idle.1, &program.1)?;
             }
         }
+        if let Some(clock) = &self.clock {
+            let place = Path::new(again::CLOCK);
+            tree.write(place, b"", 0o644)?;
+            mount_bind(clock, &tree.file_handle(place)?.1)?;
+        }
         std::env::set_current_dir(&self.root)?;
         rustix::process::pivot_root(".", ".")?;
         unmount(".", UnmountFlags::DETACH)?;
@@ -162,31 +185,31 @@ impl Program {
 
 struct Notes {
     pipe: File,
+    /// Where a note is looked at before it leaves the pipe.
+    copy: (File, OwnedFd),
     text: String,
     told: usize,
 }
 
 impl Notes {
-    /// Takes what is there; the pipe does not block.
+    /// Tells what is there, and only then takes it; the pipe does not block.
     fn read(&mut self, note: &mut dyn FnMut(&str)) -> io::Result<bool> {
-        let mut buffer = [0; 4096];
-        let mut open = true;
+        let mut buffer = [0; ONE_NOTE];
         loop {
-            match self.pipe.read(&mut buffer) {
-                Ok(0) => {
-                    open = false;
-                    break;
-                }
-                Ok(read) => self.text.push_str(&String::from_utf8_lossy(&buffer[..read])),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
+            let there = match rustix::pipe::tee(&self.pipe, &self.copy.1, ONE_NOTE, SpliceFlags::NONBLOCK) {
+                Ok(0) => return Ok(false),
+                Ok(there) => there,
+                Err(Errno::AGAIN) => return Ok(true),
+                Err(error) => return Err(error.into()),
+            };
+            self.copy.0.read_exact(&mut buffer[..there])?;
+            self.text.push_str(&String::from_utf8_lossy(&buffer[..there]));
+            while let Some(end) = self.text[self.told..].find('\n') {
+                note(&self.text[self.told..self.told + end]);
+                self.told += end + 1;
             }
+            self.pipe.read_exact(&mut buffer[..there])?;
         }
-        while let Some(end) = self.text[self.told..].find('\n') {
-            note(&self.text[self.told..self.told + end]);
-            self.told += end + 1;
-        }
-        Ok(open)
     }
 }
 

@@ -15,6 +15,17 @@ pub struct Request {
     pub epoch: i64,
     /// Threads for unpacking, at least 1.
     pub threads: usize,
+    /// If the layer was made before.
+    pub again: Option<Again>,
+}
+
+/// What is made a second time, to see whether it becomes the same.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Again {
+    /// The layer that was made first.
+    pub first: PathBuf,
+    /// The library that gives programs another clock.
+    pub clock: PathBuf,
 }
 
 /// The kinds of work.
@@ -199,6 +210,8 @@ pub enum Failure {
         /// What to do.
         hint: String,
     },
+    /// It was made again, and became another: a line for each file.
+    Differs(Vec<String>),
     /// No room on the disk.
     NoSpace(String),
     /// Anything else.
