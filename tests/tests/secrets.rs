@@ -116,8 +116,8 @@ struct Stick {
 }
 
 impl Stick {
-    fn new(file: PathBuf) -> Self {
-        fs::File::create(&file).unwrap().set_len(2 << 30).unwrap();
+    fn new(file: PathBuf, size: u64) -> Self {
+        fs::File::create(&file).unwrap().set_len(size).unwrap();
         let said = tool::ask("losetup", ["--show".as_ref(), "--find".as_ref(), file.as_os_str()]);
         Self { node: said.trim().to_owned(), file }
     }
@@ -191,7 +191,8 @@ fn prove(rack: &mut Rack, guest_name: &str, port: &str, password: &str) {
 fn a_flashed_disk_gets_secrets_beside_the_image_and_more_of_them_later() {
     let folder = place::test_folder("secrets-flashed");
     let image = build(&folder);
-    let stick = Stick::new(folder.join("stick"));
+    // No larger than the image, so that `verify` finds its tables where they belong.
+    let stick = Stick::new(folder.join("stick"), fs::metadata(&image.path).unwrap().len());
     let name = stick.node.strip_prefix("/dev/").unwrap();
     let flash = |secrets: &Path| {
         let mut flash = tool::rackstick();
