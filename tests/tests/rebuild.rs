@@ -12,53 +12,46 @@ use std::{
 };
 
 use rackstick_tests::{place, tool};
-use tempfile::TempDir;
 
 /// All that a build of the bare rack gives.
 const FILES: [&str; 5] = ["bmap", "img", "json", "provenance.json", "spdx.json"];
 
 /// A recipe, a folder for what is built of it, and the programs to do so, all of which may be changed.
 struct Bench {
-    folder: TempDir,
+    folder: PathBuf,
     recipe: PathBuf,
 }
 
 impl Bench {
-    fn new() -> Self {
-        let folder = tempfile::tempdir_in(place::rig()).unwrap();
+    fn new(test: &str) -> Self {
+        let folder = place::test_folder(test);
         let recipes = place::clone().join("tests/recipes");
         for name in ["bare.toml", "bare.lock"] {
-            fs::copy(recipes.join(name), folder.path().join(name)).unwrap();
+            fs::copy(recipes.join(name), folder.join(name)).unwrap();
         }
         let program = PathBuf::from(tool::rackstick().get_program());
         for name in ["rackstick", "rackstick-host", "rackstick-vmm", "rackstick-guest"] {
-            fs::copy(program.with_file_name(name), folder.path().join(name)).unwrap();
+            fs::copy(program.with_file_name(name), folder.join(name)).unwrap();
         }
-        let recipe = folder.path().join("bare.toml");
+        let recipe = folder.join("bare.toml");
         Self { folder, recipe }
     }
 
     /// Builds; whether there was nothing to do.
     fn is_up_to_date(&self, options: &[&str]) -> bool {
-        let mut command = Command::new(self.folder.path().join("rackstick"));
-        command
-            .arg("build")
-            .arg(&self.recipe)
-            .arg("-o")
-            .arg(self.folder.path().join("out"))
-            .arg("--json")
-            .args(options);
+        let mut command = Command::new(self.folder.join("rackstick"));
+        command.arg("build").arg(&self.recipe).arg("-o").arg(self.folder.join("out")).arg("--json").args(options);
         let said: serde_json::Value = serde_json::from_str(&tool::output(&mut command)).unwrap();
         said["result"]["up_to_date"].as_bool().unwrap()
     }
 
     fn file(&self, suffix: &str) -> PathBuf {
-        self.folder.path().join(format!("out/bare_1.{suffix}"))
+        self.folder.join(format!("out/bare_1.{suffix}"))
     }
 
     /// Inode and time of modification of every file in the output folder.
     fn written(&self) -> BTreeMap<PathBuf, (u64, SystemTime)> {
-        let entries = fs::read_dir(self.folder.path().join("out")).unwrap().map(|entry| entry.unwrap());
+        let entries = fs::read_dir(self.folder.join("out")).unwrap().map(|entry| entry.unwrap());
         let state = |entry: fs::DirEntry| {
             let metadata = entry.metadata().unwrap();
             (entry.path(), (metadata.ino(), metadata.modified().unwrap()))
@@ -100,7 +93,7 @@ fn replace_with_a_copy(path: &Path) {
 
 #[test]
 fn nothing_is_written_if_nothing_changed_and_all_if_any_file_did() {
-    let bench = Bench::new();
+    let bench = Bench::new("rebuild-files");
     assert!(!bench.is_up_to_date(&[]));
     let files = FILES.map(|suffix| bench.file(suffix));
     let (bytes, first) = (sums(&files), bench.written());
@@ -137,10 +130,10 @@ fn nothing_is_written_if_nothing_changed_and_all_if_any_file_did() {
 
 #[test]
 fn another_program_recipe_or_option_is_built() {
-    let bench = Bench::new();
+    let bench = Bench::new("rebuild-inputs");
     assert!(!bench.is_up_to_date(&[]));
     let append = |name: &str| {
-        let path = bench.folder.path().join(name);
+        let path = bench.folder.join(name);
         let mut text = fs::read(&path).unwrap();
         text.extend_from_slice(b"# more\n");
         fs::write(path, text).unwrap();
@@ -156,6 +149,6 @@ fn another_program_recipe_or_option_is_built() {
     assert!(!bench.is_up_to_date(&[]));
     assert!(!bench.file("img.zst").exists());
 
-    fs::rename(bench.folder.path().join("out"), bench.folder.path().join("moved")).unwrap();
+    fs::rename(bench.folder.join("out"), bench.folder.join("moved")).unwrap();
     assert!(!bench.is_up_to_date(&[]), "it is no longer there");
 }
