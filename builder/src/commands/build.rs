@@ -96,7 +96,9 @@ pub fn run(args: Args) -> Result<(), report::Error> {
         zst: args.zst,
     };
     let now = generation::Now::read(&inputs, &args.output)?;
-    let built = match now.is_there(&inputs)? {
+    // To compare, layers must be made.
+    let there = if args.twice { None } else { now.is_there(&inputs)? };
+    let built = match there {
         Some(built) => built,
         None => {
             archive::obtain(&lock, &mirrors, &store, &progress)?;
