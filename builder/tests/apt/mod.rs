@@ -4,6 +4,8 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
+    fmt::Debug,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -16,6 +18,17 @@ pub type Deb = (String, u64);
 pub struct Apt {
     root: PathBuf,
 }
+
+/// What apt says to being asked for packages.
+pub enum Answer {
+    /// What it would fetch and install.
+    Installed(BTreeSet<Deb>),
+    /// It can't, or would have to remove what is installed; its words.
+    Refused(String),
+}
+
+/// What apt says last where it refuses.
+const REFUSALS: [&str; 2] = ["E: Unable to correct problems", "E: Packages need to be removed but remove is disabled."];
 
 impl Apt {
     /// One with further sources (deb822, sources.list(5)).
@@ -87,19 +100,32 @@ impl Apt {
         fs::write(self.root.join("status"), installed).unwrap();
     }
 
-    /// What it would fetch and install.
-    pub fn install(&self, packages: &[&str]) -> BTreeSet<Deb> {
-        let args = ["-qq", "--print-uris", "--no-install-recommends", "install"];
-        let out = run(self.command("apt-get").args(args).args(packages));
+    /// What it would fetch and install, which must be possible.
+    pub fn install<S: AsRef<OsStr> + Debug>(&self, packages: &[S]) -> BTreeSet<Deb> {
+        match self.ask(packages) {
+            Answer::Installed(debs) => debs,
+            Answer::Refused(why) => panic!("{packages:?}: {why}"),
+        }
+    }
+
+    /// What it would fetch and install, if it can without removing anything.
+    pub fn ask<S: AsRef<OsStr> + Debug>(&self, packages: &[S]) -> Answer {
+        let args = ["-qq", "--print-uris", "--no-install-recommends", "--no-remove", "--solver", "internal", "install"];
+        let output = self.command("apt-get").args(args).args(packages).output().unwrap();
+        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+        if !output.status.success() {
+            let refused = REFUSALS.iter().any(|refusal| stderr.contains(refusal));
+            assert!(refused, "apt failed of {packages:?}: {stdout}{stderr}");
+            return Answer::Refused(stdout + &stderr);
+        }
         // 'http://HOST/debian/pool/main/g/glibc/libc6_2.41-12%2bdeb13u5_amd64.deb' FILE 2850108 HASH
-        out.lines()
-            .map(|line| {
-                let mut words = line.split(' ');
-                let url = words.next().unwrap().trim_matches('\'');
-                let path = &url[url.find("/pool/").unwrap() + 1..];
-                (decode(path), words.nth(1).unwrap().parse().unwrap())
-            })
-            .collect()
+        let deb = |line: &str| {
+            let mut words = line.split(' ');
+            let url = words.next().unwrap().trim_matches('\'');
+            let path = &url[url.find("/pool/").unwrap() + 1..];
+            (decode(path), words.nth(1).unwrap().parse().unwrap())
+        };
+        Answer::Installed(stdout.lines().map(deb).collect())
     }
 }
 
@@ -125,7 +151,10 @@ pub fn mirror(archive: &str) -> String {
 /// Runs a command that must succeed, and gives what it prints.
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}\n{stderr}", output.status);
-    String::from_utf8(output.stdout).unwrap()
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, text(output.stderr));
+    text(output.stdout)
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
 }

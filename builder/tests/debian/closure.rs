@@ -1,14 +1,12 @@
 //! The oracle of the resolver: for each set of packages, `rackstick lock` must choose what apt chooses for a system that
-//! has the same base installed. Needs the network: both read the archive as it is now, from this machine's mirrors.
+//! has the same base installed.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+use std::collections::BTreeSet;
 
-mod apt;
-
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
-
-use apt::{Apt, Deb, run};
-use rackstick_image::lock::Lock;
+use super::{
+    apt::{Apt, Deb},
+    lock,
+};
 
 /// What is asked for: what servers, and labs, consist of.
 const SETS: &[(&str, &[&str])] = &[
@@ -60,16 +58,18 @@ const ONLY_APT: &[(&str, &[&str])] = &[
 #[test]
 fn a_lock_holds_what_apt_would_install() {
     let folder = tempfile::tempdir().unwrap();
-    let lock = lock(folder.path());
+    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
+    let lock =
+        lock::all(folder.path(), &SETS.iter().map(|(name, packages)| ((*name).to_owned(), owned(packages))).collect());
     let apt = Apt::new(folder.path(), "");
 
-    let mut base: Vec<&str> = lock.roots["base"].iter().map(String::as_str).collect();
-    base.push("?essential");
-    let mut differences = difference("base", &chosen(&lock, "base"), &apt.install(&base));
+    let mut base = lock.roots["base"].clone();
+    base.push("?essential".to_owned());
+    let mut differences = difference("base", &lock::chosen(&lock, "base"), &apt.install(&base));
 
     apt.set_installed(&lock.sets["base"]);
     let compare = |(name, packages): &(&str, &[&str])| {
-        difference(name, &chosen(&lock, &format!("image:{name}")), &apt.install(packages))
+        difference(name, &lock::chosen(&lock, &format!("image:{name}")), &apt.install(&owned(packages)))
     };
     let (compare, halves) = (&compare, SETS.split_at(SETS.len() / 2));
     std::thread::scope(|scope| {
@@ -80,36 +80,9 @@ fn a_lock_holds_what_apt_would_install() {
     assert!(differences.is_empty(), "\n{differences}");
 }
 
-/// Locks a rack with one guest for each set.
-fn lock(folder: &Path) -> Lock {
-    let mut rack = "[rack]\nname = \"test\"\nversion = \"1\"\nbase = \"debian:trixie\"\ndomain = \"test.internal\"\n\
-         [networks.servers]\nsubnet = \"10.0.0.0/24\"\n"
-        .to_owned();
-    for (number, (name, packages)) in SETS.iter().enumerate() {
-        let address = number + 2;
-        rack += &format!(
-            "[guests.{name}]\nimage = \"{name}.toml\"\nmemory = \"256 MiB\"\naddress = {{ servers = \"10.0.0.{address}\" }}\n"
-        );
-        fs::write(folder.join(format!("{name}.toml")), format!("packages = {packages:?}\n")).unwrap();
-    }
-    let recipe = folder.join("rack.toml");
-    fs::write(&recipe, rack).unwrap();
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
-    run(Command::new(env!("CARGO_BIN_EXE_rackstick")).arg("lock").arg(&recipe).env("RACKSTICK_CACHE", cache));
-    toml::from_str(&fs::read_to_string(folder.join("rack.lock")).unwrap()).unwrap()
-}
-
-/// The .debs of a set.
-fn chosen(lock: &Lock, set: &str) -> BTreeSet<Deb> {
-    let deb = |name: &String| (lock.packages[name].path.clone(), lock.packages[name].size);
-    lock.sets[set].iter().map(deb).collect()
-}
-
-fn difference(set: &str, ours: &BTreeSet<Deb>, apts: &BTreeSet<Deb>) -> String {
-    let explained = |(path, _): &Deb| {
-        let name = path.rsplit('/').next().unwrap().split('_').next().unwrap();
-        ONLY_APT.iter().any(|(of, names)| *of == set && names.contains(&name))
-    };
+pub fn difference(set: &str, ours: &BTreeSet<Deb>, apts: &BTreeSet<Deb>) -> String {
+    let explained =
+        |(path, _): &Deb| ONLY_APT.iter().any(|(of, names)| *of == set && names.contains(&package_of(path)));
     let apts = apts.iter().filter(|deb| ours.contains(*deb) || !explained(deb)).cloned().collect();
     let mut lines = String::new();
     for (who, mut only) in [("we", ours.difference(&apts).peekable()), ("apt", apts.difference(ours).peekable())] {
@@ -118,4 +91,9 @@ fn difference(set: &str, ours: &BTreeSet<Deb>, apts: &BTreeSet<Deb>) -> String {
         }
     }
     lines
+}
+
+/// The name of the package in a .deb.
+pub fn package_of(path: &str) -> &str {
+    path.rsplit('/').next().unwrap().split('_').next().unwrap()
 }
