@@ -32,7 +32,7 @@ fn place_one(secret: &Secret, value: &Path, root: &Path) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
     }
     // Nobody reads it before it belongs to its user.
-    let mut file = File::options().write(true).create_new(true).mode(0).open(&path)?;
+    let mut file = File::options().write(true).create_new(true).mode(0o000).open(&path)?;
     file.write_all(&value)?;
     fchown(&file, Some(secret.uid), Some(secret.gid))?;
     // After that, since it would take bits away.
