@@ -5,7 +5,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rackstick_image::secrets::Values;
 use serde::Serialize;
 
 use crate::{
@@ -53,11 +52,10 @@ impl fmt::Display for Given<'_> {
 
 /// Gives them.
 pub fn run(args: &Args) -> Result<(), report::Error> {
-    let names = |values: &Values| values.keys().map(|(guest, name)| format!("{guest}/{name}")).collect();
     let secrets = if args.disk.is_file() {
-        let (filling, values) = filling(&args.disk, &args.folder)?;
+        let (filling, names) = filling(&args.disk, &args.folder)?;
         filling.write(&args.disk)?;
-        names(&values)
+        names
     } else {
         let system = System::this();
         let disk = system.find(&args.disk)?;
@@ -66,17 +64,18 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
         if let Some(source) = flash::refusal(&system, &disk, None)? {
             return Err(GiveError::Refused { disk: disk.name, source }.into());
         }
-        let (filling, values) = filling(&disk.node, &args.folder)?;
+        let (filling, names) = filling(&disk.node, &args.folder)?;
         flash::give(&filling, &target?)?;
-        names(&values)
+        names
     };
     output::result(&Given { disk: &args.disk, secrets })?;
     Ok(())
 }
 
-/// What goes into the slot of an image or a disk, and what of that is new.
-fn filling(disk: &Path, folder: &Path) -> Result<(Filling, Values), SecretsError> {
+/// What goes into the slot of an image or a disk, and what of that is new, as `guest/secret`.
+fn filling(disk: &Path, folder: &Path) -> Result<(Filling, Vec<String>), SecretsError> {
     let wanted = Wanted::of(&image::Disk::open(disk)?)?.ok_or_else(|| SecretsError::NoSlot(disk.to_owned()))?;
     let values = wanted.read(folder)?;
-    Ok((Filling::new(wanted, values.clone())?, values))
+    let names = values.keys().map(|(guest, name)| format!("{guest}/{name}")).collect();
+    Ok((Filling::new(wanted, values)?, names))
 }
