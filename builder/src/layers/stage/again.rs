@@ -15,7 +15,7 @@ use rackstick_image::{
     erofs::read::Layer,
     view::{ReadError, View},
 };
-use rustix::time::{ClockId, clock_gettime};
+use rustix::fs::{MemfdFlags, Timespec, Timestamps, UTIME_NOW, futimens, memfd_create};
 
 use super::super::{
     compare::{Difference, How, Pair, Part},
@@ -60,29 +60,43 @@ pub fn skip_pids() -> io::Result<()> {
     fs::write("/proc/sys/kernel/ns_last_pid", PID_BASE.to_string())
 }
 
-/// What a stage did, and when each part began, by the clock that files are stamped with.
-#[derive(Default)]
-pub struct Diary(RefCell<Vec<(Duration, String)>>);
+/// What a stage did, and when each part began, by the clock that files are stamped with. No call tells that clock: since
+/// Linux 6.13 it is ahead of `CLOCK_REALTIME_COARSE` where a file's time was asked for between two changes (kernel
+/// documentation, filesystems/multigrain-ts). So a file of its own is stamped.
+pub struct Diary {
+    stamped: File,
+    began: RefCell<Vec<(Duration, String)>>,
+}
 
 impl Diary {
+    /// An empty one.
+    pub fn new() -> io::Result<Self> {
+        let stamped = memfd_create("diary", MemfdFlags::CLOEXEC)?;
+        Ok(Self { stamped: stamped.into(), began: RefCell::default() })
+    }
+
     /// Notes what begins now.
-    pub fn note(&self, what: &str) {
-        let now = clock_gettime(ClockId::RealtimeCoarse);
-        let now = Duration::new(now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0));
-        self.0.borrow_mut().push((now, what.to_owned()));
+    pub fn note(&self, what: &str) -> io::Result<()> {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        futimens(&self.stamped, &Timestamps { last_access: now, last_modification: now })?;
+        self.began.borrow_mut().push((changed(&self.stamped.metadata()?), what.to_owned()));
+        Ok(())
     }
 
     /// What was being done when a file was last changed; two things if one began in that very tick of the clock.
     fn at(&self, file: &Path) -> Option<String> {
-        let metadata = fs::symlink_metadata(file).ok()?;
-        let changed = Duration::new(metadata.ctime().try_into().ok()?, metadata.ctime_nsec().try_into().ok()?);
-        let diary = self.0.borrow();
+        let changed = changed(&fs::symlink_metadata(file).ok()?);
+        let diary = self.began.borrow();
         let next = diary.partition_point(|(began, _)| *began <= changed);
         let last = diary[..next].iter().rev().enumerate();
         let steps = last.take_while(|(number, _)| *number == 0 || (*number == 1 && diary[next - 1].0 == changed));
         let steps: Vec<String> = steps.map(|(_, (_, step))| format!("`{step}`")).collect();
         (!steps.is_empty()).then(|| steps.join(" or "))
     }
+}
+
+fn changed(metadata: &fs::Metadata) -> Duration {
+    Duration::new(metadata.ctime().try_into().unwrap_or(0), metadata.ctime_nsec().try_into().unwrap_or(0))
 }
 
 /// Compares a layer with the one that was made before. `trees` are that of the new one and those below it.

@@ -200,11 +200,10 @@ fn inner() -> io::Result<ExitCode> {
     if request.again.is_some() {
         again::skip_pids()?;
     }
-    let diary = again::Diary::default();
+    let diary = again::Diary::new()?;
     let step = |text: String| {
-        diary.note(&text);
-        // If the builder is gone, this process is about to be killed.
-        let _gone = tell(&Message::Step(text));
+        // Stamping its own memory file can't fail; and if the builder is gone, this process is about to be killed.
+        let _gone = diary.note(&text).and_then(|()| tell(&Message::Step(text)));
     };
     let (message, code) = match (Work { request: &request, step: &step, diary: &diary }).run() {
         Ok(written) => (Message::Done(written), ExitCode::SUCCESS),
