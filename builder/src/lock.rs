@@ -13,7 +13,8 @@ use std::{
 
 use rackstick_image::{
     lock::{FORMAT, Input, Lock},
-    recipe::{self, Diagnostic, Diagnostics, Place, Rack, Source},
+    recipe::{self, Diagnostic, Diagnostics, Format, Place, Rack, Source},
+    reference::Reference,
 };
 
 use rackstick::from::{self, PinError};
@@ -21,6 +22,7 @@ use rackstick::from::{self, PinError};
 use crate::{
     archive::{self, DEBIAN, RepositoryError, ResolveLockError, SECURITY, Updated},
     progress::Progress,
+    registry::{self, RegistryError},
     sets,
     store::{Store, StoreError},
 };
@@ -74,6 +76,9 @@ pub enum LockError {
     /// What an image is made from can't be pinned.
     #[error(transparent)]
     Pin(#[from] PinError),
+    /// The same, in a registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// There is nowhere to work.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -109,7 +114,7 @@ pub fn for_build(
 ) -> Result<Lock, LockError> {
     match fitting(recipe, rack)? {
         Some(lock) => Ok(lock),
-        None => renew(recipe, rack, None, mirrors, store, progress),
+        None => renew(recipe, rack, None, None, mirrors, store, progress),
     }
 }
 
@@ -127,16 +132,17 @@ pub fn fitting(recipe: &Path, rack: &Rack) -> Result<Option<Lock>, LockError> {
     Err(LockError::Unfit { path: path(recipe), recipe: recipe.to_owned(), differences })
 }
 
-/// Resolves the recipe against the archives as they are now and writes its lock.
+/// Resolves the recipe against the archives as they are now and writes its lock. Images of registries stay as they are in `kept`.
 pub fn renew(
     recipe: &Path,
     rack: &Rack,
     previous: Option<&Lock>,
+    kept: Option<&Lock>,
     mirrors: &[String],
     store: &Store,
     progress: &Progress,
 ) -> Result<Lock, LockError> {
-    let inputs = inputs(rack)?;
+    let inputs = inputs(rack, kept)?;
     let lock = Lock { inputs, ..archive::resolve(rack, previous, mirrors, store, progress)? };
     write(&path(recipe), &lock)?;
     Ok(lock)
@@ -144,14 +150,14 @@ pub fn renew(
 
 /// Pins what images are made from as it is now, and leaves the packages of `previous` as they are; no archive is asked.
 pub fn renew_inputs(recipe: &Path, rack: &Rack, previous: &Lock) -> Result<Lock, LockError> {
-    let lock = Lock { inputs: inputs(rack)?, ..previous.clone() };
+    let lock = Lock { inputs: inputs(rack, Some(previous))?, ..previous.clone() };
     write(&path(recipe), &lock)?;
     Ok(lock)
 }
 
 /// How a lock differs from what the recipe asks for and from the files that lie beside it, one line each; empty if it fits.
 pub fn differences(rack: &Rack, lock: &Lock) -> Result<Vec<String>, LockError> {
-    Ok([package_differences(rack, lock)?, from::differences(&inputs(rack)?, lock)].concat())
+    Ok([package_differences(rack, lock)?, from::differences(rack, &beside(rack)?, lock)].concat())
 }
 
 /// How a lock's packages, and where they come from, differ from what the recipe asks for.
@@ -160,8 +166,15 @@ pub fn package_differences(rack: &Rack, lock: &Lock) -> Result<Vec<String>, Lock
     Ok([sets::differences(rack, lock), archive::repository_differences(&pinned.repositories, lock)].concat())
 }
 
-/// What images are made from in place of packages, as it is now.
-fn inputs(rack: &Rack) -> Result<BTreeMap<String, Input>, LockError> {
+/// What images are made from in place of packages, as it is now; images of registries as they are in `kept`.
+fn inputs(rack: &Rack, kept: Option<&Lock>) -> Result<BTreeMap<String, Input>, LockError> {
+    let mut inputs = beside(rack)?;
+    inputs.extend(registry::pin(rack, kept)?);
+    Ok(inputs)
+}
+
+/// What of it lies beside the recipes.
+fn beside(rack: &Rack) -> Result<BTreeMap<String, Input>, LockError> {
     if rack.images.values().all(|image| image.from.is_none()) {
         return Ok(BTreeMap::new());
     }
@@ -178,7 +191,7 @@ pub fn update(
     store: &Store,
     progress: &Progress,
 ) -> Result<Updated, LockError> {
-    let inputs = inputs(rack)?;
+    let inputs = inputs(rack, Some(previous))?;
     let mut updated = archive::update(rack, previous, names, mirrors, store, progress)?;
     updated.lock.inputs = inputs;
     write(&path(recipe), &updated.lock)?;
@@ -258,6 +271,15 @@ fn fault(lock: &Lock) -> Option<(String, String)> {
         if package.size > MAX_PACKAGE {
             let message = format!("`{name}` has {} bytes; {MAX_PACKAGE} are the most", package.size);
             return Some((package.size.to_string(), message));
+        }
+    }
+    for input in lock.inputs.values() {
+        if input.format() == Format::Registry && input.path().parse::<Reference>().is_err() {
+            return Some((input.path().to_owned(), format!("`{}` names no image in a registry", input.path())));
+        }
+        if let Some(blob) = input.blobs().find(|blob| blob.size > MAX_PACKAGE) {
+            let message = format!("a file of {} has {} bytes; {MAX_PACKAGE} are the most", input.path(), blob.size);
+            return Some((blob.size.to_string(), message));
         }
     }
     for (set, names) in &lock.sets {

@@ -16,6 +16,7 @@ mod package;
 mod parallel;
 mod progress;
 mod qemu;
+mod registry;
 mod report;
 mod runtime;
 mod secrets;

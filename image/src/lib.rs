@@ -17,6 +17,7 @@ pub mod lock;
 pub mod manifest;
 pub mod modules;
 pub mod recipe;
+pub mod reference;
 pub mod secrets;
 pub mod sector;
 pub mod source;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Sha256;
+use crate::{digest::Sha256, recipe::Format};
 
 /// The only format this version reads.
 pub const FORMAT: u32 = 1;
@@ -60,6 +60,61 @@ pub enum Input {
         /// archive in the older format of `docker save`, which has no manifest, that of the configuration: the image's id.
         sha256: Sha256,
     },
+    /// An OCI image in a registry.
+    Registry {
+        /// As the image recipe names it.
+        reference: String,
+        /// The image's manifest; its hash is what registries call the image's digest.
+        manifest: Blob,
+        /// What the manifest names: the configuration and the layers, lowest first.
+        blobs: Vec<Blob>,
+    },
+}
+
+impl Input {
+    /// As the image recipe names it.
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Rootfs { path, .. } | Self::Oci { path, .. } => path,
+            Self::Registry { reference, .. } => reference,
+        }
+    }
+
+    /// What identifies its content, by its format's measure.
+    pub fn sha256(&self) -> Sha256 {
+        match self {
+            Self::Rootfs { sha256, .. } | Self::Oci { sha256, .. } => *sha256,
+            Self::Registry { manifest, .. } => manifest.sha256,
+        }
+    }
+
+    /// In which format it is.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Rootfs { .. } => Format::Rootfs,
+            Self::Oci { .. } => Format::Oci,
+            Self::Registry { .. } => Format::Registry,
+        }
+    }
+
+    /// What of it is in a registry: the manifest and all that it names.
+    pub fn blobs(&self) -> impl Iterator<Item = &Blob> {
+        let (manifest, blobs) = match self {
+            Self::Registry { manifest, blobs, .. } => (Some(manifest), blobs.as_slice()),
+            Self::Rootfs { .. } | Self::Oci { .. } => (None, [].as_slice()),
+        };
+        manifest.into_iter().chain(blobs)
+    }
+}
+
+/// A file that a registry has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Blob {
+    /// SHA-256 of its bytes, by which it is asked for.
+    pub sha256: Sha256,
+    /// Size in bytes.
+    pub size: u64,
 }
 
 /// A repository beside the base.

@@ -46,6 +46,11 @@ pub fn cache() -> PathBuf {
         .expect("HOME names a folder")
 }
 
+/// Debian's docker-registry.
+pub fn docker_registry() -> PathBuf {
+    cache().join("docker-registry/usr/bin/docker-registry")
+}
+
 /// A cache of the builder's that knows this user's packages, so that nothing is fetched twice, but no layers: every
 /// one is made anew. `RACKSTICK_CACHE` must name it.
 pub fn caches_without_layers() -> TempDir {

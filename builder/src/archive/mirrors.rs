@@ -141,6 +141,15 @@ impl Mirrors {
         Ok(new)
     }
 
+    /// Where the files of a repository of a registry are: its URL, or before that the folder `name` of one that
+    /// `rackstick vendor` filled.
+    pub fn of_registry(given: &[String], name: &str, url: &str) -> Self {
+        let mut new = Self(BTreeMap::new());
+        given.iter().filter_map(|folder| archive_in(folder, name)).for_each(|root| new.add(name, root));
+        new.add(name, url.to_owned());
+        new
+    }
+
     /// The mirrors in an apt configuration.
     pub fn of_apt(folder: &Path) -> Result<Self, MirrorError> {
         let mut files = vec![folder.join("sources.list")];

@@ -17,7 +17,7 @@ mod update;
 pub use date::rfc3339;
 pub use lock::{ResolveLockError, resolve};
 pub use mirrors::{DEBIAN, FILE, MirrorError, Mirrors, SECURITY};
-pub use obtain::{obtain, places};
+pub use obtain::{obtain, places, wants};
 pub use packages::{plain as is_package_name, proper_path as is_pool_path};
 pub use repositories::{RepositoryError, differences as repository_differences, pin as pin_repositories};
 pub use update::{Also, Updated, update};

@@ -51,8 +51,7 @@ pub fn places(lock: &Lock, store: &Store) -> BTreeMap<String, PathBuf> {
 /// already.
 pub fn obtain(lock: &Lock, mirrors: &Mirrors, store: &Store, progress: &Progress) -> Result<(), ObtainError> {
     let client = Client::new();
-    let wants: Vec<Want> = lock.packages.iter().map(|(name, package)| want(name, package)).collect();
-    match store.obtain(&client, &wants, mirrors, progress) {
+    match store.obtain(&client, &wants(lock), mirrors, progress) {
         Err(StoreError::Gone(gone)) => {
             let now = current(lock, store, &client, mirrors).map_err(|error| error.to_string());
             let line = |(name, package): (&String, &Package)| {
@@ -74,6 +73,11 @@ pub fn obtain(lock: &Lock, mirrors: &Mirrors, store: &Store, progress: &Progress
         }
         result => Ok(result?),
     }
+}
+
+/// The packages of a lock, as the store takes them.
+pub fn wants(lock: &Lock) -> Vec<Want> {
+    lock.packages.iter().map(|(name, package)| want(name, package)).collect()
 }
 
 /// A package of a lock, as the store takes it.

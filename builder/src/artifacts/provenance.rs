@@ -8,7 +8,6 @@ use std::{
 
 use rackstick_image::{
     digest::Sha256,
-    lock::Input,
     recipe::{Content, Rack},
 };
 use serde_json::{Value, json};
@@ -43,8 +42,7 @@ pub fn made_of(inputs: &Inputs) -> Result<Value, ArtifactError> {
         dependencies.push(file(path, content));
     }
     for input in inputs.lock.inputs.values() {
-        let (Input::Rootfs { path, sha256, .. } | Input::Oci { path, sha256 }) = input;
-        dependencies.push(file(path.clone(), *sha256));
+        dependencies.push(file(input.path().to_owned(), input.sha256()));
     }
     dependencies.extend(inputs.lock.packages.iter().map(
         |(name, package)| json!({ "uri": purl::of(name, package, inputs.lock), "digest": { "sha256": package.sha256 } }),

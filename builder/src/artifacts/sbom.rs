@@ -131,9 +131,13 @@ fn set_package(set: &str) -> Value {
 /// What an image was made of in place of packages. What is in it, it does not tell.
 fn input_package(image: &str, input: &Input) -> Value {
     let (path, comment, checksum) = match input {
-        Input::Rootfs { path, sha256, .. } => (path, "a tarball of a root file system", Some(checksums(*sha256))),
+        Input::Rootfs { path, sha256, .. } => {
+            (path.as_str(), "a tarball of a root file system", Some(checksums(*sha256)))
+        }
         // The hash is that of its manifest, and of no file.
-        Input::Oci { path, sha256 } => (path, &*format!("a container image, sha256:{sha256}"), None),
+        Input::Oci { .. } | Input::Registry { .. } => {
+            (input.path(), &*format!("a container image, sha256:{}", input.sha256()), None)
+        }
     };
     let mut more = json!({ "packageFileName": path, "primaryPackagePurpose": "CONTAINER", "comment": comment });
     if let (Value::Object(more), Some(checksum)) = (&mut more, checksum) {

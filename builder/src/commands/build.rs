@@ -11,7 +11,7 @@ use crate::{
     generation::{self, Inputs},
     lock, output,
     progress::Progress,
-    report,
+    registry, report,
     runtime::Runtime,
     store::Store,
 };
@@ -102,6 +102,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
         Some(built) => built,
         None => {
             archive::obtain(&lock, &mirrors, &store, &progress)?;
+            registry::obtain(&lock, &args.from.mirror, &store, &progress)?;
             generation::build(&inputs, now, &args.output, &progress)?
         }
     };

@@ -74,7 +74,8 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
     let (store, progress) = (Store::open()?, Progress::stderr());
     let (recipe, mirrors) = (&args.recipe, &args.from.mirror);
     let Updated { lock, also } = if args.packages.is_empty() {
-        let lock = lock::renew(recipe, &rack, previous.as_ref(), mirrors, &store, &progress)?;
+        let kept = previous.as_ref().filter(|_| !args.update);
+        let lock = lock::renew(recipe, &rack, previous.as_ref(), kept, mirrors, &store, &progress)?;
         Updated { lock, also: Vec::new() }
     } else {
         let previous = previous.as_ref().ok_or_else(|| NoLock(recipe.clone()))?;

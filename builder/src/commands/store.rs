@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, env, fmt, path::PathBuf, process::ExitCode, str::FromStr};
 
-use rackstick_image::recipe;
+use rackstick_image::{lock::Input, recipe};
 use serde::Serialize;
 
 use crate::{
@@ -135,6 +135,7 @@ fn gc(args: &GcArgs) -> Result<ExitCode, report::Error> {
         let rack = recipe::load(path)?;
         let lock = lock::fitting(path, &rack)?.ok_or_else(|| NoLock(path.clone()))?;
         hashes.extend(lock.packages.values().map(|package| package.sha256));
+        hashes.extend(lock.inputs.values().flat_map(Input::blobs).map(|blob| blob.sha256));
         let keys = generation::keys(&rack, &lock, &store)?;
         kept_layers.extend(keys.layers);
         kept_parts.extend(keys.parts);

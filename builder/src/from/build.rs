@@ -10,7 +10,7 @@ use std::{
 use rackstick_image::{
     digest::Sha256,
     erofs::{self, Device, Kind, Mtime, Node, TreeError, WriteError, XattrError},
-    lock,
+    lock::{self, Blob},
     recipe::{Diagnostics, From, Image, Owner},
     source::{Source, SourceError},
     verity,
@@ -188,6 +188,8 @@ fn identity(locked: &lock::Input) -> impl Serialize + use<> {
     match locked {
         lock::Input::Rootfs { sha256, .. } => ("rootfs", *sha256),
         lock::Input::Oci { sha256, .. } => ("oci", *sha256),
+        // The same image, wherever it was found.
+        lock::Input::Registry { manifest, .. } => ("oci", manifest.sha256),
     }
 }
 
@@ -199,13 +201,14 @@ fn start_of<'a, T: Serialize>(own: &'a T, from: &'a From) -> impl Serialize + us
 }
 
 /// Makes the image: its layers and what is started in it. `locked` says what it is made from, `added` are the recipe's files,
-/// `scratch` is a folder for what is needed meanwhile.
+/// in the folder `blobs` is what came from a registry, by its hash, `scratch` is a folder for what is needed meanwhile.
 pub fn build(
     layers: &Layers,
     image: &Image,
     from: &From,
     locked: &lock::Input,
     added: &[RecipeFile],
+    blobs: &Path,
     scratch: &Path,
 ) -> Result<Built, FromError> {
     let (placed, hashes) = files::collect(added)?;
@@ -220,7 +223,7 @@ pub fn build(
         return Ok(Built { layers: labelled(image, from, base, own), start, notes: Vec::new() });
     }
     let mut notes = Notes::default();
-    let (mut files, config) = unpack(from, locked, scratch, layers.epoch(), &mut notes)?;
+    let (mut files, config) = unpack(from, locked, blobs, scratch, layers.epoch(), &mut notes)?;
     let base = layers.written(&base, |out| write(&files, 0, layers.epoch(), from, out))?;
     files.next_layer();
     let top = files.layer();
@@ -246,6 +249,7 @@ fn labelled(image: &Image, from: &From, base: Layer, own: Option<Layer>) -> Vec<
 fn unpack(
     from: &From,
     locked: &lock::Input,
+    blobs: &Path,
     scratch: &Path,
     epoch: i64,
     notes: &mut Notes,
@@ -263,9 +267,13 @@ fn unpack(
             apply(&mut files, &spooled, false, epoch, notes, &mut xattr_bytes).map_err(in_archive)?;
             None
         }
-        lock::Input::Oci { sha256, .. } => {
+        lock::Input::Oci { sha256, .. } | lock::Input::Registry { manifest: Blob { sha256, .. }, .. } => {
             let in_image = |source| FromError::Oci { path: path.clone(), source };
-            let place = oci::Place::open(path, scratch).map_err(in_image)?;
+            let place = match locked {
+                lock::Input::Registry { .. } => oci::Place::of_blobs(blobs, *sha256, scratch),
+                _ => oci::Place::open(path, scratch),
+            };
+            let place = place.map_err(in_image)?;
             let found = oci::find(&place).map_err(in_image)?;
             changed(path, found.digest(), *sha256)?;
             let mut plain_bytes = 0_u64;

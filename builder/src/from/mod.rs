@@ -15,5 +15,5 @@ mod tree;
 mod users;
 
 pub use build::{Built, FromError, build, keys};
-pub use pin::{PinError, differences, pin};
+pub use pin::{PinError, differences, made_from, pin};
 pub use process::Start;

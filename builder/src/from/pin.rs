@@ -36,12 +36,12 @@ pub enum PinError {
     },
 }
 
-/// All inputs of a rack as they are now, by image. `scratch` is a folder for what is needed meanwhile.
+/// All inputs of a rack that lie beside its recipes as they are now, by image. `scratch` is a folder for what is needed meanwhile.
 pub fn pin(rack: &Rack, scratch: &Path) -> Result<BTreeMap<String, Input>, PinError> {
     // Images that share an input have it read once.
     let mut known: BTreeMap<&Path, Input> = BTreeMap::new();
     let mut pinned = BTreeMap::new();
-    for (name, from) in rack.images.iter().filter_map(|(name, image)| Some((name, image.from.as_ref()?))) {
+    for (name, from) in made_from(rack).filter(|(_, from)| from.format != Format::Registry) {
         let input = match known.get(from.file.as_path()) {
             Some(input) => input.clone(),
             None => known.entry(&from.file).or_insert(one(from, scratch)?).clone(),
@@ -49,6 +49,11 @@ pub fn pin(rack: &Rack, scratch: &Path) -> Result<BTreeMap<String, Input>, PinEr
         pinned.insert(name.clone(), input);
     }
     Ok(pinned)
+}
+
+/// The images of a rack that are not made of packages.
+pub fn made_from(rack: &Rack) -> impl Iterator<Item = (&String, &From)> {
+    rack.images.iter().filter_map(|(name, image)| Some((name, image.from.as_ref()?)))
 }
 
 fn one(from: &From, scratch: &Path) -> Result<Input, PinError> {
@@ -61,7 +66,7 @@ fn one(from: &From, scratch: &Path) -> Result<Input, PinError> {
             };
             read().map_err(|source| PinError::Read { path: from.file.clone(), source })
         }
-        Format::Oci => {
+        Format::Oci | Format::Registry => {
             let failed = |source| PinError::Oci { path: from.file.clone(), source };
             let folder =
                 tempfile::tempdir_in(scratch).map_err(|source| PinError::Read { path: scratch.to_owned(), source })?;
@@ -71,35 +76,26 @@ fn one(from: &From, scratch: &Path) -> Result<Input, PinError> {
     }
 }
 
-/// How the inputs as they are now differ from a lock's, one line each.
-pub fn differences(now: &BTreeMap<String, Input>, lock: &Lock) -> Vec<String> {
+/// How the inputs differ from a lock's, one line each. `now` are those that [`pin`] found; no registry is asked.
+pub fn differences(rack: &Rack, now: &BTreeMap<String, Input>, lock: &Lock) -> Vec<String> {
     let mut lines = Vec::new();
-    for (name, input) in now {
-        match lock.inputs.get(name) {
-            None => lines.push(format!("image `{name}` is made from {}, which the lock does not have", path(input))),
-            Some(locked) if locked == input => {}
-            Some(locked) if path(locked) != path(input) => {
-                lines.push(format!("image `{name}` is made from {}, in the lock from {}", path(input), path(locked)));
+    for (name, from) in made_from(rack) {
+        let path = &from.path.value;
+        match (lock.inputs.get(name), now.get(name)) {
+            (None, _) => lines.push(format!("image `{name}` is made from {path}, which the lock does not have")),
+            (Some(locked), _) if locked.format() != from.format || locked.path() != path => {
+                lines.push(format!("image `{name}` is made from {path}, in the lock from {}", locked.path()));
             }
-            Some(locked) => lines.push(format!(
-                "{} of image `{name}` has changed: it is {} now, {} in the lock",
-                path(input),
-                sha256(input),
-                sha256(locked)
+            (Some(locked), Some(now)) if locked != now => lines.push(format!(
+                "{path} of image `{name}` has changed: it is {} now, {} in the lock",
+                now.sha256(),
+                locked.sha256()
             )),
+            _ => {}
         }
     }
-    let gone = lock.inputs.iter().filter(|(name, _)| !now.contains_key(*name));
-    lines.extend(gone.map(|(name, input)| format!("image `{name}` is no longer made from {}", path(input))));
+    let made: Vec<&String> = made_from(rack).map(|(name, _)| name).collect();
+    let gone = lock.inputs.iter().filter(|(name, _)| !made.contains(name));
+    lines.extend(gone.map(|(name, input)| format!("image `{name}` is no longer made from {}", input.path())));
     lines
-}
-
-fn path(input: &Input) -> &str {
-    let (Input::Rootfs { path, .. } | Input::Oci { path, .. }) = input;
-    path
-}
-
-fn sha256(input: &Input) -> Sha256 {
-    let (Input::Rootfs { sha256, .. } | Input::Oci { sha256, .. }) = input;
-    *sha256
 }

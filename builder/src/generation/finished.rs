@@ -9,7 +9,7 @@ use std::{
 };
 
 use rackstick::layers::Layers;
-use rackstick_image::digest::Sha256;
+use rackstick_image::{digest::Sha256, lock::Input};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -77,7 +77,8 @@ impl Now {
         }
         let failed = |source| BuildError::Write { path: self.image.clone(), source };
         let allocated = fs::metadata(&self.image).map_err(failed)?.blocks() * 512;
-        inputs.store.touch(inputs.lock.packages.values().map(|package| package.sha256))?;
+        let blobs = inputs.lock.inputs.values().flat_map(Input::blobs).map(|blob| blob.sha256);
+        inputs.store.touch(inputs.lock.packages.values().map(|package| package.sha256).chain(blobs))?;
         self.layers.touch(&self.keys.layers)?;
         Parts::open(inputs.store)?.touch(&self.keys.parts)?;
         Ok(Some(Built { image: self.image.clone(), allocated, uki_size: finished.uki_size, up_to_date: true }))

@@ -194,7 +194,7 @@ fn foreign_layers(
     let (additions, marks) = additions::of(image, Vec::new(), scratch)?;
     let folder = tempfile::tempdir_in(scratch.0.path())
         .map_err(|source| BuildError::Write { path: scratch.0.path().to_owned(), source })?;
-    let built = from::build(layers, image, from, locked, &additions.files, folder.path());
+    let built = from::build(layers, image, from, locked, &additions.files, &inputs.store.files(), folder.path());
     let built = built.map_err(|error| match error {
         FromError::Layer(error) => marks.place(name, error),
         other => other.into(),

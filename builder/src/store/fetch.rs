@@ -241,7 +241,7 @@ impl Partial {
         let failure = |why: String, last| Interrupt::Mirror(Failure { why, last, gone: false });
         let part = client.part(url, self.length).map_err(|error| {
             let gone = matches!(error.kind, HttpErrorKind::NotFound);
-            let last = gone || matches!(error.kind, HttpErrorKind::Status(400..500));
+            let last = gone || matches!(error.kind, HttpErrorKind::Status(400..500) | HttpErrorKind::Challenge(_));
             Interrupt::Mirror(Failure { why: error.to_string(), last, gone })
         });
         let mut part = match part {

@@ -10,7 +10,10 @@ use std::{
 
 use ureq::{Agent, Body, http::Response};
 
-use crate::archive::FILE;
+use crate::{
+    archive::FILE,
+    registry::{ACCEPT, ChallengeError, Session},
+};
 
 /// How long to wait for a connection.
 const CONNECT: Duration = Duration::from_secs(15);
@@ -44,6 +47,9 @@ pub enum HttpErrorKind {
     /// There is no answer, or it broke off.
     #[error("{0}")]
     Transport(String),
+    /// A registry wants to know who asks.
+    #[error(transparent)]
+    Challenge(#[from] ChallengeError),
     /// The answer is longer than it may be.
     #[error("the answer is larger than {0} bytes")]
     TooLarge(u64),
@@ -53,7 +59,11 @@ pub enum HttpErrorKind {
 }
 
 /// A client; it keeps connections open.
-pub struct Client(Agent);
+pub struct Client {
+    agent: Agent,
+    /// With the registry that it is for, if it is for one.
+    session: Option<Session>,
+}
 
 /// The body of an answer.
 pub struct Part {
@@ -80,7 +90,12 @@ impl Client {
             .timeout_recv_body(Some(body))
             .max_idle_connections(2 * IDLE)
             .max_idle_connections_per_host(IDLE);
-        Self(config.build().new_agent())
+        Self { agent: config.build().new_agent(), session: None }
+    }
+
+    /// A client for one registry.
+    pub fn of_registry(session: Session) -> Self {
+        Self { session: Some(session), ..Self::new() }
     }
 
     /// Reads a file of at most `limit` bytes.
@@ -101,11 +116,15 @@ impl Client {
         if let Some(path) = url.strip_prefix(FILE) {
             return file(path, offset).map_err(fail);
         }
-        let mut request = self.0.get(url);
-        if offset > 0 {
-            request = request.header("Range", format!("bytes={offset}-"));
+        let mut answer = self.ask(url, offset).map_err(|error| fail(transport(&error)))?;
+        if let (Some(session), 401) = (&self.session, answer.status().as_u16()) {
+            let challenge = answer.headers().get("www-authenticate").and_then(|value| value.to_str().ok());
+            session.answer(&self.agent, challenge.unwrap_or("")).map_err(|error| fail(error.into()))?;
+            answer = self.ask(url, offset).map_err(|error| fail(transport(&error)))?;
+            if matches!(answer.status().as_u16(), 401 | 403) {
+                return Err(fail(session.denied().into()));
+            }
         }
-        let answer = request.call().map_err(|error| fail(transport(&error)))?;
         let answer = check(answer).map_err(fail)?;
         let start = match answer.status().as_u16() {
             206 => {
@@ -118,6 +137,20 @@ impl Client {
             _ => 0,
         };
         Ok(Part { start, body: Box::new(answer.into_body().into_reader()) })
+    }
+
+    fn ask(&self, url: &str, offset: u64) -> Result<Response<Body>, ureq::Error> {
+        let mut request = self.agent.get(url);
+        if offset > 0 {
+            request = request.header("Range", format!("bytes={offset}-"));
+        }
+        if let Some(session) = &self.session {
+            request = request.header("Accept", ACCEPT);
+            if let Some(authorization) = session.authorization() {
+                request = request.header("Authorization", authorization);
+            }
+        }
+        request.call()
     }
 }
 

@@ -19,7 +19,7 @@ use rackstick_image::digest::Sha256;
 use crate::output;
 
 pub use fetch::Want;
-pub use http::Client;
+pub use http::{Client, HttpError};
 pub use tidy::Damaged;
 
 /// How many files are fetched and hashed at once.
@@ -173,8 +173,8 @@ impl Store {
         })
     }
 
-    /// The folder of the whole files.
-    fn files(&self) -> PathBuf {
+    /// The folder of the whole files, each named by its hash.
+    pub fn files(&self) -> PathBuf {
         self.folder.join(FILES)
     }
 

@@ -22,6 +22,8 @@ pub enum Answer {
     Slow(Vec<u8>, usize, Duration),
     /// So many bytes, and then nothing more while the connection stays open.
     Stall(Vec<u8>, usize),
+    /// A challenge, unless the request's `Authorization` is this; then all.
+    Guarded(String, String, Vec<u8>),
     /// Only a status.
     Status(u16),
 }
@@ -92,6 +94,10 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         }
         let path = head[0].split(' ').nth(1).unwrap().to_owned();
         let mut headers = head.iter().map(|line| line.to_ascii_lowercase());
+        let authorization = head.iter().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("authorization").then(|| value.to_owned())
+        });
         let range = headers.find_map(|line| line.strip_prefix("range: bytes=")?.strip_suffix('-')?.parse().ok());
         let answer = {
             let mut state = state.lock().unwrap();
@@ -103,7 +109,21 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
                 Some(answers) => answers[0].clone(),
             }
         };
+        let answer = match answer {
+            Answer::Guarded(challenge, wanted, bytes) => {
+                if authorization != Some(wanted) {
+                    write!(
+                        stream,
+                        "HTTP/1.1 401 Status\r\nWWW-Authenticate: {challenge}\r\nContent-Length: 0\r\n\r\n"
+                    )?;
+                    continue;
+                }
+                Answer::Whole(bytes)
+            }
+            other => other,
+        };
         let (bytes, ranges) = match &answer {
+            Answer::Guarded(..) => unreachable!("answered above"),
             Answer::Status(status) => {
                 write!(stream, "HTTP/1.1 {status} Status\r\nContent-Length: 0\r\n\r\n")?;
                 continue;

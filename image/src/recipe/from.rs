@@ -1,6 +1,9 @@
 //! Reads what an image recipe says of images that are not made of packages: `from`, and what runs in them.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use toml::{Spanned, de::DeValue};
 
@@ -12,6 +15,7 @@ use super::{
     reader::{Report, Table, Text, text},
     shapes,
 };
+use crate::reference::Reference;
 
 /// Keys that only images with `from` have.
 const OF_FROM: [&str; 4] = ["command", "env", "workdir", "user"];
@@ -38,22 +42,27 @@ pub(super) fn read(report: &mut Report, table: &Table<'_>, folder: &Path) -> Opt
     }
     let at = table.key_span("from").unwrap_or(value.span());
     let from = Table::open(report, &shapes::FROM, "`from`", at.clone(), value)?;
-    let formats = [("rootfs", Format::Rootfs), ("oci", Format::Oci)];
+    let formats = [("rootfs", Format::Rootfs), ("oci", Format::Oci), ("registry", Format::Registry)];
     let named: Vec<_> = formats.into_iter().filter(|(key, _)| from.get(key).is_some()).collect();
     let &[(key, format)] = &named[..] else {
-        let message = format!("`from` names {} formats", if named.is_empty() { "none of the" } else { "two" });
-        report.wrong(at, message, r#"exactly one: `rootfs = "alpine.tar.gz"` or `oci = "app.tar"`"#);
+        let message = format!("`from` names {} formats", if named.is_empty() { "none of the" } else { "several" });
+        let hint = "exactly one: `rootfs = \"alpine.tar.gz\"`, `oci = \"app.tar\"` or \
+                    `registry = \"registry.example.org/team/app:1.2\"`";
+        report.wrong(at, message, hint);
         return None;
     };
     let path = from.text(report, key)?;
-    let file = match images::content(report, &path, folder)? {
-        Content::File(file) => file,
-        Content::Directory(folder) if format == Format::Oci => folder,
-        _ => {
-            let message = format!("`{}` is a directory", shown(path.value));
-            report.wrong(path.span, message, "`rootfs` is a tar archive: make one with `tar --create --xattrs`");
-            return None;
-        }
+    let file = match format {
+        Format::Registry => reference(report, &path)?,
+        Format::Rootfs | Format::Oci => match images::content(report, &path, folder)? {
+            Content::File(file) => file,
+            Content::Directory(folder) if format == Format::Oci => folder,
+            _ => {
+                let message = format!("`{}` is a directory", shown(path.value));
+                report.wrong(path.span, message, "`rootfs` is a tar archive: make one with `tar --create --xattrs`");
+                return None;
+            }
+        },
     };
     if format == Format::Rootfs && command.is_none() {
         for (key, span) in OF_FROM[1..].iter().filter_map(|key| Some((key, table.key_span(key)?))) {
@@ -62,6 +71,19 @@ pub(super) fn read(report: &mut Report, table: &Table<'_>, folder: &Path) -> Opt
         }
     }
     Some(From { format, path: report.placed(&path), file, command, env, workdir, user })
+}
+
+/// An image in a registry: its name stands for the file that it is not.
+fn reference(report: &mut Report, text: &Text<'_>) -> Option<PathBuf> {
+    match text.value.parse::<Reference>() {
+        Ok(_) => Some(text.value.into()),
+        Err(error) => {
+            let message = format!("`{}` names no image in a registry: {error}", shown(text.value));
+            let hint = "host, repository and tag, for example `registry = \"registry.example.org/team/app:1.2\"`";
+            report.wrong(text.span.clone(), message, hint);
+            None
+        }
+    }
 }
 
 fn command(report: &mut Report, table: &Table<'_>) -> Option<Placed<Vec<String>>> {

@@ -48,9 +48,10 @@ pub struct Image {
 pub struct From {
     /// In which format it is.
     pub format: Format,
-    /// The file or folder as the recipe names it, relative to the recipe.
+    /// The file or folder as the recipe names it, relative to the recipe; or an image in a registry by its
+    /// [`crate::reference::Reference`].
     pub path: Placed<String>,
-    /// The same, openable from where the command runs.
+    /// The same, openable from where the command runs; what is in a registry can't be opened.
     pub file: PathBuf,
     /// The program that it runs, with its arguments; none: what the image itself says.
     pub command: Option<Placed<Vec<String>>>,
@@ -69,6 +70,8 @@ pub enum Format {
     Rootfs,
     /// An OCI archive or layout folder, or an archive of `docker save`.
     Oci,
+    /// The same in a registry.
+    Registry,
 }
 
 /// One file or directory of an image.

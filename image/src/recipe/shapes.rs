@@ -120,7 +120,11 @@ pub const IMAGE: Shape = Shape {
 /// `from` of an image recipe.
 pub const FROM: Shape = Shape {
     what: "`from`",
-    keys: &[optional("rootfs", r#"rootfs = "alpine.tar.gz""#), optional("oci", r#"oci = "app.tar""#)],
+    keys: &[
+        optional("rootfs", r#"rootfs = "alpine.tar.gz""#),
+        optional("oci", r#"oci = "app.tar""#),
+        optional("registry", r#"registry = "registry.example.org/team/app:1.2""#),
+    ],
 };
 
 /// `[[files]]` of an image recipe.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rackstick_image::digest::Sha256;
+use rackstick_image::{digest::Sha256, lock::Blob};
 
 use super::{
     OciError, Place,
@@ -50,6 +50,42 @@ struct Search {
     found: Vec<(String, Image)>,
     others: Vec<String>,
     seen: usize,
+}
+
+/// What a registry has under an image's name.
+pub enum Named {
+    /// Images for several platforms: the manifest of the one for linux/amd64.
+    Index(Sha256),
+    /// One image: its configuration and its layers, lowest first.
+    Image(Vec<Blob>),
+}
+
+/// Reads what a registry has under an image's name: an index or a manifest.
+pub fn named(bytes: &[u8]) -> Result<Named, OciError> {
+    match parse(bytes, "what the registry has", "manifest")? {
+        Document { manifests: Some(manifests), .. } => {
+            let mut search = Search::default();
+            let mut for_us = manifests.iter().filter(|manifest| {
+                let platform = manifest.platform.clone().unwrap_or_default();
+                search.fits(&platform.os, &platform.architecture)
+            });
+            // The first is the one that fits any machine; those behind it want more of the processor.
+            match for_us.next() {
+                Some(manifest) => Ok(Named::Index(digest(&manifest.digest)?)),
+                None if search.others.is_empty() => Err(OciError::NoImage),
+                None => Err(OciError::Platform(search.others.join(", "))),
+            }
+        }
+        Document { config: Some(config), layers, .. } => {
+            let layers = layers.unwrap_or_default();
+            if layers.len() > MAX_LAYERS {
+                return Err(OciError::TooMany { what: "layers", most: MAX_LAYERS });
+            }
+            let blob = |named: &Descriptor| Ok(Blob { sha256: digest(&named.digest)?, size: named.size });
+            [config].iter().chain(&layers).map(blob).collect::<Result<_, _>>().map(Named::Image)
+        }
+        _ => Err(OciError::NoImage),
+    }
 }
 
 /// The image for linux/amd64.

@@ -6,8 +6,8 @@ mod image;
 mod place;
 
 pub use format::{Config, ImageConfig};
-pub use image::{Image, find};
-pub use place::Place;
+pub use image::{Image, Named, find, named};
+pub use place::{MAX_TEXT_BYTES, Place};
 
 use std::{io, path::PathBuf};
 
@@ -33,7 +33,7 @@ pub enum OciError {
     #[error(transparent)]
     Tar(#[from] TarError),
     /// Neither of the known kinds.
-    #[error("holds no OCI image: there is neither `index.json` nor `manifest.json` in it")]
+    #[error("holds no OCI image: there is neither an index nor a manifest")]
     NoImage,
     /// Text that is not what it must be.
     #[error("holds a damaged image: {what} is no valid {kind}: {source}")]

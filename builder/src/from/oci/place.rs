@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom},
-    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{OpenOptionsExt, symlink},
+    },
     path::{Component, Path, PathBuf},
 };
 
@@ -21,7 +24,7 @@ use crate::{
 };
 
 /// Bytes of a manifest, an index or a configuration at most: what registries take (Distribution Specification 1.1).
-const MAX_TEXT_BYTES: u64 = 4 << 20;
+pub const MAX_TEXT_BYTES: u64 = 4 << 20;
 
 /// A folder or an archive.
 #[derive(Debug)]
@@ -74,6 +77,20 @@ impl Place {
             }
         }
         Ok(Self::Archive { path: plain, files })
+    }
+
+    /// An image whose blobs are files in the folder `blobs`, each named by its hash, as the store has them: a layout in `scratch`
+    /// leads there.
+    pub fn of_blobs(blobs: &Path, manifest: Sha256, scratch: &Path) -> Result<Self, OciError> {
+        let folder = scratch.join("layout");
+        let index = serde_json::json!({ "manifests": [{ "digest": format!("sha256:{manifest}") }] });
+        let make = || -> io::Result<()> {
+            std::fs::create_dir_all(folder.join("blobs"))?;
+            symlink(blobs, folder.join("blobs/sha256"))?;
+            std::fs::write(folder.join("index.json"), index.to_string())
+        };
+        make().map_err(|source| OciError::Read { path: folder.clone(), source })?;
+        Ok(Self::Folder(folder))
     }
 
     /// Opens one of its files: a reader of its bytes, and how many there are. None if it is not there.
