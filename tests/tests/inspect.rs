@@ -17,12 +17,16 @@ fn ask(command: &str, images: &[&Path]) -> Said {
     tool::run(tool::rackstick().arg(command).args(images))
 }
 
-/// `name version` of all packages in a layer's database, as dpkg-query finds them in what fsck.erofs unpacks.
-fn packages(data: &Partition, layer: &Blob) -> Vec<String> {
+/// `name version` of all packages in the highest database of some layers, as dpkg-query finds them in what fsck.erofs unpacks.
+fn packages(data: &Partition, layers: &[Blob]) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
-    let (file, root) = (folder.path().join("layer"), folder.path().join("root"));
-    fs::write(&file, data.read_file(&format!("layers/{}", layer.digest))).unwrap();
-    tool::ask("fsck.erofs", [format!("--extract={}", root.display()).as_ref(), file.as_os_str()]);
+    let unpacked = layers.iter().rev().map(|layer| {
+        let (file, root) = (folder.path().join("layer"), folder.path().join(layer.digest.to_string()));
+        fs::write(&file, data.read_file(&format!("layers/{}", layer.digest))).unwrap();
+        tool::ask("fsck.erofs", [format!("--extract={}", root.display()).as_ref(), file.as_os_str()]);
+        root
+    });
+    let root = unpacked.into_iter().find(|root| root.join("var/lib/dpkg/status").exists()).unwrap();
     let admin = format!("--admindir={}", root.join("var/lib/dpkg").display());
     let said = tool::ask("dpkg-query", [admin.as_str(), "--show", "--showformat=${Package} ${Version}\\n"]);
     said.lines().map(str::to_owned).collect()
@@ -48,7 +52,7 @@ fn what_inspect_says_is_what_other_peoples_tools_find() {
         layers.lines().filter_map(|line| line.split('/').nth(5)).filter(|name| name.len() == 64).collect();
     assert!(names.len() >= 6 && names.iter().all(|name| text.contains(name)), "{names:?} in\n{text}");
     for (name, manifest) in &image.manifest.images {
-        let expected = packages(&data, manifest.layers.last().unwrap());
+        let expected = packages(&data, &manifest.layers);
         let count = format!("image {name}: Linux {}", &manifest.layers[1].label["kernel ".len()..]);
         let count = format!("{count}, {} packages", expected.len());
         assert!(text.contains(&count), "{count} in\n{text}");

@@ -171,10 +171,10 @@ fn own_layer(
     let label = format!("layer {name}");
     let job = progress.spinner("building", &label);
     let (additions, marks) = additions::of(image, inputs.set(&sets::image(name)), scratch)?;
-    let layer = layers.image(name, base, &additions, &|_| ()).map_err(|error| marks.place(name, error))?;
+    let layers = layers.image(name, base, &additions, &|_| ()).map_err(|error| marks.place(name, error))?;
     job.done(&label);
     let start = Start { init: vec![INIT.to_owned()], process: None };
-    Ok(Own { on_base: true, layers: vec![(name.clone(), layer)], start })
+    Ok(Own { on_base: true, layers, start })
 }
 
 /// The layers of an image that is not made of packages.

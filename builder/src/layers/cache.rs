@@ -98,9 +98,14 @@ impl Slot {
         self.folder.join(format!("{}.{suffix}", self.key))
     }
 
-    /// The tree of a base.
+    /// The tree of a layer that others are built upon.
     pub fn tree(&self) -> PathBuf {
         self.path("tree")
+    }
+
+    /// The tree when the layer is made a second time.
+    pub fn again(&self) -> PathBuf {
+        self.path("again")
     }
 
     /// A folder to work in.
@@ -115,7 +120,7 @@ impl Slot {
 
     /// What a build that was cut off left behind.
     pub fn leftovers(&self) -> Vec<PathBuf> {
-        [self.tree(), self.work(), self.partial()].into_iter().filter(|path| path.exists()).collect()
+        [self.tree(), self.again(), self.work(), self.partial()].into_iter().filter(|path| path.exists()).collect()
     }
 
     /// Removes what a build that was cut off had written of a layer.
@@ -202,7 +207,7 @@ impl Slot {
         let (path, note, new) = (self.path("erofs"), self.path("json"), self.path("json.new"));
         fs::rename(self.partial(), &path).map_err(failed("renamed", &self.partial()))?;
         let store = || -> io::Result<()> {
-            // A base's tree was written without any waiting for the disk; from here on it counts as whole. A layer is hashed on
+            // A tree was written without any waiting for the disk; from here on it counts as whole. A layer is hashed on
             // each use, so whatever a power cut spoils of it or of its note is built again.
             if self.tree().is_dir() {
                 rustix::fs::syncfs(File::open(&self.folder)?)?;

@@ -1,5 +1,6 @@
-//! Layers: from verified packages and a recipe's files to EROFS files. A base is one layer, what an image adds to it the
-//! next, a guest kernel's modules a third, so that guests of different images share the base on disk and in memory.
+//! Layers: from verified packages and a recipe's files to EROFS files. A base is one layer, an image's packages above it the next,
+//! what else its recipe asks for another, a guest kernel's modules one of their own: so guests of different images share the base
+//! on disk and in memory, and a changed file changes a small layer only.
 //!
 //! The same inputs give the same bytes on every machine; so a layer that is in the cache under its inputs' hash is taken
 //! from there.
@@ -43,7 +44,7 @@ pub use files::RecipeFile;
 pub use tidy::Swept;
 
 /// Changes whenever the same inputs shall give other layers.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A verified package file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -70,6 +71,13 @@ pub struct Additions {
     pub changes: Changes,
 }
 
+impl Additions {
+    /// Whether the image needs a layer beside that of its packages.
+    fn is_more_than_packages(&self) -> bool {
+        !self.files.is_empty() || self.changes != Changes::default()
+    }
+}
+
 /// A finished layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
@@ -81,7 +89,7 @@ pub struct Layer {
     pub size: u64,
 }
 
-/// A finished base: its layer, and its tree on which images are built.
+/// A finished layer that others are built upon, a base or packages above it: with its tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base {
     /// The layer.
@@ -171,32 +179,60 @@ impl Layers {
     /// The base: all of its packages, configured, and made fit for a guest.
     pub fn base(&self, packages: &[Package], step: &dyn Fn(&str)) -> Result<Base, Error> {
         let packages = sorted(packages);
-        let key = self.base_key(&packages)?;
-        let slot = self.cache.slot(&key)?;
-        let tree = slot.tree();
-        let layer = match slot.finished(true)? {
-            Some(layer) => layer,
-            None => {
-                let task = Task::Base { root: tree.clone(), packages: staged(&packages), out: slot.partial() };
-                self.make("base", task, &slot, step)?
-            }
-        };
-        self.again("base", &layer, &slot, step, || Task::Base {
-            root: slot.work(),
+        self.with_tree("base", self.base_key(&packages)?, step, |tree, slot| Task::Base {
+            root: tree,
             packages: staged(&packages),
             out: slot.partial(),
-        })?;
-        Ok(Base { layer, key, tree })
+        })
     }
 
-    /// The layer of the image `name` above `base`.
-    pub fn image(&self, name: &str, base: &Base, additions: &Additions, step: &dyn Fn(&str)) -> Result<Layer, Error> {
-        let (key, files) = self.image_key(&base.key, additions)?;
-        let slot = self.cache.slot(&key)?;
-        let task = || {
-            let (packages, changes) = (staged(&sorted(&additions.packages)), additions.changes.clone());
+    /// What the image `name` adds to `base`: its layers above it, lowest first, each with its label. Images with the same packages
+    /// share the layer of those.
+    pub fn image(
+        &self,
+        name: &str,
+        base: &Base,
+        additions: &Additions,
+        step: &dyn Fn(&str),
+    ) -> Result<Vec<(String, Layer)>, Error> {
+        let packages = sorted(&additions.packages);
+        let packed = match packages.is_empty() {
+            true => None,
+            false => Some(self.packages(name, base, &packages, step)?),
+        };
+        let own = match additions.is_more_than_packages() {
+            true => Some(self.own(name, base, packed.as_ref(), additions, step)?),
+            false => None,
+        };
+        let packed = packed.map(|packed| (format!("packages of {name}"), packed.layer));
+        Ok(packed.into_iter().chain(own.map(|own| (name.to_owned(), own))).collect())
+    }
+
+    fn packages(&self, name: &str, base: &Base, packages: &[Package], step: &dyn Fn(&str)) -> Result<Base, Error> {
+        self.with_tree(name, self.packages_key(&base.key, packages)?, step, |tree, slot| {
             let (base, work, out) = (base.tree.clone(), slot.work(), slot.partial());
-            Task::Image { base, work, packages, files: files.clone(), changes, out }
+            Task::Packages { base, tree, work, packages: staged(packages), out }
+        })
+    }
+
+    /// The layer of what a recipe asks for beside packages, which are `packed`.
+    fn own(
+        &self,
+        name: &str,
+        base: &Base,
+        packed: Option<&Base>,
+        additions: &Additions,
+        step: &dyn Fn(&str),
+    ) -> Result<Layer, Error> {
+        let (key, files) = self.own_key(&packed.unwrap_or(base).key, additions)?;
+        let slot = self.cache.slot(&key)?;
+        let task = || Task::Image {
+            below: packed.into_iter().chain([base]).map(|below| below.tree.clone()).collect(),
+            work: slot.work(),
+            packages: sorted(&additions.packages).into_iter().map(|package| package.name).collect(),
+            files: files.clone(),
+            changes: additions.changes.clone(),
+            out: slot.partial(),
         };
         let layer = match slot.finished(false)? {
             Some(layer) => layer,
@@ -204,6 +240,24 @@ impl Layers {
         };
         self.again(name, &layer, &slot, step, task)?;
         Ok(layer)
+    }
+
+    /// A layer whose tree stays, for others to be built upon. `task` is given the tree to make.
+    fn with_tree(
+        &self,
+        label: &str,
+        key: String,
+        step: &dyn Fn(&str),
+        task: impl Fn(PathBuf, &cache::Slot) -> Task,
+    ) -> Result<Base, Error> {
+        let slot = self.cache.slot(&key)?;
+        let tree = slot.tree();
+        let layer = match slot.finished(true)? {
+            Some(layer) => layer,
+            None => self.make(label, task(tree.clone(), &slot), &slot, step)?,
+        };
+        self.again(label, &layer, &slot, step, || task(slot.again(), &slot))?;
+        Ok(Base { layer, key, tree })
     }
 
     /// The modules of the kernel in `package`, indexed by the `depmod` of `base`.
@@ -271,7 +325,12 @@ impl Layers {
         let base = self.base_key(&sorted(base))?;
         let mut keys = vec![self.kernel_key(&base, kernel)?];
         for additions in images {
-            keys.push(self.image_key(&base, additions)?.0);
+            let packages = sorted(&additions.packages);
+            let packed = if packages.is_empty() { None } else { Some(self.packages_key(&base, &packages)?) };
+            if additions.is_more_than_packages() {
+                keys.push(self.own_key(packed.as_ref().unwrap_or(&base), additions)?.0);
+            }
+            keys.extend(packed);
         }
         keys.push(base);
         Ok(keys)
@@ -281,10 +340,14 @@ impl Layers {
         self.cache.key(&("base", FORMAT, self.epoch, packages))
     }
 
-    fn image_key(&self, base: &str, additions: &Additions) -> Result<(String, Vec<PlacedFile>), Error> {
-        let packages = sorted(&additions.packages);
+    fn packages_key(&self, base: &str, packages: &[Package]) -> Result<String, Error> {
+        self.cache.key(&("packages", FORMAT, self.epoch, base, packages))
+    }
+
+    /// `below` is the key of the layer that it is built upon.
+    fn own_key(&self, below: &str, additions: &Additions) -> Result<(String, Vec<PlacedFile>), Error> {
         let (files, hashes) = files::collect(&additions.files)?;
-        let key = self.cache.key(&("image", FORMAT, self.epoch, base, packages, hashes, &additions.changes))?;
+        let key = self.cache.key(&("own", FORMAT, self.epoch, below, hashes, &additions.changes))?;
         Ok((key, files))
     }
 
@@ -313,7 +376,7 @@ impl Layers {
         task: impl FnOnce() -> Task,
     ) -> Result<(), Error> {
         let Some(clock) = &self.clock else { return Ok(()) };
-        self.remove(label, &[slot.work(), slot.partial()])?;
+        self.remove(label, &[slot.again(), slot.work(), slot.partial()])?;
         let again = Again { first: layer.path.clone(), clock: clock.clone() };
         self.run(label, task(), Some(again), step).map(|_| ())
     }

@@ -91,8 +91,8 @@ fn users_and_groups_are_whole_for_other_peoples_tools_and_files_are_theirs() {
     );
     let (changes, files) = of_alice(bench.dir.path());
     let additions = Additions { packages: vec![passwd.build()], files, changes };
-    let layer = bench.layers.image("test", &base, &additions, &|_| ()).unwrap();
-    let root = bench.merged(&base, &layer);
+    let layers = bench.layers.image("test", &base, &additions, &|_| ()).unwrap();
+    let root = bench.merged(&base, &layers);
 
     // Homes of the base's own users are not asked for.
     fs::create_dir_all(root.join("root")).unwrap();

@@ -17,7 +17,13 @@ use std::{
 };
 
 use mini::{Workshop, entry};
-use rackstick::layers::{Additions, Base, Error, Layer, Layers, Package, RecipeFile, Swept, stage};
+use rackstick::layers::{
+    Additions, Base, Error, Layer, Layers, Package, RecipeFile, Swept,
+    stage::{
+        self,
+        protocol::{Changes, Marked},
+    },
+};
 use tar::EntryType;
 
 /// Every layer's date. Before any file that a test makes.
@@ -42,9 +48,13 @@ impl Bench {
         self.layers.base(&[self.workshop.base()], &|_| ()).unwrap()
     }
 
+    /// The layer of an image that is packages alone.
     fn image(&self, base: &Base, packages: &[Package]) -> Result<Layer, Error> {
         let additions = Additions { packages: packages.to_vec(), ..Additions::default() };
-        self.layers.image("test", base, &additions, &|_| ())
+        let layers = self.layers.image("test", base, &additions, &|_| ())?;
+        let [(label, layer)] = &layers[..] else { panic!("{layers:?}") };
+        assert_eq!(label, "packages of test");
+        Ok(layer.clone())
     }
 
     /// What the kernel sees in a layer, copied out of it; fsck.erofs has no complaints.
@@ -61,15 +71,26 @@ impl Bench {
         target
     }
 
-    /// What a guest sees of a base and the layer above it: the kernel lays one over the other, and all is copied out.
-    fn merged(&self, base: &Base, layer: &Layer) -> PathBuf {
-        let target = self.dir.path().join(format!("{}-merged", layer.digest));
-        let script = "mount -t tmpfs none /mnt && mkdir /mnt/base /mnt/layer /mnt/all \
-                      && mount -o loop,ro \"$0\" /mnt/base && mount -o loop,ro \"$1\" /mnt/layer \
-                      && mount -t overlay -o ro,lowerdir=/mnt/layer:/mnt/base none /mnt/all && cp -a /mnt/all \"$2\"";
-        let mut copy = Command::new("unshare");
-        let done =
-            copy.args(["-m", "sh", "-c", script]).args([&base.layer.path, &layer.path, &target]).output().unwrap();
+    /// What a guest sees of a base and the layers above it: the kernel lays one over the other, and all is copied out.
+    fn merged(&self, base: &Base, layers: &[(String, Layer)]) -> PathBuf {
+        let layers: Vec<&Layer> = layers.iter().map(|(_, layer)| layer).chain([&base.layer]).collect();
+        let target = self.dir.path().join(format!("{}-merged", layers[0].digest));
+        let mount = |layer: &&Layer| {
+            let (path, digest) = (layer.path.display(), layer.digest);
+            format!("fsck.erofs '{path}' && mkdir /mnt/{digest} && mount -o loop,ro '{path}' /mnt/{digest}")
+        };
+        let mounts: Vec<String> = layers.iter().map(mount).collect();
+        // The highest first; the base came last.
+        let (base, above) = layers.split_last().unwrap();
+        let order: Vec<String> =
+            above.iter().rev().chain([base]).map(|layer| format!("/mnt/{}", layer.digest)).collect();
+        let script = format!(
+            "mount -t tmpfs none /mnt && {} && mkdir /mnt/all && mount -t overlay -o ro,lowerdir={} none /mnt/all \
+             && cp -a /mnt/all \"$0\"",
+            mounts.join(" && "),
+            order.join(":")
+        );
+        let done = Command::new("unshare").args(["-m", "sh", "-c", &script]).arg(&target).output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         target
     }
@@ -78,7 +99,7 @@ impl Bench {
     fn leftovers(&self) -> Vec<String> {
         let names = fs::read_dir(self.dir.path().join("cache")).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.ends_with(".work") || name.ends_with(".partial")).collect()
+        names.filter(|name| [".work", ".partial", ".again"].iter().any(|end| name.ends_with(end))).collect()
     }
 }
 
@@ -207,20 +228,96 @@ fn the_same_inputs_give_the_same_bytes_and_are_not_built_twice() {
         let additions = Additions { packages: vec![draft.build()], files, ..Additions::default() };
         let steps = Mutex::new(0);
         let count = |_: &str| *steps.lock().unwrap() += 1;
-        let layer = bench.layers.image("same", &base, &additions, &count).unwrap();
+        let made = bench.layers.image("same", &base, &additions, &count).unwrap();
         let first = std::mem::take(&mut *steps.lock().unwrap());
-        assert_eq!(bench.layers.image("same", &base, &additions, &count).unwrap(), layer);
+        assert_eq!(bench.layers.image("same", &base, &additions, &count).unwrap(), made);
         assert_eq!((first > 0, *steps.lock().unwrap()), (true, 0), "the second time there is nothing to do");
         for (path, mode) in [("srv/www/page", 0o644), ("etc/resolv.conf", 0o600)] {
-            let page = bench.unpacked(&layer).join(path);
+            let page = bench.unpacked(&made[1].1).join(path);
             let metadata = fs::metadata(&page).unwrap();
             assert_eq!((read(page), metadata.mode() & 0o7777, metadata.uid()), ("page".to_owned(), mode, 0));
         }
-        (base.layer, layer)
+        [base.layer, made[0].1.clone(), made[1].1.clone()]
     });
-    assert_eq!(layers[0].0.digest, layers[1].0.digest);
-    assert_eq!(layers[0].1.digest, layers[1].1.digest);
-    assert_eq!(fs::read(&layers[0].1.path).unwrap(), fs::read(&layers[1].1.path).unwrap());
+    for (one, two) in layers[0].iter().zip(&layers[1]) {
+        assert_eq!(one.digest, two.digest);
+        assert_eq!(fs::read(&one.path).unwrap(), fs::read(&two.path).unwrap());
+    }
+}
+
+#[test]
+fn what_a_recipe_asks_for_beside_packages_is_a_small_layer_of_its_own_above_theirs() {
+    let bench = Bench::new();
+    let ground = bench.workshop.draft("ground");
+    for path in ["/usr/share/ground/kept", "/usr/share/ground/removed", "/usr/share/gone/x", "/usr/share/new/of-base"] {
+        ground.file(path, path.as_bytes(), 0o644);
+    }
+    let base = bench.layers.base(&[bench.workshop.base(), ground.build()], &|_| ()).unwrap();
+    let draft = bench.workshop.draft("packed");
+    draft.file("/usr/share/packed/kept", b"kept", 0o600).file("/usr/share/packed/hidden", &vec![7; 1 << 20], 0o644);
+    // Whiteouts in the layer of packages, and a folder of it that hides one of the base.
+    draft.script(
+        "postinst",
+        "rm /usr/share/ground/removed; rm -r /usr/share/gone /usr/share/new; mkdir /usr/share/new; echo packed > /usr/share/new/x\n\
+         mkdir -p /var/log/packed; echo log > /var/log/packed/log; echo > /etc/passwd-",
+    );
+    let packages = vec![draft.build()];
+    let page = bench.dir.path().join("page");
+    let marked = |value| Marked { value, mark: 0 };
+    let script = "rm /usr/share/packed/hidden; rm -r /usr/share/new; mkdir /usr/share/new; echo own > /usr/share/new/y\n\
+                  chmod 640 /usr/share/packed/kept; cp /srv/page /srv/copy; test ! -e /usr/share/ground/removed";
+    let commands = vec![marked(["sh", "-ec", script].map(str::to_owned).to_vec())];
+    let file = RecipeFile { path: "/srv/page".into(), source: page.clone(), ..RecipeFile::default() };
+    let additions = Additions {
+        packages: packages.clone(),
+        files: vec![file],
+        changes: Changes { commands, ..Changes::default() },
+    };
+
+    let steps = Mutex::new(Vec::new());
+    let step = |text: &str| steps.lock().unwrap().push(text.to_owned());
+    let mut built = Vec::new();
+    for text in ["first", "second", "first"] {
+        fs::write(&page, text).unwrap();
+        let layers = bench.layers.image("one", &base, &additions, &step).unwrap();
+        let root = bench.merged(&base, &layers);
+        assert_eq!((read(root.join("srv/page")), read(root.join("srv/copy"))), (text.to_owned(), text.to_owned()));
+        let names = |folder: &str| {
+            let mut names: Vec<_> =
+                fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names("usr/share/ground"), ["kept"]);
+        assert_eq!(names("usr/share/new"), ["y"], "neither what the base nor what the package had there");
+        assert_eq!(names("usr/share/packed"), ["kept"]);
+        assert_eq!(fs::metadata(root.join("usr/share/packed/kept")).unwrap().mode() & 0o7777, 0o640);
+        assert_eq!(names("var/log/packed"), [""; 0], "logs of packages are cleaned away");
+        assert!(!root.join("usr/share/gone").exists() && !root.join("etc/passwd-").exists());
+        fs::remove_dir_all(root).unwrap();
+        let labels: Vec<&str> = layers.iter().map(|(label, _)| label.as_str()).collect();
+        assert_eq!(labels, ["packages of one", "one"]);
+        assert!(layers[0].1.size > 1 << 20 && layers[1].1.size < 1 << 17, "{layers:?}");
+        built.push(layers);
+        let configured = steps.lock().unwrap().iter().filter(|step| step.contains("packed")).count();
+        assert_eq!(configured > 0, built.len() == 1, "{:?}", steps.lock().unwrap());
+        steps.lock().unwrap().clear();
+    }
+    assert_eq!(built[0], built[2]);
+    assert_eq!(built[0][0].1, built[1][0].1, "another page, the same layer of packages");
+    assert_ne!(built[0][1].1, built[1][1].1);
+
+    // Images with the same packages share their layer, and one without any has none.
+    let other = Additions { packages, ..Additions::default() };
+    assert_eq!(bench.layers.image("two", &base, &other, &step).unwrap()[0].1, built[0][0].1);
+    assert_eq!(*steps.lock().unwrap(), [""; 0]);
+    assert_eq!(bench.layers.image("three", &base, &Additions::default(), &step).unwrap(), []);
+    let file = RecipeFile { path: "/srv/page".into(), source: page, ..RecipeFile::default() };
+    let files = Additions { files: vec![file], ..Additions::default() };
+    let layers = bench.layers.image("four", &base, &files, &step).unwrap();
+    assert_eq!((layers.len(), layers[0].0.as_str()), (1, "four"));
+    assert_eq!(read(bench.merged(&base, &layers).join("usr/share/gone/x")), "/usr/share/gone/x");
+    assert_eq!(bench.leftovers(), [""; 0]);
 }
 
 #[test]
@@ -421,7 +518,7 @@ fn what_a_killed_build_left_and_what_is_not_kept_goes() {
     let left = fs::read_dir(&cache).unwrap();
     let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     left.sort();
-    assert_eq!(left, ["erofs", "json", "lock"].map(|suffix| format!("{kept}.{suffix}")));
+    assert_eq!(left, ["erofs", "json", "lock", "tree"].map(|suffix| format!("{kept}.{suffix}")));
     let again = bench.layers.base(&[bench.workshop.base(), draft.build()], &|_| ()).unwrap();
     assert_eq!(again.layer, base.layer);
 }

@@ -49,7 +49,7 @@ fn an_ordinary_user_gets_the_same_bytes_as_root() {
     draft.script("postinst", "echo > /etc/of-daemon; chown daemon:daemon /etc/of-daemon; cp /bin/true /bin/cap; setcap cap_chown+ep /bin/cap; rm /bin/touch");
     let package = draft.build();
     let base = bench.layers.base(std::slice::from_ref(&base_package), &|_| ()).unwrap();
-    let layer = bench.layers.image("test", &base, &additions(bench.dir.path(), package), &|_| ()).unwrap();
+    let layers = bench.layers.image("test", &base, &additions(bench.dir.path(), package), &|_| ()).unwrap();
 
     // Reachable for others, unlike a fresh temporary folder.
     for folder in [bench.dir.path(), &bench.dir.path().join("packages")] {
@@ -62,7 +62,9 @@ fn an_ordinary_user_gets_the_same_bytes_as_root() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert!(said.contains(&base.layer.digest.to_string()), "the base differs from {}: {said}", base.layer.digest);
-    assert!(said.contains(&layer.digest.to_string()), "the layer differs from {}: {said}", layer.digest);
+    for (label, layer) in layers {
+        assert!(said.contains(&layer.digest.to_string()), "layer {label} differs from {}: {said}", layer.digest);
+    }
 }
 
 #[test]
@@ -100,9 +102,10 @@ fn as_this_user() {
     let base =
         layers.base(&[package("mini-base")], &|_| ()).unwrap_or_else(|error| panic!("{error}: {}", cause(&error)));
     let additions = additions(&dir, package("owned"));
-    let layer =
+    let above =
         layers.image("test", &base, &additions, &|_| ()).unwrap_or_else(|error| panic!("{error}: {}", cause(&error)));
-    println!("{} {}", base.layer.digest, layer.digest);
+    println!("{}", base.layer.digest);
+    above.iter().for_each(|(_, layer)| println!("{}", layer.digest));
 }
 
 fn cause(error: &dyn std::error::Error) -> String {

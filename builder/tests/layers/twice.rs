@@ -4,7 +4,13 @@
 use std::path::Path;
 
 use super::{Bench, EPOCH, PROGRAM};
-use rackstick::layers::{Additions, Error, Layers, Package, stage};
+use rackstick::layers::{
+    Additions, Error, Layers, Package,
+    stage::{
+        self,
+        protocol::{Changes, Marked},
+    },
+};
 
 #[test]
 fn what_differs_when_a_layer_is_made_again_is_told_with_its_package() {
@@ -13,7 +19,7 @@ fn what_differs_when_a_layer_is_made_again_is_told_with_its_package() {
     let base = layers.base(&[bench.workshop.base()], &|_| ()).unwrap();
     let image = |packages: &[Package]| {
         let additions = Additions { packages: packages.to_vec(), ..Additions::default() };
-        layers.image("test", &base, &additions, &|_| ())
+        layers.image("test", &base, &additions, &|_| ()).map(|mut layers| layers.remove(0).1)
     };
     let steady = bench.workshop.draft("steady");
     steady.script(
@@ -51,4 +57,23 @@ fn what_differs_when_a_layer_is_made_again_is_told_with_its_package() {
     // Asked for once, the same packages are no error; and a layer of the cache is looked at, too.
     bench.image(&base, &packages).unwrap();
     assert!(matches!(image(&packages), Err(Error::Stage { source: stage::Error::Differs(_), .. })));
+
+    // The layer of what the recipe itself does is made above that of the packages, both times.
+    let command = |script: &str| Marked { value: ["sh", "-ec", script].map(str::to_owned).to_vec(), mark: 0 };
+    let own = |script: &str| {
+        let changes = Changes { commands: vec![command(script)], ..Changes::default() };
+        layers.image(
+            "test",
+            &base,
+            &Additions { packages: packages[2..].to_vec(), files: Vec::new(), changes },
+            &|_| (),
+        )
+    };
+    assert_eq!(own("cat /etc/steady > /etc/copy").unwrap()[0].1, fine);
+    let error = own("date +%F > /etc/steady").unwrap_err();
+    let Error::Stage { source: stage::Error::Differs(lines), .. } = &error else { panic!("{error:?}") };
+    let [line] = &lines[..] else { panic!("{lines:#?}") };
+    let expected = "/etc/steady: other content (11 bytes), last changed by `";
+    assert!(line.starts_with(expected) && line.contains("`a command of the recipe`"), "{line}");
+    assert_eq!(bench.leftovers(), [""; 0]);
 }

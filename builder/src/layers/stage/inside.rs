@@ -37,6 +37,8 @@ use super::{
 
 /// Where a kernel's modules live in its package and in its layer.
 const MODULES: &str = "usr/lib/modules";
+/// The folder in a stage's own one where what it changes is left.
+const UPPER: &str = "upper";
 /// Folders that programs need and that the package base-files ships.
 const MOUNT_POINTS: [&str; 4] = ["dev", "proc", "run", "tmp"];
 
@@ -58,9 +60,18 @@ impl Work<'_> {
                 Ok(written) if self.request.again.is_none() => (Ok(written), vec![]),
                 result => (result, vec![root, out]),
             },
-            Task::Image { base, work, packages, files, changes, out } => {
+            Task::Packages { base, tree, work, packages, out } => {
                 let fill = |configure: &Configure<'_>| {
                     self.install(configure, packages, false)?;
+                    clean::clean(configure.tree, &BTreeSet::new()).map_err(failed("cleaning"))
+                };
+                match self.above(&[base], tree, work, out, &fill) {
+                    Ok(written) if self.request.again.is_none() => (Ok(written), vec![work]),
+                    result => (result, vec![tree, work, out]),
+                }
+            }
+            Task::Image { below, work, files, changes, out, .. } => {
+                let fill = |configure: &Configure<'_>| {
                     accounts::add(configure.tree, changes, self.request.epoch)?;
                     changes.timezone.iter().try_for_each(|zone| region::set_timezone(configure.tree, zone))?;
                     changes.locale.iter().try_for_each(|locale| configure.set_locale(locale))?;
@@ -74,7 +85,8 @@ impl Work<'_> {
                     }
                     changes.services.iter().try_for_each(|service| configure.enable(service))
                 };
-                match self.image(base, work, out, &fill) {
+                let below: Vec<&Path> = below.iter().map(PathBuf::as_path).collect();
+                match self.above(&below, &work.join(UPPER), work, out, &fill) {
                     Ok(written) if self.request.again.is_none() => (Ok(written), vec![work]),
                     result => (result, vec![work, out]),
                 }
@@ -111,14 +123,16 @@ impl Work<'_> {
         self.write(root, Origin::Plain, out, &[root])
     }
 
-    fn image(
+    /// Writes what `fill` changes in an overlay of the trees `below`, highest first; that is left in `upper`.
+    fn above(
         &self,
-        base: &Path,
+        below: &[&Path],
+        upper: &Path,
         work: &Path,
         out: &Path,
         fill: &dyn Fn(&Configure<'_>) -> Result<(), Failure>,
     ) -> Result<Written, Failure> {
-        let merged = self.overlay(base, work)?;
+        let merged = self.overlay(below, upper, work)?;
         let filled = || -> Result<(), Failure> {
             let tree = Tree::open(&merged).map_err(failed(&shown(&merged)))?;
             fill(&self.configure(&tree, &merged))
@@ -128,14 +142,15 @@ impl Work<'_> {
         // Else nothing of it can be removed.
         unmount(&merged, UnmountFlags::empty()).map_err(|error| failed("unmounting the overlay")(error.into()))?;
         result?;
-        let upper = work.join("upper");
-        self.write(&upper, Origin::OverlayUpper, out, &[&upper, base])
+        let trees = [&[upper], below].concat();
+        self.write(upper, Origin::OverlayUpper, out, &trees)
     }
 
     fn kernel(&self, base: &Path, work: &Path, package: &Package, out: &Path) -> Result<Written, Failure> {
         // Unpacked before the overlay is mounted: folders made under it would be opaque and hide those of other layers.
-        make_folder(&work.join("upper"))?;
-        let upper = Tree::open(&work.join("upper")).map_err(failed("upper"))?;
+        let folder = work.join(UPPER);
+        make_folder(&folder)?;
+        let upper = Tree::open(&folder).map_err(failed(UPPER))?;
         (self.step)(format!("unpacking {}", package.name));
         let opened = open(std::slice::from_ref(package))?;
         let existing = Existing { diversions: Default::default(), owners: &|| Ok(Default::default()) };
@@ -150,32 +165,36 @@ impl Work<'_> {
             )));
         };
         let version = version.to_string_lossy().into_owned();
-        self.image(base, work, out, &|configure| configure.depmod(&version))
+        self.above(&[base], &folder, work, out, &|configure| configure.depmod(&version))
     }
 
     fn configure<'a>(&'a self, tree: &'a Tree, root: &'a Path) -> Configure<'a> {
-        let packages = match &self.request.task {
-            Task::Base { packages, .. } | Task::Image { packages, .. } => packages.as_slice(),
-            Task::Kernel { .. } | Task::Remove { .. } => &[],
+        let packages: Vec<&str> = match &self.request.task {
+            Task::Base { packages, .. } | Task::Packages { packages, .. } => {
+                packages.iter().map(|package| package.name.as_str()).collect()
+            }
+            Task::Image { packages, .. } => packages.iter().map(String::as_str).collect(),
+            Task::Kernel { .. } | Task::Remove { .. } => Vec::new(),
         };
-        let generators = generators::of(packages.iter().map(|package| package.name.as_str()));
+        let generators = generators::of(packages.iter().copied());
         let clock = self.request.again.as_ref().map(|again| again.clock.as_path());
         Configure { tree, root, epoch: self.request.epoch, clock, generators, step: self.step }
     }
 
-    /// Mounts `base` below a new folder `work/upper`.
-    fn overlay(&self, base: &Path, work: &Path) -> Result<PathBuf, Failure> {
-        let folders = ["upper", "overlay", "merged"].map(|name| work.join(name));
-        folders.iter().try_for_each(|folder| make_folder(folder))?;
-        let [upper, overlay, merged] = folders;
+    /// Mounts the trees `below`, highest first, below the folder `upper`.
+    fn overlay(&self, below: &[&Path], upper: &Path, work: &Path) -> Result<PathBuf, Failure> {
+        let (overlay, merged) = (work.join("overlay"), work.join("merged"));
+        [upper, &overlay, &merged].into_iter().try_for_each(make_folder)?;
         // By descriptors: mount options have no sure way to hold a path with a comma or a colon.
         let open = |path: &Path| File::open(path).map_err(failed(&shown(path)));
-        let (lower, upper, overlay) = (open(base)?, open(&upper)?, open(&overlay)?);
+        let below = below.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+        let (upper, overlay) = (open(upper)?, open(&overlay)?);
+        let name = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
         let options = format!(
-            "lowerdir=/proc/self/fd/{},upperdir=/proc/self/fd/{},workdir=/proc/self/fd/{},userxattr,volatile",
-            lower.as_raw_fd(),
-            upper.as_raw_fd(),
-            overlay.as_raw_fd()
+            "lowerdir={},upperdir={},workdir={},userxattr,volatile",
+            below.iter().map(name).collect::<Vec<_>>().join(":"),
+            name(&upper),
+            name(&overlay)
         );
         let options = CString::new(options).map_err(|error| failed("overlay")(error.into()))?;
         mount("overlay", &merged, "overlay", MountFlags::empty(), options.as_c_str()).map_err(|error| {

@@ -40,14 +40,27 @@ pub enum Task {
         /// The layer to write.
         out: PathBuf,
     },
-    /// Add packages, files and services to a base.
-    Image {
+    /// Add packages to a base.
+    Packages {
         /// The base's tree.
         base: PathBuf,
-        /// A folder to work in; does not exist yet, is gone afterwards.
+        /// What differs from it when all is done, with the marks of an overlay; does not exist yet.
+        tree: PathBuf,
+        /// A folder to work in, on the same file system; does not exist yet, is gone afterwards.
         work: PathBuf,
         /// Packages that the base does not have.
         packages: Vec<Package>,
+        /// The layer to write.
+        out: PathBuf,
+    },
+    /// Add files, users, services and whatever else a recipe asks for.
+    Image {
+        /// The trees that it is added to, highest first.
+        below: Vec<PathBuf>,
+        /// A folder to work in; does not exist yet, is gone afterwards.
+        work: PathBuf,
+        /// Names of the packages that the base does not have.
+        packages: Vec<String>,
         /// Files of the recipe.
         files: Vec<PlacedFile>,
         /// What else the recipe changes.
