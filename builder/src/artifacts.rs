@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rackstick::stamp::Stamp;
 use rackstick_image::{
     digest::Sha256,
     used::{self, UsedError},
@@ -24,9 +25,10 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 use thiserror::Error;
 
+pub use copyright::are_kept as copyrights_are_kept;
 pub use provenance::made_of;
 
-use crate::{generation::Inputs, package::PackageError, progress::Progress, sets, stamp::Stamp};
+use crate::{generation::Inputs, package::PackageError, progress::Progress, sets};
 
 /// Suffixes of all that is made, in place of the image's `.img`.
 const MAP: &str = "bmap";
@@ -59,9 +61,6 @@ pub enum ArtifactError {
     /// A document can't be turned into JSON.
     #[error("can't describe the image: {0}")]
     Json(#[from] serde_json::Error),
-    /// The program's own place is unknown.
-    #[error("can't find out where this program stands: {0}")]
-    Program(io::Error),
     /// A file can't be written.
     #[error("can't write {}: {source}", .path.display())]
     Write {

@@ -15,8 +15,9 @@ pub use parts::Parts;
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs, io, panic,
     path::{Path, PathBuf},
+    thread,
 };
 
 use rackstick_image::{
@@ -188,23 +189,34 @@ pub fn build(inputs: &Inputs, now: Now, output: &Path, progress: &Progress) -> R
     let epoch = epoch(lock)?;
     disk::refuse_used(output, rack, inputs.sector)?;
     let scratch = Scratch::new(inputs.store)?;
-    let parts = Parts::open(inputs.store)?;
 
-    let images = images::build(inputs, &scratch, &parts, epoch, progress)?;
+    // What the host is made of takes as long as the base, and neither needs the other.
+    let (images, host) = thread::scope(|scope| {
+        let host = scope.spawn(|| host::part(inputs, &now.parts, epoch));
+        let images = images::build(inputs, &now, &scratch, epoch, progress);
+        (images, host.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
+    });
+    let (images, host) = (images?, host?);
     let job = progress.spinner("assembling", "host and disk image");
     let partition = guid::derive(&[b"data partition", rack.name.as_bytes(), rack.version.as_bytes()]);
     let manifest = recipe::manifest(rack, images.manifests, partition)?;
 
-    let host = host::part(inputs, &parts, epoch)?;
     let host_initrd = scratch.file("host-initrd");
     initrd::host(&host_initrd, inputs.runtime, &host.file(host::DRIVERS), &manifest, epoch)?;
     let uki = uki::write(&scratch.file("uki"), rack, &host, &host_initrd)?;
 
-    let Written { image, allocated, sha256, map, mut stamps } =
-        disk::write(inputs, output, &manifest, partition, &uki, &images.files, epoch)?;
+    // From here on no input is read any more, but to see whether it is what it was.
+    let (written, holds) = thread::scope(|scope| {
+        let holds = scope.spawn(|| now.holds(inputs, output));
+        let written = disk::write(inputs, output, &manifest, partition, &uki, &images.files, epoch);
+        (written, holds.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
+    });
+    let Written { image, allocated, sha256, map, mut stamps } = written?;
     job.done("host and disk image");
     stamps.extend(artifacts::make(inputs, &now.made_of, &image, &map, sha256, progress)?);
-    now.note(inputs, output, uki.size, stamps)?;
+    if holds? {
+        now.note(output, uki.size, stamps)?;
+    }
     Ok(Built { image, allocated, uki_size: uki.size, up_to_date: false })
 }
 

@@ -4,3 +4,4 @@
 pub mod from;
 pub mod layers;
 pub mod locked;
+pub mod stamp;

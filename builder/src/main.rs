@@ -21,7 +21,6 @@ mod report;
 mod runtime;
 mod secrets;
 mod sets;
-mod stamp;
 mod store;
 mod vmlinux;
 

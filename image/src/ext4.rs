@@ -5,7 +5,7 @@
 pub mod read;
 mod verity;
 
-use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt};
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Meta, Options, ROOT, RegionSink};
 
@@ -90,8 +90,24 @@ pub struct DataFile {
     pub mode: u16,
     /// Its bytes.
     pub source: Source,
-    /// Whether fs-verity is on for this file, as if `FS_IOC_ENABLE_VERITY` had been called: the digest that it must have.
-    pub verity: Option<VerityDigest>,
+    /// Whether fs-verity is on for this file, as if `FS_IOC_ENABLE_VERITY` had been called.
+    pub verity: Option<Measured>,
+}
+
+/// What is known of a file with fs-verity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measured {
+    /// The digest that it must have.
+    pub digest: VerityDigest,
+    /// A file with the hashes of its blocks ([`crate::verity::Tree::leaves`]): if they are those of the digest, the bytes are copied without
+    /// being hashed again.
+    pub leaves: Option<PathBuf>,
+}
+
+impl From<VerityDigest> for Measured {
+    fn from(digest: VerityDigest) -> Self {
+        Self { digest, leaves: None }
+    }
 }
 
 impl DataFile {
@@ -129,11 +145,12 @@ pub fn write(disk: &File, start: u64, data: &Data) -> Result<(), Ext4Error> {
     for (path, handle) in handles {
         let DataFile { source, verity, .. } = &data.files[path];
         let failed = |source| Ext4Error::File { path: path.into(), source };
-        match *verity {
+        match verity {
             None if source.size() == 0 => {}
             None => writer.fill(handle, &mut source.reader()?).map_err(failed)?,
-            Some(expected) => {
-                let mut stored = verity::Stored::new(source.reader()?);
+            Some(measured) => {
+                let mut stored = verity::Stored::new(source.reader()?, measured.tree(source.size()));
+                let expected = measured.digest;
                 writer.fill(handle, &mut stored).map_err(failed)?;
                 let found = stored.digest();
                 if found != Some(expected) {

@@ -46,6 +46,28 @@ pub fn tree_size(size: u64) -> u64 {
     tree_blocks * BLOCK_SIZE as u64
 }
 
+impl Tree {
+    /// The hashes of all blocks of a file of `size` bytes, if it has more than one: all that a tree is made of.
+    pub fn leaves(&self, size: u64) -> &[u8] {
+        let count = size.div_ceil(BLOCK_SIZE as u64);
+        let level = count.div_ceil(HASHES_PER_BLOCK) as usize * BLOCK_SIZE;
+        let start = self.blocks.len().saturating_sub(level);
+        self.blocks[start..].get(..count as usize * HASH_SIZE).unwrap_or_default()
+    }
+
+    /// The tree of a file of `size` bytes whose blocks have these hashes; none if that is another number of blocks. That it is the file's,
+    /// its digest tells.
+    pub fn of_leaves(size: u64, leaves: &[u8]) -> Option<Self> {
+        let count = size.div_ceil(BLOCK_SIZE as u64);
+        if count < 2 || leaves.len() as u64 != count.checked_mul(HASH_SIZE as u64)? {
+            return None;
+        }
+        let mut hasher = Hasher { size, ..Hasher::keeping_the_tree() };
+        leaves.as_chunks().0.iter().for_each(|hash| hasher.push(0, *hash));
+        Some(hasher.finish_with_tree())
+    }
+}
+
 /// The digest of bytes that arrive in pieces; holds one tree block per level, so memory grows with the logarithm of the size,
 /// unless the tree is kept, which is 1/127 of it.
 #[derive(Debug, Default)]
@@ -247,10 +269,14 @@ mod tests {
         assert_eq!(tree_size(4096), 0);
         assert_eq!(tree_size(4097), 4096);
         assert_eq!(tree_size(128 * 4096 + 1), 3 * 4096);
+        assert_eq!(Tree::of_leaves(3 * 4096, &[0; 64]), None, "one hash is missing");
         for size in [0, 1, 4096, 4097, 128 * 4096, 128 * 4096 + 1, 129 * 128 * 4096] {
             let mut hasher = Hasher::keeping_the_tree();
             hasher.update(&bytes(size));
-            assert_eq!(hasher.finish_with_tree().blocks.len() as u64, tree_size(size as u64), "{size} bytes");
+            let tree = hasher.finish_with_tree();
+            assert_eq!(tree.blocks.len() as u64, tree_size(size as u64), "{size} bytes");
+            let again = Tree::of_leaves(size as u64, tree.leaves(size as u64));
+            assert_eq!(again, (size > 4096).then_some(tree), "{size} bytes");
         }
     }
 }

@@ -62,12 +62,13 @@ fn main() {
         fs::write(&page, format!("{before}<!-- {run} -->\n")).expect("a copy can be written");
         note("file", build.run(&lab));
 
-        let image = recipes.path("images/web.toml");
+        let image = recipes.path("images/dns.toml");
         let (text, lock) = (fs::read(&image).expect("a recipe"), fs::read(recipes.path("lab.lock")).expect("a lock"));
-        recipes.edit("images/web.toml", "\"nginx-light\"", "\"nginx-light\", \"hello\"");
-        // Where its package is fetched to is the store that all builds share.
+        recipes.edit("images/dns.toml", "\"bind9\"", "\"bind9\", \"hello\"");
         tool::output(tool::rackstick().arg("lock").arg(&lab));
-        Build::cold().run(&lab);
+        // Fetches it into the store that all builds share.
+        let vendored = TempDir::new_in(place::rig()).expect("a folder can be made");
+        tool::output(tool::rackstick().arg("vendor").arg(vendored.path()).arg(&lab));
         note("package", build.run(&lab));
         for (path, content) in [(page, before.into_bytes()), (image, text), (recipes.path("lab.lock"), lock)] {
             fs::write(path, content).expect("a copy can be written");

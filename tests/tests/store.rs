@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -188,6 +189,48 @@ fn a_store_keeps_what_a_recipe_needs_and_mends_what_was_damaged() {
     assert!(said.stdout.contains(&nginx) && said.stdout.contains("of package nginx-light"), "{said:?}");
     assert!(!files.join(&nginx).exists());
     assert!(store(cache.path(), &["verify"]).success);
+}
+
+#[test]
+fn a_changed_file_changes_one_small_layer_and_needs_no_package() {
+    let (recipes, cache, out) = (Recipes::of_tests(), copy_of_the_store(), out());
+    let build = || {
+        let mut command = tool::rackstick();
+        command.arg("build").arg(recipes.path("pair.toml")).arg("-o").arg(out.path()).args(["--mirror", NOBODY]);
+        tool::run(command.env("RACKSTICK_CACHE", cache.path()))
+    };
+    let built = || {
+        let said = build();
+        assert!(said.success, "{said:?}");
+        Image::only_one_in(out.path())
+    };
+    let layers = |image: &Image| -> BTreeMap<String, String> {
+        let all = image.manifest.images.values().flat_map(|image| &image.layers);
+        all.map(|layer| (layer.label.clone(), layer.digest.to_string())).collect()
+    };
+    let before = layers(&built());
+    let page = recipes.path("images/web/index.html");
+    fs::write(&page, fs::read_to_string(&page).unwrap() + "<!-- another -->\n").unwrap();
+    let (packages, away) = (cache.path().join("store/sha256"), cache.path().join("away"));
+    fs::rename(&packages, &away).unwrap();
+    let image = built();
+    let after = layers(&image);
+    let changed: Vec<&String> = before.keys().filter(|label| before[*label] != after[*label]).collect();
+    assert_eq!((changed, before.len()), (vec!["web"], after.len()));
+    let web = image.manifest.images["web"].layers.iter().find(|layer| layer.label == "web").unwrap();
+    assert!(web.size < 1 << 20, "{} bytes", web.size);
+    assert!(tool::run(tool::rackstick().arg("verify").arg(&image.path)).success);
+
+    // A layer of packages that is not what it was is made of them again.
+    let files = cache.path().join("layers").read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let mut files = files.filter(|path| path.extension().is_some_and(|end| end == "erofs"));
+    flip_a_byte(&files.find(|path| fs::metadata(path).unwrap().len() > 1 << 20).unwrap());
+    fs::remove_file(&image.path).unwrap();
+    let said = build();
+    assert!(!said.success && said.stderr.contains("can't be fetched"), "{said:?}");
+    fs::remove_dir_all(&packages).unwrap();
+    fs::rename(&away, &packages).unwrap();
+    assert_eq!(layers(&built()), after);
 }
 
 /// Archive, path and hash of a package in the lock.

@@ -59,6 +59,12 @@ pub fn texts(
     Ok(found.keys().filter_map(|name| text(name)).collect())
 }
 
+/// Whether what was found in all packages of the lock is kept, so that none is needed.
+pub fn are_kept(lock: &Lock, store: &Store) -> bool {
+    let folder = store.folder().join(FOLDER);
+    lock.packages.values().all(|package| folder.join(package.sha256.to_string()).exists())
+}
+
 fn cached(kept: &Path, name: &str, deb: &Path) -> Result<Found, ArtifactError> {
     match fs::read(kept) {
         // What can't be understood was cut off, and is found again.

@@ -2,7 +2,7 @@
 //! tells when, where or by whom: the same recipe and lock give the same statement.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -29,8 +29,8 @@ pub fn statement(made_of: &Value, image: &str, sha256: Sha256) -> Value {
     })
 }
 
-/// What an image is made of, as it is now.
-pub fn made_of(inputs: &Inputs) -> Result<Value, ArtifactError> {
+/// What an image is made of, as it is now; `builder` is the hash of this program.
+pub fn made_of(inputs: &Inputs, builder: Sha256) -> Result<Value, ArtifactError> {
     let recipe = name(inputs.recipe);
     let lock = lock::path(inputs.recipe);
     let mut dependencies = vec![
@@ -48,7 +48,6 @@ pub fn made_of(inputs: &Inputs) -> Result<Value, ArtifactError> {
         |(name, package)| json!({ "uri": purl::of(name, package, inputs.lock), "digest": { "sha256": package.sha256 } }),
     ));
     let runtime = inputs.runtime;
-    let builder = hash(&env::current_exe().map_err(ArtifactError::Program)?)?;
     let mut programs = vec![file("rackstick".to_owned(), builder)];
     for path in [&runtime.guest, &runtime.host, &runtime.vmm] {
         programs.push(file(name(path), hash(path)?));

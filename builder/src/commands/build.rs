@@ -101,7 +101,9 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     let built = match there {
         Some(built) => built,
         None => {
-            archive::obtain(&lock, &mirrors, &store, &progress)?;
+            if !now.needs_no_packages(&inputs)? {
+                archive::obtain(&lock, &mirrors, &store, &progress)?;
+            }
             registry::obtain(&lock, &args.from.mirror, &store, &progress)?;
             generation::build(&inputs, now, &args.output, &progress)?
         }

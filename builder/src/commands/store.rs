@@ -92,7 +92,7 @@ fn open() -> Result<(Store, Layers, Parts), report::Error> {
     let store = Store::open()?.alone(|| output::remark("waiting for the builds that use the store"))?;
     // No layer is made here, so its date and threads don't matter.
     let layers = Layers::new(&store.layers(), &env::current_exe()?, 0, 1)?;
-    let parts = Parts::open(&store)?;
+    let parts = Parts::open(&store, layers.builder())?;
     Ok((store, layers, parts))
 }
 
@@ -136,8 +136,9 @@ fn gc(args: &GcArgs) -> Result<ExitCode, report::Error> {
         let lock = lock::fitting(path, &rack)?.ok_or_else(|| NoLock(path.clone()))?;
         hashes.extend(lock.packages.values().map(|package| package.sha256));
         hashes.extend(lock.inputs.values().flat_map(Input::blobs).map(|blob| blob.sha256));
-        let keys = generation::keys(&rack, &lock, &store)?;
-        kept_layers.extend(keys.layers);
+        let layers = Layers::new(&store.layers(), &env::current_exe()?, lock.epoch, 1)?;
+        let keys = generation::keys(&rack, &lock, &store, &layers, &parts)?;
+        kept_layers.extend(keys.layers.into_iter().chain(keys.own));
         kept_parts.extend(keys.parts);
     }
     // What was used in this very second counts as older than 0.

@@ -13,7 +13,6 @@ use rackstick_image::{
     lock::{self, Blob},
     recipe::{Diagnostics, From, Image, Owner},
     source::{Source, SourceError},
-    verity,
 };
 use serde::Serialize;
 
@@ -33,6 +32,7 @@ use crate::layers::{
         self,
         protocol::{Content, Marked, PlacedFile, Written},
     },
+    sum,
 };
 
 /// Bytes of all extended attributes of an image at most: stops archives that fill the memory with them.
@@ -436,9 +436,6 @@ fn write(files: &Files, layer: u32, epoch: i64, from: &From, out: &Path) -> Resu
     let tree = files.export(layer).map_err(|source| FromError::Tree { path: path(), source })?;
     let file = File::create_new(out).map_err(failed)?;
     let options = erofs::WriteOptions { uuid: None, build_time: Mtime::from_seconds(epoch) };
-    let summary = erofs::write(&tree, &file, &options).map_err(|source| FromError::Write { path: path(), source })?;
-    let digest = File::open(out).and_then(verity::digest).map_err(failed)?;
-    // The file gets its final name next, and is then taken as it is for ever.
-    file.sync_all().map_err(failed)?;
-    Ok(Written { digest, size: summary.size })
+    erofs::write(&tree, &file, &options).map_err(|source| FromError::Write { path: path(), source })?;
+    sum::of(out).map_err(failed)
 }

@@ -8,10 +8,10 @@ use std::{
 };
 
 use rackstick_image::{
-    digest::{FileHasher, Sha256, VerityDigest},
+    digest::{FileHasher, Sha256},
     disk::{self, Disk},
     esp::EspFile,
-    ext4::{self, Data, DataFile},
+    ext4::{self, Data, DataFile, Measured},
     guid::{self, Guid},
     manifest::Manifest,
     recipe::Rack,
@@ -21,7 +21,12 @@ use rackstick_image::{
 };
 use thiserror::Error;
 
-use super::{Inputs, finished::Stamps, uki::Uki};
+use super::{
+    Inputs,
+    finished::Stamps,
+    images::{BlobFile, Blobs},
+    uki::Uki,
+};
 use crate::{
     artifacts::{self, ArtifactError},
     image::{self, ImageError},
@@ -129,7 +134,7 @@ pub fn write(
     manifest: &Manifest,
     partition: Guid,
     uki: &Uki,
-    blobs: &BTreeMap<VerityDigest, PathBuf>,
+    blobs: &Blobs,
     epoch: u32,
 ) -> Result<Written, DiskError> {
     let (rack, version, sector) = (&manifest.rack, &manifest.version, inputs.sector);
@@ -144,11 +149,9 @@ pub fn write(
         (secrets::SLOT.to_owned(), Source::Bytes(vec![0; secrets::SLOT_SIZE as usize])),
     ];
     let mut files = BTreeMap::new();
-    for (digest, path) in blobs {
-        files.insert(
-            format!("layers/{digest}"),
-            DataFile { mode: BLOB_MODE, source: Source::file(path)?, verity: Some(*digest) },
-        );
+    for (digest, BlobFile { path, leaves }) in blobs {
+        let verity = Some(Measured { digest: *digest, leaves: leaves.clone() });
+        files.insert(format!("layers/{digest}"), DataFile { mode: BLOB_MODE, source: Source::file(path)?, verity });
     }
     files.insert(
         format!("generations/{version}/manifest.json"),

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf, absolute},
 };
 
-use rackstick::layers::Layers;
+use rackstick::{layers::Layers, stamp::Stamp};
 use rackstick_image::{digest::Sha256, lock::Input};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::{BuildError, Built, Inputs, Parts, disk, images};
 use crate::{
     artifacts::{self, ArtifactError},
-    stamp::Stamp,
+    parallel,
 };
 
 /// Files, and what each was when this program had written it.
@@ -37,7 +37,10 @@ pub struct Now {
     image: PathBuf,
     /// Absolute, so that a note is for one image only.
     place: PathBuf,
-    layers: Layers,
+    /// Those of the inputs' date.
+    pub layers: Layers,
+    /// All of the store.
+    pub parts: Parts,
     keys: images::Keys,
     /// As the provenance tells it.
     pub made_of: Value,
@@ -52,11 +55,13 @@ impl Now {
         let place = absolute(&image).map_err(|source| BuildError::Write { path: image.clone(), source })?;
         let program = env::current_exe().map_err(BuildError::Program)?;
         let layers = Layers::new(&inputs.store.layers(), &program, inputs.lock.epoch, inputs.jobs)?;
-        let keys = images::keys(inputs.rack, inputs.lock, inputs.store)?;
-        let made_of = artifacts::made_of(inputs)?;
+        let layers = if inputs.twice { layers.twice()? } else { layers };
+        let parts = Parts::open(inputs.store, layers.builder())?;
+        let keys = images::keys(inputs.rack, inputs.lock, inputs.store, &layers, &parts)?;
+        let made_of = artifacts::made_of(inputs, layers.builder())?;
         let all = (&keys, inputs.lock, &made_of, inputs.zst);
         let inputs = Sha256::of(serde_json::to_vec(&all).map_err(ArtifactError::Json)?);
-        Ok(Self { image, place, layers, keys, made_of, inputs })
+        Ok(Self { image, place, layers, parts, keys, made_of, inputs })
     }
 
     fn key(&self) -> impl Serialize + use<'_> {
@@ -77,22 +82,50 @@ impl Now {
         }
         let failed = |source| BuildError::Write { path: self.image.clone(), source };
         let allocated = fs::metadata(&self.image).map_err(failed)?.blocks() * 512;
-        let blobs = inputs.lock.inputs.values().flat_map(Input::blobs).map(|blob| blob.sha256);
-        inputs.store.touch(inputs.lock.packages.values().map(|package| package.sha256).chain(blobs))?;
+        touch_fetched(inputs)?;
         self.layers.touch(&self.keys.layers)?;
-        Parts::open(inputs.store)?.touch(&self.keys.parts)?;
+        self.layers.touch(&self.keys.own)?;
+        self.parts.touch(&self.keys.parts)?;
         Ok(Some(Built { image: self.image.clone(), allocated, uki_size: finished.uki_size, up_to_date: true }))
     }
 
-    /// Notes what was written, unless its inputs have changed meanwhile or the file system's clock stands still.
-    pub fn note(&self, inputs: &Inputs, output: &Path, uki_size: u64, files: Stamps) -> Result<(), BuildError> {
+    /// Whether nothing has to be made of packages: all that is made of them alone is there and whole. They count as used then.
+    pub fn needs_no_packages(&self, inputs: &Inputs) -> Result<bool, BuildError> {
+        // To make all of it a second time.
+        if inputs.twice || !artifacts::copyrights_are_kept(inputs.lock, inputs.store) {
+            return Ok(false);
+        }
+        let layers = parallel::each_by(inputs.jobs, &self.keys.layers, |key| self.layers.is_there(key));
+        let layers = layers.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let parts = parallel::each_by(inputs.jobs, &self.keys.parts, |key| self.parts.is_there(key));
+        let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let there = layers.into_iter().chain(parts).all(|there| there);
+        if there {
+            touch_fetched(inputs)?;
+        }
+        Ok(there)
+    }
+
+    /// Whether the inputs are still what they were.
+    pub fn holds(&self, inputs: &Inputs, output: &Path) -> Result<bool, BuildError> {
+        Ok(Self::read(inputs, output)?.inputs == self.inputs)
+    }
+
+    /// Notes what was written of inputs that did not change, unless the file system's clock stands still.
+    pub fn note(&self, output: &Path, uki_size: u64, files: Stamps) -> Result<(), BuildError> {
         let failed = |source: io::Error| BuildError::Write { path: output.to_owned(), source };
-        let settled = Stamp::wait_until_past(files.values(), output).map_err(failed)?;
-        if !settled || Self::read(inputs, output)?.inputs != self.inputs {
+        if !Stamp::wait_until_past(files.values(), output).map_err(failed)? {
             return Ok(());
         }
         let files = files.into_iter().map(|(path, stamp)| Ok((absolute(path)?, stamp)));
         let files = files.collect::<io::Result<_>>().map_err(failed)?;
         Ok(self.layers.remember(&self.key(), &Finished { inputs: self.inputs, uki_size, files })?)
     }
+}
+
+/// Counts all that the lock names of archives and registries as used now.
+fn touch_fetched(inputs: &Inputs) -> Result<(), BuildError> {
+    let packages = inputs.lock.packages.values().map(|package| package.sha256);
+    let blobs = inputs.lock.inputs.values().flat_map(Input::blobs).map(|blob| blob.sha256);
+    Ok(inputs.store.touch(packages.chain(blobs))?)
 }

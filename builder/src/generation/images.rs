@@ -1,8 +1,9 @@
 //! What guests boot: layers, the unpacked kernel, the initrd; and the manifest's entry for each image.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
-    env, fs,
+    fs, panic,
     path::{Path, PathBuf},
     thread,
 };
@@ -18,7 +19,7 @@ use rackstick_image::{
 use serde::Serialize;
 
 use super::{
-    BuildError, Inputs, Scratch, additions, host,
+    BuildError, Inputs, Now, Scratch, additions, host,
     parts::{self, Part, Parts},
     secrets, write,
 };
@@ -26,6 +27,7 @@ use crate::{
     initrd,
     kernel::Kernel,
     layers::{Base, Layer, Layers, Package},
+    parallel,
     progress::Progress,
     runtime::Runtime,
     sets,
@@ -37,12 +39,23 @@ const CMDLINE: &str = "console=hvc0 panic=-1 oops=panic loglevel=4";
 /// PID 1 of an image made of packages: systemd.
 const INIT: &str = "/sbin/init";
 
+/// Where a blob is.
+pub struct BlobFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Where the hashes of its blocks are, if they are kept.
+    pub leaves: Option<PathBuf>,
+}
+
+/// The files of blobs.
+pub type Blobs = BTreeMap<VerityDigest, BlobFile>;
+
 /// Images by name, and the files that they consist of.
 pub struct Images {
     /// The manifest's entries.
     pub manifests: BTreeMap<String, manifest::Image>,
     /// Every blob's file, once.
-    pub files: BTreeMap<VerityDigest, PathBuf>,
+    pub files: Blobs,
     /// Some of the files are in there.
     _boot: Option<Part>,
 }
@@ -50,8 +63,8 @@ pub struct Images {
 /// Builds all images of the recipe: the base first, then what each adds to it at the same time.
 pub fn build(
     inputs: &Inputs,
+    now: &Now,
     scratch: &Scratch,
-    parts: &Parts,
     epoch: u32,
     progress: &Progress,
 ) -> Result<Images, BuildError> {
@@ -59,48 +72,29 @@ pub fn build(
     if inputs.rack.images.is_empty() {
         return Ok(images);
     }
-    let program = env::current_exe().map_err(BuildError::Program)?;
-    let layers = Layers::new(&inputs.store.layers(), &program, inputs.lock.epoch, inputs.jobs)?;
-    let layers = if inputs.twice { layers.twice()? } else { layers };
-
-    let job = progress.spinner("building", "layer base");
-    let base = layers.base(&inputs.set(sets::BASE), &|_| ())?;
-    job.done("layer base");
-
-    let (own, kernel) = thread::scope(|scope| {
-        let own: Vec<_> = inputs
-            .rack
-            .images
-            .iter()
-            .map(|(name, image)| {
-                let build = || match &image.from {
-                    None => own_layer(inputs, &layers, &base, image, scratch, progress),
-                    Some(from) => foreign_layers(inputs, &layers, image, from, scratch, progress),
-                };
-                (name, scope.spawn(build))
-            })
-            .collect();
-        let kernel = kernel(inputs, &layers, &base, parts, epoch, progress);
-        let own: Vec<_> = own.into_iter().map(|(name, thread)| (name, thread.join())).collect();
-        (own, kernel)
+    let package = kernel_of(&inputs.set(sets::KERNEL))
+        .ok_or_else(|| BuildError::Missing { set: sets::KERNEL.to_owned(), what: "kernel" })?;
+    let (made, boot) = thread::scope(|scope| {
+        let boot = scope.spawn(|| boot(inputs, &now.parts, &package, epoch));
+        let made = layers(inputs, &now.layers, &package, scratch, progress);
+        (made, boot.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     });
-    let (modules, boot) = kernel?;
+    let (Made { base, modules, own }, boot) = (made?, boot?);
 
     let release = String::from_utf8_lossy(&boot.read(RELEASE)?).into_owned();
     let modules = images.add(&format!("kernel {release}"), &modules);
     let kernel = images.add_file("vmlinux", &boot.file(VMLINUX))?;
     let initrd = images.add_file("initrd", &boot.file(INITRD))?;
     for (name, own) in own {
-        let own = own.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let mut blobs = Vec::new();
         if own.on_base {
-            blobs.push(images.add("base", &base.layer));
+            blobs.push(images.add("base", &base));
         }
         blobs.push(modules.clone());
         for (label, layer) in &own.layers {
             blobs.push(images.add(label, layer));
         }
-        let recipe = inputs.rack.images.get(name);
+        let recipe = inputs.rack.images.get(&name);
         let image = manifest::Image {
             secrets: recipe.map_or(Ok(Vec::new()), |recipe| secrets::of(recipe, &blobs, &images.files))?,
             layers: blobs,
@@ -110,7 +104,7 @@ pub fn build(
             init: own.start.init,
             process: own.start.process,
         };
-        images.manifests.insert(name.to_owned(), image);
+        images.manifests.insert(name, image);
     }
     images._boot = Some(boot);
     Ok(images)
@@ -136,27 +130,71 @@ const VMLINUX: &str = "vmlinux";
 const INITRD: &str = "initrd";
 const RELEASE: &str = "release";
 
-/// The layer with the guests' kernel's modules, and what boots it.
-fn kernel(
-    inputs: &Inputs,
-    layers: &Layers,
-    base: &Base,
-    parts: &Parts,
-    epoch: u32,
-    progress: &Progress,
-) -> Result<(Layer, Part), BuildError> {
-    let job = progress.spinner("building", "guest kernel");
-    let missing = || BuildError::Missing { set: sets::KERNEL.to_owned(), what: "kernel" };
-    let package = inputs.set(sets::KERNEL).into_iter().find(|package| is_kernel(&package.name)).ok_or_else(missing)?;
-    let layer = layers.kernel(base, &package, &|_| ())?;
-    let boot = parts.get(&boot_of(&package, inputs.runtime, epoch)?, |folder| {
+/// What boots guests, beside the layer with the kernel's modules.
+fn boot(inputs: &Inputs, parts: &Parts, package: &Package, epoch: u32) -> Result<Part, BuildError> {
+    parts.get(&boot_of(package, inputs.runtime, epoch)?, |folder| {
         let kernel = Kernel::read(&package.deb)?;
         write(&folder.join(RELEASE), kernel.release.as_bytes())?;
         write(&folder.join(VMLINUX), &kernel.vmlinux()?)?;
         initrd::guest(&folder.join(INITRD), inputs.runtime, &kernel, epoch).map_err(BuildError::from)
-    })?;
-    job.done("guest kernel");
-    Ok((layer, boot))
+    })
+}
+
+/// All layers of a recipe.
+struct Made {
+    base: Layer,
+    modules: Layer,
+    /// By the image's name.
+    own: BTreeMap<String, Own>,
+}
+
+/// What is made above the base.
+enum Job<'a> {
+    Modules,
+    Image(&'a Image),
+}
+
+/// Makes them: the base first, then all above it, what takes longest first. One more at once than there are threads: each waits for the
+/// disk now and then.
+fn layers(
+    inputs: &Inputs,
+    layers: &Layers,
+    package: &Package,
+    scratch: &Scratch,
+    progress: &Progress,
+) -> Result<Made, BuildError> {
+    let job = progress.spinner("building", "layer base");
+    let base = layers.base(&inputs.set(sets::BASE), &|_| ())?;
+    job.done("layer base");
+
+    let mut jobs: Vec<Job> = inputs.rack.images.values().map(Job::Image).chain([Job::Modules]).collect();
+    jobs.sort_by_key(|job| match job {
+        Job::Modules => Reverse(inputs.weight(sets::KERNEL)),
+        Job::Image(image) => Reverse(inputs.weight(&sets::image(&image.name))),
+    });
+    let done = parallel::each_by(inputs.jobs + 1, &jobs, |job| match job {
+        Job::Modules => {
+            let job = progress.spinner("building", "guest kernel");
+            let modules = layers.kernel(&base, package, &|_| ())?;
+            job.done("guest kernel");
+            Ok((None, Some(modules)))
+        }
+        Job::Image(image) => {
+            let own = match &image.from {
+                None => own_layer(inputs, layers, &base, image, scratch, progress)?,
+                Some(from) => foreign_layers(inputs, layers, image, from, scratch, progress)?,
+            };
+            Ok((Some((image.name.clone(), own)), None))
+        }
+    });
+    let done = done.into_iter().collect::<Result<Vec<_>, BuildError>>()?;
+    let (own, modules): (Vec<_>, Vec<_>) = done.into_iter().unzip();
+    let missing = || BuildError::Missing { set: sets::KERNEL.to_owned(), what: "kernel" };
+    Ok(Made {
+        base: base.layer,
+        modules: modules.into_iter().flatten().next().ok_or_else(missing)?,
+        own: own.into_iter().flatten().collect(),
+    })
 }
 
 fn own_layer(
@@ -207,9 +245,10 @@ fn foreign_layers(
 }
 
 impl Images {
-    /// A layer. Whether it is what its digest says is checked again when it is copied.
+    /// A layer.
     fn add(&mut self, label: &str, layer: &Layer) -> Blob {
-        self.files.insert(layer.digest, layer.path.clone());
+        let file = BlobFile { path: layer.path.clone(), leaves: Some(layer.leaves()) };
+        self.files.insert(layer.digest, file);
         Blob { digest: layer.digest, size: layer.size, label: label.to_owned() }
     }
 
@@ -218,12 +257,18 @@ impl Images {
         let file = fs::File::open(path).map_err(failed)?;
         let size = file.metadata().map_err(failed)?.len();
         let digest = verity::digest(file).map_err(failed)?;
-        self.files.insert(digest, path.to_owned());
+        self.files.insert(digest, BlobFile { path: path.to_owned(), leaves: None });
         Ok(Blob { digest, size, label: label.to_owned() })
     }
 }
 
 impl Inputs<'_> {
+    /// How long a set takes to be unpacked and configured, as against others: its bytes, and as much for each package's scripts as for a MiB.
+    fn weight(&self, set: &str) -> u64 {
+        let names = self.lock.sets.get(set).into_iter().flatten();
+        names.filter_map(|name| self.lock.packages.get(name)).map(|package| package.size + (1 << 20)).sum()
+    }
+
     /// The packages of a set, as layers take them.
     fn set(&self, set: &str) -> Vec<Package> {
         packages_of(self.lock, set, self.store)
@@ -244,19 +289,20 @@ fn packages_of(lock: &Lock, set: &str, store: &Store) -> Vec<Package> {
 /// Under which keys layers and parts of a recipe are kept, once they are built. Whatever goes into a layer or part decides its key.
 #[derive(Serialize)]
 pub struct Keys {
-    /// Those of layers.
+    /// Those of layers that are made of packages alone.
     pub layers: Vec<String>,
+    /// Those of other layers.
+    pub own: Vec<String>,
     /// Those of parts.
     pub parts: Vec<Sha256>,
 }
 
 /// The keys of all that a recipe needs.
-pub fn keys(rack: &Rack, lock: &Lock, store: &Store) -> Result<Keys, BuildError> {
-    let (epoch, parts) = (super::epoch(lock)?, Parts::open(store)?);
-    let mut keys = Keys { layers: Vec::new(), parts: vec![parts.key(&host::made_of(lock, epoch))?] };
-    let kernels = packages_of(lock, sets::KERNEL, store);
-    let Some(kernel) = kernels.iter().find(|package| is_kernel(&package.name)) else { return Ok(keys) };
-    keys.parts.push(parts.key(&boot_of(kernel, &Runtime::find()?, epoch)?)?);
+pub fn keys(rack: &Rack, lock: &Lock, store: &Store, layers: &Layers, parts: &Parts) -> Result<Keys, BuildError> {
+    let epoch = super::epoch(lock)?;
+    let mut keys = Keys { layers: Vec::new(), own: Vec::new(), parts: vec![parts.key(&host::made_of(lock, epoch))?] };
+    let Some(kernel) = kernel_of(&packages_of(lock, sets::KERNEL, store)) else { return Ok(keys) };
+    keys.parts.push(parts.key(&boot_of(&kernel, &Runtime::find()?, epoch)?)?);
     let scratch = Scratch::new(store)?;
     let of_packages = rack.images.iter().filter(|(_, image)| image.from.is_none());
     let images = of_packages.map(|(name, image)| {
@@ -264,13 +310,11 @@ pub fn keys(rack: &Rack, lock: &Lock, store: &Store) -> Result<Keys, BuildError>
         additions::of(image, packages, &scratch).map(|(additions, _)| additions)
     });
     let images = images.collect::<Result<Vec<_>, _>>()?;
-    let program = env::current_exe().map_err(BuildError::Program)?;
-    let layers = Layers::new(&store.layers(), &program, lock.epoch, 1)?;
-    keys.layers = layers.keys_of(&packages_of(lock, sets::BASE, store), kernel, &images)?;
+    (keys.layers, keys.own) = layers.keys_of(&packages_of(lock, sets::BASE, store), &kernel, &images)?;
     for (name, image) in &rack.images {
         let (Some(from), Some(locked)) = (&image.from, lock.inputs.get(name)) else { continue };
         let files = additions::of(image, Vec::new(), &scratch)?.0.files;
-        keys.layers.extend(from::keys(&layers, from, locked, &files)?);
+        keys.own.extend(from::keys(layers, from, locked, &files)?);
     }
     Ok(keys)
 }
@@ -280,6 +324,7 @@ fn boot_of(kernel: &Package, runtime: &Runtime, epoch: u32) -> Result<impl Seria
     Ok(("guest", epoch, kernel.sha256, parts::hash(&runtime.guest)?))
 }
 
-fn is_kernel(package: &str) -> bool {
-    package.starts_with("linux-image-")
+/// The kernel among packages.
+fn kernel_of(packages: &[Package]) -> Option<Package> {
+    packages.iter().find(|package| package.name.starts_with("linux-image-")).cloned()
 }

@@ -2,12 +2,12 @@
 //! drivers, packing firmware and unpacking kernels takes seconds; what comes of it changes only with the lock.
 
 use std::{
-    collections::BTreeMap,
-    env,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use rackstick::locked;
@@ -45,6 +45,8 @@ pub struct Parts {
     folder: PathBuf,
     /// Another builder may make other files of the same packages.
     builder: Sha256,
+    /// The parts that were found whole: that is looked at once.
+    whole: Mutex<BTreeSet<Sha256>>,
 }
 
 /// A part that is there and whole.
@@ -68,12 +70,11 @@ impl Part {
 }
 
 impl Parts {
-    /// Those in the store's folder.
-    pub fn open(store: &Store) -> Result<Self, PartsError> {
+    /// Those in the store's folder. `builder` is the hash of this program.
+    pub fn open(store: &Store, builder: Sha256) -> Result<Self, PartsError> {
         let folder = store.folder().join("parts");
         fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
-        let program = env::current_exe().map_err(failed("find", Path::new("this program")))?;
-        Ok(Self { folder, builder: hash(&program)? })
+        Ok(Self { folder, builder, whole: Mutex::default() })
     }
 
     /// The part that is decided by `inputs`. If it is not there or damaged, `make` writes its files into an empty folder.
@@ -82,11 +83,9 @@ impl Parts {
         inputs: &impl Serialize,
         make: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<Part, E> {
-        let folder = self.folder.join(self.key(inputs)?.to_string());
-        let lock = folder.with_extension(LOCK);
-        let locked = locked::open(&lock).and_then(|lock| locked::touch(&lock).map(|()| lock));
-        let part = Part { _lock: locked.map_err(failed("lock", &lock))?, folder };
-        if !is_whole(&part.folder) {
+        let key = self.key(inputs)?;
+        let part = self.take(&key)?;
+        if !self.is_whole(&key, &part) {
             part.empty()?;
             make(&part.folder)?;
             part.seal()?;
@@ -96,6 +95,31 @@ impl Parts {
 }
 
 impl Parts {
+    /// Whether there is a whole part under this key.
+    pub fn is_there(&self, key: &Sha256) -> Result<bool, PartsError> {
+        Ok(self.is_whole(key, &self.take(key)?))
+    }
+
+    fn is_whole(&self, key: &Sha256, part: &Part) -> bool {
+        let known = || self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        if known().contains(key) {
+            return true;
+        }
+        let whole = is_whole(&part.folder);
+        if whole {
+            known().insert(*key);
+        }
+        whole
+    }
+
+    /// Takes a key's place; waits while another builder has it.
+    fn take(&self, key: &Sha256) -> Result<Part, PartsError> {
+        let folder = self.folder.join(key.to_string());
+        let lock = folder.with_extension(LOCK);
+        let locked = locked::open(&lock).and_then(|lock| locked::touch(&lock).map(|()| lock));
+        Ok(Part { _lock: locked.map_err(failed("lock", &lock))?, folder })
+    }
+
     /// The key of the part that is decided by `inputs`.
     pub fn key(&self, inputs: &impl Serialize) -> Result<Sha256, PartsError> {
         let inputs = serde_json::to_vec(&(self.builder, inputs))?;
@@ -221,12 +245,17 @@ mod tests {
 
     use super::*;
 
+    fn open(folder: &Path) -> Parts {
+        Parts::open(&Store::at(folder.to_owned()).unwrap(), Sha256([0; 32])).unwrap()
+    }
+
     #[test]
     fn a_part_is_made_once_and_again_only_when_it_is_damaged_or_of_something_else() {
         let folder = tempfile::tempdir().unwrap();
-        let parts = Parts::open(&Store::at(folder.path().to_owned()).unwrap()).unwrap();
         let made = Cell::new(0);
         let get = |inputs: &str| {
+            // A build of its own each time.
+            let parts = open(folder.path());
             let make = |folder: &Path| {
                 made.set(made.get() + 1);
                 fs::write(folder.join("file"), inputs).map_err(failed("write", folder))
@@ -257,7 +286,7 @@ mod tests {
     #[test]
     fn parts_that_are_not_kept_go_and_damaged_ones_are_found() {
         let folder = tempfile::tempdir().unwrap();
-        let parts = Parts::open(&Store::at(folder.path().to_owned()).unwrap()).unwrap();
+        let parts = open(folder.path());
         let make = |folder: &Path| fs::write(folder.join("file"), "x").map_err(failed("write", folder));
         let get = |inputs: &str| parts.get::<PartsError>(&inputs, make).unwrap();
         let [kept, old] = ["kept", "old"].map(|inputs| get(inputs).folder.clone());
@@ -280,7 +309,7 @@ mod tests {
     #[test]
     fn what_a_failed_build_left_is_not_taken_for_whole() {
         let folder = tempfile::tempdir().unwrap();
-        let parts = Parts::open(&Store::at(folder.path().to_owned()).unwrap()).unwrap();
+        let parts = open(folder.path());
         let half = |folder: &Path| {
             fs::write(folder.join("half"), "half").unwrap();
             Err(failed("write", folder)(io::ErrorKind::StorageFull.into()))

@@ -1,27 +1,22 @@
 //! The secrets that an image wants, as the manifest names them: whom each belongs to is looked up in the finished image, so that a
 //! user whom it lacks is found before it is flashed. Follows passwd(5) and group(5).
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, path::Path};
 
 use rackstick_image::{
-    digest::VerityDigest,
     erofs::read::Layer,
     manifest::{Blob, Secret},
     recipe::{Diagnostic, Diagnostics, Image, Owner, Placed},
     view::{ReadError, View},
 };
 
-use super::BuildError;
+use super::{BuildError, images::Blobs};
 
 /// Largest such file: one with 100,000 users.
 const ACCOUNTS_MAX: u64 = 8 << 20;
 
 /// The secrets of an image whose layers, lowest first, are those.
-pub fn of(image: &Image, layers: &[Blob], files: &BTreeMap<VerityDigest, PathBuf>) -> Result<Vec<Secret>, BuildError> {
+pub fn of(image: &Image, layers: &[Blob], files: &Blobs) -> Result<Vec<Secret>, BuildError> {
     let number = |owner: &Option<Placed<Owner>>, kind: &Kind| match owner {
         None => Ok(0),
         Some(Placed { value: Owner::Id(id), .. }) => Ok(*id),
@@ -51,11 +46,11 @@ struct Kind {
 }
 
 /// A file of the image; nothing if it has none.
-fn text(layers: &[Blob], files: &BTreeMap<VerityDigest, PathBuf>, name: &str) -> Result<String, BuildError> {
+fn text(layers: &[Blob], files: &Blobs, name: &str) -> Result<String, BuildError> {
     // The highest layer's file hides those below.
     for blob in layers.iter().rev() {
-        let Some(path) = files.get(&blob.digest) else { continue };
-        let found = look(path, name).map_err(|source| BuildError::Look { layer: blob.label.clone(), source })?;
+        let Some(file) = files.get(&blob.digest) else { continue };
+        let found = look(&file.path, name).map_err(|source| BuildError::Look { layer: blob.label.clone(), source })?;
         if let Some(bytes) = found {
             return Ok(String::from_utf8_lossy(&bytes).into_owned());
         }

@@ -113,7 +113,7 @@ impl Sample {
         let plain = |bytes: &[u8]| DataFile { mode: 0o444, source: Source::Bytes(bytes.to_vec()), verity: None };
         let mut files: BTreeMap<String, DataFile> = BTreeMap::new();
         for (digest, bytes) in blobs {
-            let file = DataFile { mode: 0o444, source: Source::Bytes(bytes), verity: Some(digest) };
+            let file = DataFile { mode: 0o444, source: Source::Bytes(bytes), verity: Some(digest.into()) };
             files.insert(format!("layers/{digest}"), file);
         }
         files.insert("generations/7/manifest.json".into(), plain(&json));

@@ -11,10 +11,10 @@ use std::{
 };
 
 use rackstick_image::{digest::Sha256, verity};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Error, Layer, stage::protocol::Written};
-use crate::locked;
+use super::{Error, Layer, stage::protocol::Written, sum};
+use crate::{locked, stamp::Stamp};
 
 /// Digits of a key.
 const KEY_LENGTH: usize = 64;
@@ -24,7 +24,17 @@ const KEY_LENGTH: usize = 64;
 pub struct Cache {
     folder: PathBuf,
     /// Hash of the command itself: another builder may make other layers of the same inputs.
-    builder: Sha256,
+    pub builder: Sha256,
+}
+
+/// What is noted of a finished layer.
+#[derive(Debug, Serialize, Deserialize)]
+struct Noted {
+    written: Written,
+    /// What the file system said of its file; none if its clock stood still.
+    stamp: Option<Stamp>,
+    /// Whether its tree was kept.
+    tree: bool,
 }
 
 /// One key's place, held by this builder alone until dropped.
@@ -94,6 +104,11 @@ impl Cache {
 }
 
 impl Slot {
+    /// Whose place it is.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     fn path(&self, suffix: &str) -> PathBuf {
         self.folder.join(format!("{}.{suffix}", self.key))
     }
@@ -149,26 +164,40 @@ impl Slot {
         fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path)).map_err(failed("written", &path))
     }
 
-    /// The layer, if it is there and what it was when it was written.
-    pub fn finished(&self, with_tree: bool) -> Result<Option<Layer>, Error> {
+    /// The layer, if it is there and what it was when it was written, and with its tree if others are built upon it. If its file
+    /// system knows of no change its checksum is enough: that finds what rots by itself.
+    pub fn finished(&self) -> Result<Option<Layer>, Error> {
         let (note, path) = (self.path("json"), self.path("erofs"));
         let text = match fs::read(&note) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             result => result.map_err(failed("read", &note))?,
         };
-        let Ok(Written { digest, size }) = serde_json::from_slice(&text) else {
+        let Ok(Noted { written, stamp, tree }) = serde_json::from_slice(&text) else {
             return Ok(None);
         };
         // Somebody may have made room by hand.
-        if with_tree && !self.tree().is_dir() {
+        if tree && !self.tree().is_dir() {
             return Ok(None);
         }
-        let found = match File::open(&path) {
+        let file = match File::open(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            result => result.and_then(verity::digest),
+            result => result.map_err(failed("read", &path))?,
         };
-        let whole = found.map_err(failed("read", &path))? == digest;
-        Ok(whole.then_some(Layer { path, digest, size }))
+        let is_whole = || -> io::Result<bool> {
+            let unchanged = stamp.is_some() && stamp == Some(file.metadata()?.into());
+            Ok(if unchanged { sum::crc(&file)? == written.crc } else { verity::digest(&file)? == written.digest })
+        };
+        let whole = is_whole().map_err(failed("read", &path))?;
+        Ok(whole.then_some(Layer { path, digest: written.digest, size: written.size }))
+    }
+
+    /// Whether the layer's file has the digest that was noted.
+    pub fn has_its_digest(&self) -> Result<bool, Error> {
+        let (note, path) = (self.path("json"), self.path("erofs"));
+        let text = fs::read(&note).map_err(failed("read", &note))?;
+        let Ok(noted) = serde_json::from_slice::<Noted>(&text) else { return Ok(false) };
+        let found = File::open(&path).and_then(verity::digest);
+        Ok(found.map_err(failed("read", &path))? == noted.written.digest)
     }
 
     /// The layer's file.
@@ -178,7 +207,8 @@ impl Slot {
 
     /// Whether anything but its lock lies under the key.
     pub fn is_more_than_a_lock(&self) -> bool {
-        ["json", "json.new", "erofs"].iter().any(|suffix| self.path(suffix).exists()) || !self.leftovers().is_empty()
+        ["json", "json.new", "erofs", "leaves"].iter().any(|suffix| self.path(suffix).exists())
+            || !self.leftovers().is_empty()
     }
 
     /// Whether there is a layer, of whatever content.
@@ -198,7 +228,7 @@ impl Slot {
 
     /// Removes all but trees, the lock last.
     pub fn discard(self) -> Result<(), Error> {
-        let all = ["json", "json.new", "found", "found.new", "erofs", "partial", "lock"];
+        let all = ["json", "json.new", "found", "found.new", "erofs", "leaves", "partial", "lock"];
         all.into_iter().try_for_each(|suffix| remove(&self.path(suffix)))
     }
 
@@ -207,12 +237,16 @@ impl Slot {
         let (path, note, new) = (self.path("erofs"), self.path("json"), self.path("json.new"));
         fs::rename(self.partial(), &path).map_err(failed("renamed", &self.partial()))?;
         let store = || -> io::Result<()> {
-            // A tree was written without any waiting for the disk; from here on it counts as whole. A layer is hashed on
+            // A tree was written without any waiting for the disk; from here on it counts as whole. A layer is read on
             // each use, so whatever a power cut spoils of it or of its note is built again.
-            if self.tree().is_dir() {
+            let tree = self.tree().is_dir();
+            if tree {
                 rustix::fs::syncfs(File::open(&self.folder)?)?;
             }
-            fs::write(&new, serde_json::to_vec(&written)?)?;
+            let stamp = Stamp::from(fs::metadata(&path)?);
+            let settled = Stamp::wait_until_past([&stamp], &self.folder)?;
+            let noted = Noted { written, stamp: settled.then_some(stamp), tree };
+            fs::write(&new, serde_json::to_vec(&noted)?)?;
             fs::rename(&new, &note)
         };
         store().map_err(failed("written", &note))?;

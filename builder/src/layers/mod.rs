@@ -20,13 +20,16 @@ pub(crate) mod paths;
 mod place;
 mod region;
 pub mod stage;
+pub mod sum;
 mod tidy;
 mod tree;
 mod unpack;
 
 use std::{
+    collections::HashMap,
     io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use rackstick_image::digest::{Sha256, VerityDigest};
@@ -87,6 +90,13 @@ pub struct Layer {
     pub digest: VerityDigest,
     /// Its size in bytes.
     pub size: u64,
+}
+
+impl Layer {
+    /// Where the hashes of its blocks are, unless somebody removed them.
+    pub fn leaves(&self) -> PathBuf {
+        sum::leaves(&self.path)
+    }
 }
 
 /// A finished layer that others are built upon, a base or packages above it: with its tree.
@@ -152,6 +162,8 @@ pub struct Layers {
     threads: usize,
     /// The library that gives programs another clock, if layers are to be made twice.
     clock: Option<PathBuf>,
+    /// The layers that were found whole, by their keys: that is looked at once.
+    whole: Mutex<HashMap<String, Layer>>,
 }
 
 impl Layers {
@@ -168,6 +180,7 @@ impl Layers {
             epoch,
             threads: threads.max(1),
             clock: None,
+            whole: Mutex::default(),
         })
     }
 
@@ -234,7 +247,7 @@ impl Layers {
             changes: additions.changes.clone(),
             out: slot.partial(),
         };
-        let layer = match slot.finished(false)? {
+        let layer = match self.finished(&slot)? {
             Some(layer) => layer,
             None => self.make(name, task(), &slot, step)?,
         };
@@ -252,7 +265,7 @@ impl Layers {
     ) -> Result<Base, Error> {
         let slot = self.cache.slot(&key)?;
         let tree = slot.tree();
-        let layer = match slot.finished(true)? {
+        let layer = match self.finished(&slot)? {
             Some(layer) => layer,
             None => self.make(label, task(tree.clone(), &slot), &slot, step)?,
         };
@@ -268,7 +281,7 @@ impl Layers {
             let package = protocol::Package { name: package.name.clone(), deb: package.deb.clone() };
             Task::Kernel { base: base.tree.clone(), work, package, out }
         };
-        let layer = match slot.finished(false)? {
+        let layer = match self.finished(&slot)? {
             Some(layer) => layer,
             None => self.make("kernel", task(), &slot, step)?,
         };
@@ -278,7 +291,7 @@ impl Layers {
 
     /// The layer that `inputs` decide, if it is in the cache.
     pub fn kept(&self, inputs: &impl Serialize) -> Result<Option<Layer>, Error> {
-        self.cache.slot(&self.key(inputs)?)?.finished(false)
+        self.finished(&self.cache.slot(&self.key(inputs)?)?)
     }
 
     /// The layer that `inputs` decide: from the cache, or as `write` writes it to the new file whose path it is given.
@@ -288,11 +301,32 @@ impl Layers {
         write: impl FnOnce(&Path) -> Result<Written, E>,
     ) -> Result<Layer, E> {
         let slot = self.cache.slot(&self.key(inputs)?)?;
-        if let Some(layer) = slot.finished(false)? {
+        if let Some(layer) = self.finished(&slot)? {
             return Ok(layer);
         }
         slot.forget_partial()?;
         Ok(slot.finish(write(&slot.partial())?)?)
+    }
+
+    /// Whether there is a whole layer under this key.
+    pub fn is_there(&self, key: &str) -> Result<bool, Error> {
+        let slot = self.cache.slot(key)?;
+        Ok(self.finished(&slot)?.is_some())
+    }
+
+    fn finished(&self, slot: &cache::Slot) -> Result<Option<Layer>, Error> {
+        let whole = || self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layer) = whole().get(slot.key()) {
+            return Ok(Some(layer.clone()));
+        }
+        let found = slot.finished()?;
+        whole().extend(found.iter().map(|layer| (slot.key().to_owned(), layer.clone())));
+        Ok(found)
+    }
+
+    /// SHA-256 of the command itself, which is part of every key.
+    pub fn builder(&self) -> Sha256 {
+        self.cache.builder
     }
 
     /// What [`Layers::remember`] was told of `inputs`; none if nothing.
@@ -320,20 +354,25 @@ impl Layers {
         self.epoch
     }
 
-    /// The keys of all layers that are made of this: of the base, the kernel and the images.
-    pub fn keys_of(&self, base: &[Package], kernel: &Package, images: &[Additions]) -> Result<Vec<String>, Error> {
+    /// The keys of all layers that are made of this: those of packages alone, and those of what images add to them.
+    pub fn keys_of(
+        &self,
+        base: &[Package],
+        kernel: &Package,
+        images: &[Additions],
+    ) -> Result<(Vec<String>, Vec<String>), Error> {
         let base = self.base_key(&sorted(base))?;
-        let mut keys = vec![self.kernel_key(&base, kernel)?];
+        let (mut of_packages, mut own) = (vec![self.kernel_key(&base, kernel)?], Vec::new());
         for additions in images {
             let packages = sorted(&additions.packages);
             let packed = if packages.is_empty() { None } else { Some(self.packages_key(&base, &packages)?) };
             if additions.is_more_than_packages() {
-                keys.push(self.own_key(packed.as_ref().unwrap_or(&base), additions)?.0);
+                own.push(self.own_key(packed.as_ref().unwrap_or(&base), additions)?.0);
             }
-            keys.extend(packed);
+            of_packages.extend(packed);
         }
-        keys.push(base);
-        Ok(keys)
+        of_packages.push(base);
+        Ok((of_packages, own))
     }
 
     fn base_key(&self, packages: &[Package]) -> Result<String, Error> {

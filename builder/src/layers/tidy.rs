@@ -53,7 +53,7 @@ impl Layers {
                 continue;
             }
             count += 1;
-            if slot.finished(false)?.is_none() {
+            if !slot.has_its_digest()? {
                 damaged.push(slot.layer());
                 self.discard(vec![slot])?;
             }

@@ -17,12 +17,15 @@ use std::{
 };
 
 use mini::{Workshop, entry};
-use rackstick::layers::{
-    Additions, Base, Error, Layer, Layers, Package, RecipeFile, Swept,
-    stage::{
-        self,
-        protocol::{Changes, Marked},
+use rackstick::{
+    layers::{
+        Additions, Base, Error, Layer, Layers, Package, RecipeFile, Swept,
+        stage::{
+            self,
+            protocol::{Changes, Marked},
+        },
     },
+    stamp::Stamp,
 };
 use tar::EntryType;
 
@@ -518,7 +521,7 @@ fn what_a_killed_build_left_and_what_is_not_kept_goes() {
     let left = fs::read_dir(&cache).unwrap();
     let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     left.sort();
-    assert_eq!(left, ["erofs", "json", "lock", "tree"].map(|suffix| format!("{kept}.{suffix}")));
+    assert_eq!(left, ["erofs", "json", "leaves", "lock", "tree"].map(|suffix| format!("{kept}.{suffix}")));
     let again = bench.layers.base(&[bench.workshop.base(), draft.build()], &|_| ()).unwrap();
     assert_eq!(again.layer, base.layer);
 }
@@ -555,6 +558,39 @@ fn a_layer_that_is_no_longer_what_it_was_is_found_and_built_again() {
     expected.sort();
     assert_eq!((count, damaged), (2, expected));
     assert_eq!(fs::read_dir(bench.dir.path().join("cache")).unwrap().count(), 0);
+}
+
+/// What rots leaves no trace in the file system: as if the file had been so when it was noted.
+#[test]
+fn what_rots_is_found_by_its_checksum_and_what_was_only_touched_is_not_built_again() {
+    let bench = Bench::new();
+    let packages = [bench.workshop.base()];
+    let base = bench.base();
+    let (path, note) = (&base.layer.path, base.layer.path.with_extension("json"));
+    let bytes = fs::read(path).unwrap();
+    let again = || {
+        let steps = Mutex::new(0);
+        // Of another build: one looks once.
+        let layers = Layers::new(&bench.dir.path().join("cache"), Path::new(PROGRAM), EPOCH, 2).unwrap();
+        assert_eq!(layers.base(&packages, &|_| *steps.lock().unwrap() += 1).unwrap(), base);
+        assert!(fs::read(path).unwrap() == bytes);
+        let steps = *steps.lock().unwrap();
+        steps > 0
+    };
+    assert!(!again(), "nothing happened to it");
+    for at in [0, 5000, bytes.len() - 1] {
+        let mut rotten = bytes.clone();
+        rotten[at] ^= 4;
+        fs::write(path, rotten).unwrap();
+        let mut noted: serde_json::Value = serde_json::from_slice(&fs::read(&note).unwrap()).unwrap();
+        noted["stamp"] = serde_json::to_value(Stamp::from(fs::metadata(path).unwrap())).unwrap();
+        fs::write(&note, noted.to_string()).unwrap();
+        assert!(again(), "byte {at}");
+    }
+    fs::File::options().write(true).open(path).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+    assert!(!again(), "all of it was hashed");
+    fs::remove_file(base.layer.leaves()).unwrap();
+    assert!(!again(), "the hashes of its blocks can be made of it");
 }
 
 /// As when somebody made room by hand, and the build that made it anew was killed.

@@ -364,7 +364,7 @@ mod tests {
     fn make(path: &Path, many: usize) -> fs::File {
         let file = |source: Source| {
             let verity = digest(source.reader().unwrap()).unwrap();
-            DataFile { mode: 0o444, source, verity: Some(verity) }
+            DataFile { mode: 0o444, source, verity: Some(verity.into()) }
         };
         let mut files: std::collections::BTreeMap<String, DataFile> =
             SIZES.map(|size| (format!("layers/{size}"), file(Source::Bytes(bytes(size))))).into();

@@ -3,7 +3,7 @@
 //! On-disk format: Linux, fs/ext4/verity.c, and Documentation/filesystems/ext4/ ("Index Nodes", "Super Block").
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Cursor, Read},
     os::unix::fs::FileExt,
 };
@@ -13,10 +13,10 @@ use mkext4::{
     reader::{self, Fs},
 };
 
-use super::{BLOCK_SIZE, BLOCKS_PER_GROUP, Data, Ext4Error, INODE_SIZE};
+use super::{BLOCK_SIZE, BLOCKS_PER_GROUP, Data, Ext4Error, INODE_SIZE, Measured};
 use crate::{
     digest::VerityDigest,
-    verity::{Hasher, tree_size},
+    verity::{Hasher, Tree, tree_size},
 };
 
 /// The metadata begins at the next multiple of this past the file's end: the largest page that Linux knows of.
@@ -35,20 +35,37 @@ pub(super) fn stored_size(size: u64) -> u64 {
     metadata_at(size) + tree_size(size) + BLOCK_SIZE
 }
 
-/// Reads a file as ext4 stores it, hashed on the way.
+impl Measured {
+    /// The tree of a file of `size` bytes, if the hashes of its blocks are at hand and are those of its digest.
+    pub(super) fn tree(&self, size: u64) -> Option<Tree> {
+        // Whatever is wrong with them, the file itself has all that is needed.
+        let leaves = fs::read(self.leaves.as_ref()?).ok()?;
+        Tree::of_leaves(size, &leaves).filter(|tree| tree.digest == self.digest)
+    }
+}
+
+/// Where a file's tree comes from.
+enum Hashing {
+    /// Its bytes, as they are read.
+    Now(Hasher),
+    /// It is known.
+    Before(Tree),
+}
+
+/// Reads a file as ext4 stores it, hashed on the way unless its tree is known.
 pub(super) struct Stored<R> {
     data: R,
     /// None once the file's end was reached.
-    hasher: Option<Hasher>,
+    hashing: Option<Hashing>,
     size: u64,
     metadata: Cursor<Vec<u8>>,
     digest: Option<VerityDigest>,
 }
 
 impl<R: Read> Stored<R> {
-    pub(super) fn new(data: R) -> Self {
-        let metadata = Cursor::default();
-        Self { data, hasher: Some(Hasher::keeping_the_tree()), size: 0, metadata, digest: None }
+    pub(super) fn new(data: R, known: Option<Tree>) -> Self {
+        let hashing = known.map_or_else(|| Hashing::Now(Hasher::keeping_the_tree()), Hashing::Before);
+        Self { data, hashing: Some(hashing), size: 0, metadata: Cursor::default(), digest: None }
     }
 
     /// The file's digest, once all of it was read.
@@ -56,8 +73,7 @@ impl<R: Read> Stored<R> {
         self.digest
     }
 
-    fn end_of_data(&mut self, hasher: Hasher) {
-        let tree = hasher.finish_with_tree();
+    fn end_of_data(&mut self, tree: Tree) {
         let mut bytes = vec![0; (metadata_at(self.size) - self.size) as usize];
         bytes.extend_from_slice(&tree.blocks);
         let mut block = [0; BLOCK_SIZE as usize];
@@ -71,18 +87,21 @@ impl<R: Read> Stored<R> {
 
 impl<R: Read> Read for Stored<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Some(mut hasher) = self.hasher.take() {
+        if let Some(mut hashing) = self.hashing.take() {
             let read = self.data.read(buffer);
-            match read {
-                Ok(0) if !buffer.is_empty() => self.end_of_data(hasher),
-                _ => {
-                    let bytes = buffer.get(..*read.as_ref().unwrap_or(&0)).unwrap_or_default();
+            if !matches!(read, Ok(0)) || buffer.is_empty() {
+                let bytes = buffer.get(..*read.as_ref().unwrap_or(&0)).unwrap_or_default();
+                if let Hashing::Now(hasher) = &mut hashing {
                     hasher.update(bytes);
-                    self.size += bytes.len() as u64;
-                    self.hasher = Some(hasher);
-                    return read;
                 }
+                self.size += bytes.len() as u64;
+                self.hashing = Some(hashing);
+                return read;
             }
+            self.end_of_data(match hashing {
+                Hashing::Now(hasher) => hasher.finish_with_tree(),
+                Hashing::Before(tree) => tree,
+            });
         }
         self.metadata.read(buffer)
     }
@@ -173,7 +192,7 @@ pub(super) fn has_superblock(group: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, fs};
+    use std::{collections::BTreeMap, os::fd::AsRawFd};
 
     use super::*;
     use crate::{ext4::DataFile, guid, source::Source, testing::run, verity};
@@ -208,7 +227,7 @@ mod tests {
         let file = |size| {
             let source = Source::Bytes(bytes(size));
             let digest = verity::digest(source.reader().unwrap()).unwrap();
-            (format!("layers/{size}"), DataFile { mode: 0o444, source, verity: Some(digest) })
+            (format!("layers/{size}"), DataFile { mode: 0o444, source, verity: Some(digest.into()) })
         };
         let data = Data { files: sizes.map(file).into(), ..empty() };
         let image = folder.path().join("data");
@@ -239,12 +258,43 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_what_its_digest_says_is_an_error() {
-        let file = DataFile { mode: 0o444, source: Source::Bytes(bytes(5000)), verity: Some(VerityDigest([7; 32])) };
+        let file =
+            DataFile { mode: 0o444, source: Source::Bytes(bytes(5000)), verity: Some(VerityDigest([7; 32]).into()) };
         let data = Data { files: [("layers/x".into(), file)].into(), ..empty() };
         let disk = tempfile::tempfile().unwrap();
         disk.set_len(data.size()).unwrap();
         let error = super::super::write(&disk, 0, &data).unwrap_err();
         assert!(matches!(&error, Ext4Error::Digest { path, .. } if path == "layers/x"), "{error}");
+    }
+
+    #[test]
+    fn known_hashes_of_blocks_give_the_same_bytes_and_wrong_ones_are_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut hasher = Hasher::keeping_the_tree();
+        hasher.update(&bytes(3_000_001));
+        let tree = hasher.finish_with_tree();
+        let written = |source: Vec<u8>, leaves: Option<&[u8]>| {
+            let path = folder.path().join("leaves");
+            leaves.iter().for_each(|leaves| fs::write(&path, leaves).unwrap());
+            let verity = Some(Measured { digest: tree.digest, leaves: leaves.map(|_| path) });
+            let file = DataFile { mode: 0o444, source: Source::Bytes(source), verity };
+            let data = Data { files: [("layers/x".into(), file)].into(), ..empty() };
+            let disk = tempfile::tempfile().unwrap();
+            disk.set_len(data.size()).unwrap();
+            super::super::write(&disk, 0, &data)
+                .map(|()| fs::read(format!("/proc/self/fd/{}", disk.as_raw_fd())).unwrap())
+        };
+        let leaves = tree.leaves(3_000_001);
+        let plain = written(bytes(3_000_001), None).unwrap();
+        assert!(written(bytes(3_000_001), Some(leaves)).unwrap() == plain);
+        let mut wrong = leaves.to_vec();
+        wrong[40] ^= 1;
+        let mut other = bytes(3_000_001);
+        other[5000] ^= 1;
+        for leaves in [&wrong[..], &leaves[32..], &[]] {
+            assert!(written(bytes(3_000_001), Some(leaves)).unwrap() == plain);
+            assert!(matches!(written(other.clone(), Some(leaves)), Err(Ext4Error::Digest { .. })));
+        }
     }
 
     #[test]

@@ -10,10 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rackstick_image::{
-    erofs::{self, Origin, ScanOptions, WriteOptions},
-    verity,
-};
+use rackstick_image::erofs::{self, Origin, ScanOptions, WriteOptions};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::{
@@ -26,7 +23,7 @@ use super::{
         order::{self, Wave},
         paths::MERGED,
         place::place,
-        region,
+        region, sum,
         tree::Tree,
         unpack::{self, Existing, Listing, Opened},
     },
@@ -259,15 +256,12 @@ impl Work<'_> {
         let tree = erofs::scan(folder, &options).map_err(|error| said(&error))?;
         let file = File::create_new(out).map_err(failed(&shown(out)))?;
         let build_time = erofs::Mtime::from_seconds(self.request.epoch);
-        let summary =
-            erofs::write(&tree, &file, &WriteOptions { uuid: None, build_time }).map_err(|error| said(&error))?;
-        let written = File::open(out).and_then(verity::digest).map_err(failed(&shown(out)))?;
-        // The file gets its final name next, and is then taken as it is for ever.
-        file.sync_all().map_err(failed(&shown(out)))?;
+        erofs::write(&tree, &file, &WriteOptions { uuid: None, build_time }).map_err(|error| said(&error))?;
+        let written = sum::of(out).map_err(failed(&shown(out)))?;
         if let Some(again) = &self.request.again {
             again::judge(&again.first, out, trees, self.diary)?;
         }
-        Ok(Written { digest: written, size: summary.size })
+        Ok(written)
     }
 }
 

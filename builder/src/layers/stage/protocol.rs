@@ -198,6 +198,8 @@ pub struct Written {
     pub digest: VerityDigest,
     /// Its size in bytes.
     pub size: u64,
+    /// Its CRC-32C.
+    pub crc: u32,
 }
 
 /// Why a stage failed, in the words for people: errors of its inside can't cross the process boundary as types.
