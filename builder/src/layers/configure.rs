@@ -58,7 +58,8 @@ impl Configure<'_> {
             (FIRST.iter().position(|first| *first == control.package).unwrap_or(FIRST.len()), &control.package)
         });
         for control in with {
-            let script = format!("{}/info/{}.preinst", database::ADMIN, control.database_name());
+            database::start_install(self.tree, control).map_err(failed(database::INSTALLING))?;
+            let script = format!("{}/preinst", database::INSTALLING);
             let environment = [
                 ("DPKG_MAINTSCRIPT_NAME", "preinst"),
                 ("DPKG_MAINTSCRIPT_PACKAGE", &control.package),
@@ -69,6 +70,7 @@ impl Configure<'_> {
             ];
             let what = format!("the preinst script of package {}", control.package);
             self.run(&what, &[&script, "install"], &environment)?;
+            database::end_install(self.tree).map_err(failed(database::INSTALLING))?;
         }
         Ok(())
     }

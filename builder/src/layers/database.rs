@@ -12,6 +12,9 @@ use super::{deb::Control, paths::merged, tree::Tree, unpack::Listing};
 
 /// The database.
 pub const ADMIN: &str = "/var/lib/dpkg";
+/// The control part of the one package that is being installed: its preinst runs from there, and scripts such as debconf's look
+/// there for the package's name and templates.
+pub const INSTALLING: &str = "/var/lib/dpkg/tmp.ci";
 const STATUS: &str = "/var/lib/dpkg/status";
 const INFO: &str = "/var/lib/dpkg/info";
 const FILE_TRIGGERS: &str = "/var/lib/dpkg/triggers/File";
@@ -30,23 +33,36 @@ pub fn create(tree: &Tree) -> io::Result<()> {
     Ok(())
 }
 
-/// Maintainer scripts and the rest of the control part; needed before a preinst can run.
-pub fn add_control(tree: &Tree, control: &Control) -> io::Result<()> {
-    let name = control.database_name();
+/// Puts a package's control part where its preinst finds it.
+pub fn start_install(tree: &Tree, control: &Control) -> io::Result<()> {
+    let folder = Path::new(INSTALLING);
+    tree.write(&folder.join("control"), control.paragraph.as_bytes(), 0o644)?;
+    add_control(tree, control, &|member| folder.join(member))
+}
+
+/// After the preinst.
+pub fn end_install(tree: &Tree) -> io::Result<()> {
+    tree.remove_all(Path::new(INSTALLING))
+}
+
+/// Maintainer scripts and the rest of the control part, each at the path that `place` gives it.
+fn add_control(tree: &Tree, control: &Control, place: &dyn Fn(&str) -> PathBuf) -> io::Result<()> {
     for (member, (mode, bytes)) in &control.members {
         let script = ["preinst", "postinst", "prerm", "postrm", "config"].contains(&member.as_str());
         let mode = if script { *mode | 0o111 } else { 0o644 };
-        tree.write(&Path::new(INFO).join(format!("{name}.{member}")), bytes, mode)?;
+        tree.write(&place(member), bytes, mode)?;
     }
     Ok(())
 }
 
-/// Notes `packages` as unpacked, with their files and triggers.
+/// Notes `packages` as unpacked, with their scripts, files and triggers.
 pub fn add_unpacked(tree: &Tree, packages: &[(&Control, &Listing)]) -> io::Result<()> {
     let mut status = Vec::new();
     for (control, listing) in packages {
         let list: Vec<u8> = listing.iter().flat_map(|path| path.iter().chain(b"\n")).copied().collect();
-        tree.write(&Path::new(INFO).join(format!("{}.list", control.database_name())), &list, 0o644)?;
+        let info = |member: &str| Path::new(INFO).join(format!("{}.{member}", control.database_name()));
+        add_control(tree, control, &info)?;
+        tree.write(&info("list"), &list, 0o644)?;
         status.extend_from_slice(paragraph(control).as_bytes());
     }
     tree.append(Path::new(STATUS), &status)?;

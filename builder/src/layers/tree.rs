@@ -192,6 +192,16 @@ impl Tree {
         }
     }
 
+    /// Removes a folder with all that is in it.
+    pub fn remove_all(&self, path: &Path) -> io::Result<()> {
+        for (name, kind) in self.entries(path)? {
+            let child = path.join(name);
+            if kind.is_dir() { self.remove_all(&child)? } else { self.remove(&child)? }
+        }
+        let (parent, name) = self.place(path)?;
+        Ok(rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
+    }
+
     /// Names and types of what a folder holds, sorted; nothing if there is no such folder.
     pub fn entries(&self, path: &Path) -> io::Result<Vec<(OsString, FileType)>> {
         let fd = match self.lookup(path, OFlags::RDONLY | OFlags::DIRECTORY) {

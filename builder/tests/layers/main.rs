@@ -189,6 +189,31 @@ fn a_preinst_script_finds_what_it_depends_on_configured() {
 }
 
 #[test]
+fn a_preinst_script_runs_where_dpkg_would_run_it() {
+    let bench = Bench::new();
+    let base = bench.base();
+    let packages = ["one", "two"].map(|name| {
+        let mut draft = bench.workshop.draft(name);
+        draft.control("Multi-Arch: same").file("/DEBIAN/templates", name.as_bytes(), 0o644);
+        // As debconf does to learn whose question it is, and where its text stands.
+        draft.script(
+            "preinst",
+            "cat /var/lib/dpkg/tmp.ci/control \"${0%preinst}templates\" > /etc/preinst.$DPKG_MAINTSCRIPT_PACKAGE\n\
+             echo $0 >> /etc/scripts; mkdir /var/lib/dpkg/tmp.ci/more",
+        );
+        draft.build()
+    });
+    let root = bench.unpacked(&bench.image(&base, &packages).unwrap());
+    for name in ["one", "two"] {
+        let seen = read(root.join(format!("etc/preinst.{name}")));
+        assert!(seen.starts_with(&format!("Package: {name}\n")) && seen.ends_with(&format!("\n{name}")), "{seen}");
+        assert_eq!(read(root.join(format!("var/lib/dpkg/info/{name}:amd64.templates"))), name);
+    }
+    assert_eq!(read(root.join("etc/scripts")), "/var/lib/dpkg/tmp.ci/preinst\n".repeat(2));
+    assert!(!root.join("var/lib/dpkg/tmp.ci").exists());
+}
+
+#[test]
 fn what_is_drawn_at_random_is_left_to_the_guest() {
     let bench = Bench::new();
     let base = bench.base();

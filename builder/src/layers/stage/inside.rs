@@ -230,7 +230,6 @@ impl Work<'_> {
         let tree = configure.tree;
         let controls = || packages.iter().map(|package| &package.control);
         let database = failed(database::ADMIN);
-        controls().try_for_each(|control| database::add_control(tree, control)).map_err(&database)?;
         // On a running system the preinst comes first: it may divert what is in the way.
         if !bootstrap {
             configure.preinst(controls())?;
