@@ -41,6 +41,32 @@ fn no_reader_fails_in_minutes() {
     }
 }
 
+/// What a container image's digests guard is read all the same when somebody makes them fit.
+#[test]
+fn a_changed_container_image_with_right_digests_gets_past_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(folder.path());
+    let recipe = "from = { oci = 'input' }\ncommand = ['/app']\n";
+    let [saved, layout] = corpus("oci").try_into().expect("one of `docker save` and a layout");
+    for (of, bytes, from, to) in
+        [("a layer", saved, "#!/bin/sh", "#!/bin/ss"), ("the configuration", layout, "\"config\":{}", "\"confik\":{}")]
+    {
+        let at = find(&bytes, from).unwrap();
+        let mut changed = bytes;
+        changed[at..at + to.len()].copy_from_slice(to.as_bytes());
+        fs::write(&place.file, &changed).unwrap();
+        assert!(!place.build(recipe), "{of} is changed, which nobody sees");
+        seal::oci(&mut changed);
+        assert!(find(&changed, to).is_some());
+        fs::write(&place.file, &changed).unwrap();
+        assert!(place.build(recipe), "{of} is refused");
+    }
+}
+
+fn find(bytes: &[u8], text: &str) -> Option<usize> {
+    bytes.windows(text.len()).position(|window| window == text.as_bytes())
+}
+
 fn try_for(target: &Target, time: Duration) {
     let seed = env::var(SEED.0).map_or(SEED.1, |text| text.parse().expect("the seed is a number"));
     let mut random = fastrand::Rng::with_seed(seed);

@@ -43,13 +43,13 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "lock", read: |place| read_lock(&place.file), seal: |_| () },
     Target {
         name: "oci",
-        read: |place| place.build("from = { oci = 'input' }\ncommand = ['/app']\n"),
-        seal: seal::tar,
+        read: |place| _ = place.build("from = { oci = 'input' }\ncommand = ['/app']\n"),
+        seal: seal::oci,
     },
     Target { name: "recipe", read: |place| place.load("packages = ['a']\n", false), seal: |_| () },
     Target {
         name: "tar",
-        read: |place| place.build("from = { rootfs = 'input' }\ncommand = ['/app']\n"),
+        read: |place| _ = place.build("from = { rootfs = 'input' }\ncommand = ['/app']\n"),
         seal: seal::tar,
     },
 ];
@@ -105,21 +105,22 @@ impl Place {
         }
     }
 
-    /// Makes layers of the file.
-    fn build(&self, text: &str) {
+    /// Makes layers of the file; whether that was possible.
+    pub fn build(&self, text: &str) -> bool {
         fs::write(self.folder.join("rack.toml"), RACK).unwrap();
         fs::write(self.folder.join("app.toml"), text).unwrap();
         let rack = recipe::load(&self.folder.join("rack.toml")).unwrap();
         let scratch = tempfile::tempdir_in(&self.folder).unwrap();
-        let Ok(pinned) = from::pin(&rack, scratch.path()) else { return };
+        let Ok(pinned) = from::pin(&rack, scratch.path()) else { return false };
         let image = &rack.images["app"];
         let input = image.from.as_ref().unwrap();
-        if let Ok(built) = from::build(&self.layers, image, input, &pinned["app"], &[], scratch.path()) {
-            for (_, layer) in built.layers {
-                read_erofs(&layer.path).expect("what was written can be read");
-                fs::remove_file(layer.path).unwrap();
-            }
+        let built = from::build(&self.layers, image, input, &pinned["app"], &[], scratch.path());
+        let Ok(built) = built else { return false };
+        for (_, layer) in built.layers {
+            read_erofs(&layer.path).expect("what was written can be read");
+            fs::remove_file(layer.path).unwrap();
         }
+        true
     }
 }
 

@@ -31,3 +31,4 @@ umoci new --image layout:one
 umoci insert --rootless --image layout:one root/app /app
 umoci gc --layout layout
 tar --format=gnu --sort=name --mtime=@1700000000 --owner=0 --group=0 -cf oci/layout.tar -C layout .
+skopeo --insecure-policy copy -q oci:layout:one docker-archive:oci/docker.tar:one:1
