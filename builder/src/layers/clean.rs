@@ -19,6 +19,8 @@ const FILES: &[&str] = &[
     // The guest's init writes them.
     "/etc/hostname",
     "/etc/resolv.conf",
+    // What systemd-resolved found in its place.
+    "/etc/.resolv.conf.systemd-resolved.bak",
     // Inode numbers and times of this build's tree.
     "/var/cache/ldconfig/aux-cache",
     "/var/cache/debconf/config.dat-old",

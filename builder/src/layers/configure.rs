@@ -22,6 +22,9 @@ use super::{
 
 /// Refuses to start services, which invoke-rc.d and deb-systemd-invoke ask before each one.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
+/// The resolver's configuration (resolv.conf(5)), empty: postfix takes a machine without the file for one of the domain `UNKNOWN`. It is
+/// cleaned away with the rest.
+const RESOLVER: &str = "/etc/resolv.conf";
 /// What has to be configured before everything else on an empty system: users and groups, and what stands on them.
 const FIRST: [&str; 2] = ["base-passwd", "base-files"];
 
@@ -79,6 +82,9 @@ impl Configure<'_> {
     pub fn configure(&self, named: &[&str]) -> Result<(), Failure> {
         let policy = Path::new(POLICY);
         self.tree.write(policy, b"#!/bin/sh\nexit 101\n", 0o755).map_err(failed(POLICY))?;
+        if self.tree.stat(Path::new(RESOLVER)).map_err(failed(RESOLVER))?.is_none() {
+            self.tree.write(Path::new(RESOLVER), b"", 0o644).map_err(failed(RESOLVER))?;
+        }
         for generator in &self.generators {
             generator.suppress(self.tree).map_err(failed(generator.creates))?;
         }

@@ -83,9 +83,12 @@ fn paragraph(control: &Control) -> String {
     let conffiles = control.lines("conffiles");
     if !conffiles.is_empty() {
         out.push_str("Conffiles:\n");
-        // A flag may stand before the path (`remove-on-upgrade`): such a file is not shipped.
-        for path in conffiles.iter().filter(|line| line.starts_with('/')) {
-            out.push_str(&format!(" {path} newconffile\n"));
+        for conffile in conffiles {
+            // A flag may stand before the path (`remove-on-upgrade`): dpkg notes it behind.
+            match conffile.split_once(char::is_whitespace) {
+                Some((flag, path)) => out.push_str(&format!(" {} newconffile {flag}\n", path.trim())),
+                None => out.push_str(&format!(" {conffile} newconffile\n")),
+            }
         }
     }
     out.push('\n');

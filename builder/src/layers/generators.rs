@@ -38,6 +38,17 @@ pub const GENERATORS: &[Generator] = &[
         run: "/usr/sbin/rndc-confgen -a -u bind",
         before: "named.service",
     },
+    // Berkeley DB gives each file a number of its own, made of inode, time and process.
+    Generator {
+        name: "postfix-aliases",
+        package: "postfix",
+        what: "the database of mail aliases",
+        masked: &["/usr/sbin/postalias"],
+        creates: "/etc/aliases.db",
+        expected: &[],
+        run: "/usr/bin/newaliases",
+        before: "postfix.service",
+    },
     // The cluster's configuration is the recipe's: all of /etc/postgresql/17/main. initdb writes PG_VERSION first of all, so it
     // works beside the cluster's place: a power cut must not leave half of one there. One flush for all files, not one for each.
     Generator {
@@ -69,7 +80,8 @@ pub const GENERATORS: &[Generator] = &[
         what: "the self-signed certificate that services start with",
         masked: &["/usr/sbin/make-ssl-cert"],
         creates: "/etc/ssl/private/ssl-cert-snakeoil.key",
-        expected: &[],
+        // dovecot-core links to them only if they are there.
+        expected: &["/etc/ssl/certs/ssl-cert-snakeoil.pem", "/etc/ssl/private/ssl-cert-snakeoil.key"],
         run: "/usr/sbin/make-ssl-cert generate-default-snakeoil",
         before: "basic.target",
     },

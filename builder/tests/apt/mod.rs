@@ -97,7 +97,12 @@ impl Apt {
             .filter(|stanza| !stanza.trim().is_empty())
             .map(|stanza| format!("{}\nStatus: install ok installed\n\n", stanza.trim()))
             .collect();
-        fs::write(self.root.join("status"), installed).unwrap();
+        self.set_status(&installed);
+    }
+
+    /// Lets apt take this for dpkg's database.
+    pub fn set_status(&self, status: &str) {
+        fs::write(self.root.join("status"), status).unwrap();
     }
 
     /// What it would fetch and install, which must be possible.

@@ -1,4 +1,5 @@
-//! Apt as the oracle of what a lock holds. Needs the network: both read the archive as it is now, from this machine's mirrors.
+//! Debian's own tools as oracles: apt of what a lock holds, mmdebstrap, dpkg and apt of what layers hold. Needs the network: all read
+//! the archive as it is now, from this machine's mirrors.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -8,3 +9,4 @@ mod archive;
 mod closure;
 mod lock;
 mod random;
+mod scripts;

@@ -120,13 +120,13 @@ fn a_package_is_unpacked_as_dpkg_would_and_configured_by_dpkg() {
         b"moved",
         0o644,
     );
-    draft.file("/DEBIAN/conffiles", b"/etc/all/conf\n", 0o644);
+    draft.file("/DEBIAN/conffiles", b"/etc/all/conf\nremove-on-upgrade /etc/all/former\n", 0o644);
     fs::hard_link(draft.path("/usr/bin/suid"), draft.path("/usr/bin/twin")).unwrap();
     symlink("../all/conf", draft.path("/etc/all/link")).unwrap();
     draft.script("preinst", "test \"$1\" = install; test \"$DPKG_MAINTSCRIPT_PACKAGE\" = all-kinds; test ! -e /etc/all; echo > /etc/preinst");
     draft.script(
         "postinst",
-        "test -f /etc/preinst; cat /etc/all/conf > /etc/seen; chown daemon /etc/seen\n\
+        "test -f /etc/preinst; test ! -s /etc/resolv.conf; cat /etc/resolv.conf /etc/all/conf > /etc/seen; chown daemon /etc/seen\n\
          cp /bin/true /usr/bin/capable; setcap cap_net_raw+ep /usr/bin/capable\n\
          hostname > /etc/host; date +%Z > /etc/zone; echo $SOURCE_DATE_EPOCH > /etc/epoch; ls /proc/1 > /dev/null; echo > /tmp/x; echo > /run/x\n\
          sleep 1000 &\n\
@@ -160,7 +160,16 @@ fn a_package_is_unpacked_as_dpkg_would_and_configured_by_dpkg() {
         fs::symlink_metadata(root.join("usr/share/dpkg/tupletable")).unwrap().file_type().is_char_device(),
         "a whiteout"
     );
-    for absent in ["tmp", "run", "proc", "dev", "usr/sbin/policy-rc.d", "etc/all/conf.dpkg-new", "var/lib/dpkg/lock"] {
+    for absent in [
+        "tmp",
+        "run",
+        "proc",
+        "dev",
+        "usr/sbin/policy-rc.d",
+        "etc/all/conf.dpkg-new",
+        "etc/resolv.conf",
+        "var/lib/dpkg/lock",
+    ] {
         assert!(!root.join(absent).exists(), "{absent}");
     }
     let capability = Command::new("getcap").arg(root.join("usr/bin/capable")).output().unwrap();
@@ -173,6 +182,7 @@ fn a_package_is_unpacked_as_dpkg_would_and_configured_by_dpkg() {
         Command::new("dpkg-query").args([&admin, "-W", "-f=${Package} ${db:Status-Abbrev}\n"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&state.stdout), "all-kinds ii \nmini-base ii \nwatcher ii \n");
     assert!(read(root.join("var/lib/dpkg/info/all-kinds:amd64.list")).starts_with("/.\n/"));
+    assert!(read(root.join("var/lib/dpkg/status")).contains("\n /etc/all/former newconffile remove-on-upgrade\n"));
     assert_eq!(bench.leftovers(), [""; 0]);
 }
 
