@@ -115,7 +115,7 @@ fn lock(recipes: &Recipes, login: &Path) -> tool::Said {
     tool::run(rackstick(login).arg("lock").arg(rack).args(["--mirror", "http://127.0.0.1:1/debian"]))
 }
 
-/// The layers of the rack's guest.
+/// The layers of the rack's image.
 fn layers(recipes: &Recipes, mirror: &[&Path]) -> Value {
     let out = tempfile::tempdir().unwrap();
     let mut build = rackstick(Path::new("none"));
@@ -131,7 +131,7 @@ fn layers(recipes: &Recipes, mirror: &[&Path]) -> Value {
     };
     let manifest = manifest.into_iter().find(is_manifest).unwrap();
     let manifest: Value = serde_json::from_slice(&fs::read(manifest).unwrap()).unwrap();
-    let layers = &manifest["guests"]["page"]["layers"];
+    let layers = &manifest["images"]["appliance"]["layers"];
     let digests: Vec<_> = layers.as_array().unwrap().iter().map(|layer| layer["digest"].clone()).collect();
     assert!(!digests.is_empty());
     digests.into()
