@@ -2,6 +2,7 @@
 
 mod additions;
 mod disk;
+mod disks;
 mod finished;
 mod host;
 mod images;
@@ -105,6 +106,9 @@ pub enum BuildError {
     /// An image that is not made of packages.
     #[error(transparent)]
     From(#[from] FromError),
+    /// An image that is a whole disk.
+    #[error(transparent)]
+    WholeDisk(#[from] disks::WholeDiskError),
     /// A kernel package.
     #[error(transparent)]
     Kernel(#[from] KernelError),

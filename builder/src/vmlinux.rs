@@ -3,7 +3,7 @@
 //! Source: Linux `Documentation/arch/x86/boot.rst`, "The Real-Mode Kernel Header" (fields `setup_sects`, `header`,
 //! `version`, `payload_offset`, `payload_length`) and the size that the kernel's build appends to the payload.
 
-use std::io::Read;
+use std::{fs::File, io::Read, os::unix::fs::FileExt};
 
 use thiserror::Error;
 
@@ -51,6 +51,9 @@ pub enum VmlinuxError {
     /// The payload is too large.
     #[error("unpacks to more than {MAX_VMLINUX} bytes")]
     TooLarge,
+    /// The file can't be read.
+    #[error("can't be read: {0}")]
+    Read(#[from] std::io::Error),
     /// What came out is no ELF file.
     #[error("has a payload that is not an ELF file")]
     NotElf,
@@ -94,6 +97,23 @@ pub fn unpack(vmlinuz: &[u8]) -> Result<Vec<u8>, VmlinuxError> {
     Ok(vmlinux)
 }
 
+/// What boots of a kernel that somebody names: the unpacked `vmlinux`, where it is packed as we know it, else the file as it is, which unpacks
+/// itself.
+pub fn bootable(kernel: &File) -> Result<Vec<u8>, VmlinuxError> {
+    let size = kernel.metadata()?.len();
+    if size > MAX_VMLINUX {
+        return Err(VmlinuxError::TooLarge);
+    }
+    let mut bytes = vec![0; size as usize];
+    kernel.read_exact_at(&mut bytes, 0)?;
+    match unpack(&bytes) {
+        Ok(vmlinux) => Ok(vmlinux),
+        Err(VmlinuxError::UnknownCompression(_)) => Ok(bytes),
+        Err(VmlinuxError::NotBzImage) if bytes.starts_with(&ELF_MAGIC) => Ok(bytes),
+        Err(error) => Err(error),
+    }
+}
+
 fn read(source: impl Read) -> Result<Vec<u8>, VmlinuxError> {
     let mut out = Vec::new();
     source.take(MAX_VMLINUX + 1).read_to_end(&mut out).map_err(|e| VmlinuxError::Unpack(e.to_string()))?;
@@ -125,6 +145,21 @@ mod tests {
         let with_size = [zstd, 5004_u32.to_le_bytes().to_vec()].concat();
         assert_eq!(unpack(&bz_image(&with_size)).unwrap(), elf);
         assert_eq!(unpack(&bz_image(&elf)).unwrap(), elf);
+    }
+
+    #[test]
+    fn a_kernel_that_is_unpacked_or_packed_in_another_way_is_taken_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let elf = [&ELF_MAGIC[..], &[7; 5000]].concat();
+        let gzip = bz_image(&[0x1f, 0x8b, 8, 0, 1]);
+        let boots = |bytes: &[u8]| {
+            std::fs::write(folder.path().join("kernel"), bytes).unwrap();
+            bootable(&File::open(folder.path().join("kernel")).unwrap())
+        };
+        assert_eq!(boots(&elf).unwrap(), elf);
+        assert_eq!(boots(&bz_image(&elf)).unwrap(), elf);
+        assert_eq!(boots(&gzip).unwrap(), gzip);
+        assert!(matches!(boots(b"#!/bin/sh"), Err(VmlinuxError::NotBzImage)));
     }
 
     #[test]

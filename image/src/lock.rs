@@ -69,6 +69,15 @@ pub enum Input {
         /// What the manifest names: the configuration and the layers, lowest first.
         blobs: Vec<Blob>,
     },
+    /// A whole disk with its kernel and initrd.
+    Disk {
+        /// The disk.
+        disk: InputFile,
+        /// The kernel.
+        kernel: InputFile,
+        /// The initrd.
+        initrd: InputFile,
+    },
 }
 
 impl Input {
@@ -77,6 +86,7 @@ impl Input {
         match self {
             Self::Rootfs { path, .. } | Self::Oci { path, .. } => path,
             Self::Registry { reference, .. } => reference,
+            Self::Disk { disk, .. } => &disk.path,
         }
     }
 
@@ -85,6 +95,7 @@ impl Input {
         match self {
             Self::Rootfs { sha256, .. } | Self::Oci { sha256, .. } => *sha256,
             Self::Registry { manifest, .. } => manifest.sha256,
+            Self::Disk { disk, .. } => disk.sha256,
         }
     }
 
@@ -94,6 +105,7 @@ impl Input {
             Self::Rootfs { .. } => Format::Rootfs,
             Self::Oci { .. } => Format::Oci,
             Self::Registry { .. } => Format::Registry,
+            Self::Disk { .. } => Format::Disk,
         }
     }
 
@@ -101,10 +113,33 @@ impl Input {
     pub fn blobs(&self) -> impl Iterator<Item = &Blob> {
         let (manifest, blobs) = match self {
             Self::Registry { manifest, blobs, .. } => (Some(manifest), blobs.as_slice()),
-            Self::Rootfs { .. } | Self::Oci { .. } => (None, [].as_slice()),
+            Self::Rootfs { .. } | Self::Oci { .. } | Self::Disk { .. } => (None, [].as_slice()),
         };
         manifest.into_iter().chain(blobs)
     }
+
+    /// All files that it consists of: each by its path as the image recipe names it, and its SHA-256. Of an OCI image, whose files may
+    /// be many, the hash is that of its manifest.
+    pub fn files(&self) -> Vec<(&str, Sha256)> {
+        match self {
+            Self::Rootfs { .. } | Self::Oci { .. } | Self::Registry { .. } => vec![(self.path(), self.sha256())],
+            Self::Disk { disk, kernel, initrd } => {
+                [disk, kernel, initrd].map(|file| (file.path.as_str(), file.sha256)).into()
+            }
+        }
+    }
+}
+
+/// One file of an input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputFile {
+    /// As the image recipe names it: relative to it.
+    pub path: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// SHA-256 of the file.
+    pub sha256: Sha256,
 }
 
 /// A file that a registry has.

@@ -94,19 +94,19 @@ pub enum UplinkAddress {
     },
 }
 
-/// What a guest boots.
+/// What a guest boots: layers with our init and agent in them or, with a disk, a system of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Image {
-    /// Layers, lowest first.
+    /// Layers, lowest first; none with a disk.
     pub layers: Vec<Blob>,
-    /// The unpacked `vmlinux`.
+    /// The unpacked `vmlinux`, or a bzImage that unpacks itself.
     pub kernel: Blob,
     /// The initrd.
     pub initrd: Blob,
     /// Kernel command line.
     pub cmdline: String,
-    /// What the image starts, with its arguments: its PID 1, or with `process` a program below ours.
+    /// What the image starts, with its arguments: its PID 1, or with `process` a program below ours. Empty with a disk.
     pub init: Vec<String>,
     /// How `init` is started, in an image without an init of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -114,6 +114,19 @@ pub struct Image {
     /// The secrets that it wants; each guest that boots it has values of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<Secret>,
+    /// The whole disk of a foreign guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
+}
+
+/// A whole disk: each guest that boots it has a copy of its own, which it writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// The file that it is copied from, as [`crate::packed`] has it.
+    pub blob: Blob,
+    /// Size of the disk in bytes, a multiple of 512.
+    pub size: u64,
 }
 
 /// What a guest is given at deploy time: a file in its memory, whose content is in no image.
@@ -180,6 +193,9 @@ pub struct Guest {
     pub forwards: Vec<Forward>,
     /// Its volumes.
     pub volumes: Vec<Volume>,
+    /// To how many MiB its disk is grown, if its image is a whole disk and the recipe says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_mib: Option<u32>,
     /// Its health check.
     pub health: Option<Health>,
     /// Guests that must be healthy before this one starts.
@@ -285,7 +301,8 @@ pub enum Protocol {
     Udp,
 }
 
-/// A health check, run by the agent inside the guest against the guest's own address.
+/// A health check, run against the guest's own address: by the agent inside the guest, or by the rack where the image is a
+/// whole disk, which has no agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "lowercase")]
 pub enum Health {

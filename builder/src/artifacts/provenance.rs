@@ -42,7 +42,7 @@ pub fn made_of(inputs: &Inputs, builder: Sha256) -> Result<Value, ArtifactError>
         dependencies.push(file(path, content));
     }
     for input in inputs.lock.inputs.values() {
-        dependencies.push(file(input.path().to_owned(), input.sha256()));
+        dependencies.extend(input.files().into_iter().map(|(path, sha256)| file(path.to_owned(), sha256)));
     }
     dependencies.extend(inputs.lock.packages.iter().map(
         |(name, package)| json!({ "uri": purl::of(name, package, inputs.lock), "digest": { "sha256": package.sha256 } }),

@@ -59,8 +59,10 @@ pub fn document(inputs: &Inputs, subject: &Subject) -> Value {
         relations.extend(names.iter().map(|name| relation(&id, "CONTAINS", &id_of("Package", name))));
     }
     for (name, input) in &lock.inputs {
-        packages.push(input_package(name, input));
-        relations.push(relation(RACK, "CONTAINS", &id_of("Input", name)));
+        for (id, package) in input_packages(name, input) {
+            packages.push(package);
+            relations.push(relation(RACK, "CONTAINS", &id));
+        }
     }
     packages.extend(subject.programs.iter().map(program_package));
     for (name, package) in &lock.packages {
@@ -129,21 +131,33 @@ fn set_package(set: &str) -> Value {
 }
 
 /// What an image was made of in place of packages. What is in it, it does not tell.
-fn input_package(image: &str, input: &Input) -> Value {
-    let (path, comment, checksum) = match input {
+fn input_packages(image: &str, input: &Input) -> Vec<(String, Value)> {
+    let of_file = |part: &str, path: &str, purpose: &str, comment: &str, sha256: Option<Sha256>| {
+        let mut more = json!({ "packageFileName": path, "primaryPackagePurpose": purpose, "comment": comment });
+        if let (Value::Object(more), Some(sha256)) = (&mut more, sha256) {
+            more.insert("checksums".to_owned(), checksums(sha256));
+        }
+        let id = id_of("Input", &format!("{image}{part}"));
+        let package = package(&id, &sets::image(image), UNKNOWN, more);
+        (id, package)
+    };
+    match input {
         Input::Rootfs { path, sha256, .. } => {
-            (path.as_str(), "a tarball of a root file system", Some(checksums(*sha256)))
+            vec![of_file("", path, "CONTAINER", "a tarball of a root file system", Some(*sha256))]
         }
         // The hash is that of its manifest, and of no file.
         Input::Oci { .. } | Input::Registry { .. } => {
-            (input.path(), &*format!("a container image, sha256:{}", input.sha256()), None)
+            vec![of_file("", input.path(), "CONTAINER", &format!("a container image, sha256:{}", input.sha256()), None)]
         }
-    };
-    let mut more = json!({ "packageFileName": path, "primaryPackagePurpose": "CONTAINER", "comment": comment });
-    if let (Value::Object(more), Some(checksum)) = (&mut more, checksum) {
-        more.insert("checksums".to_owned(), checksum);
+        // Names of images have no dots, so none can be another image's.
+        Input::Disk { disk, kernel, initrd } => [
+            ("", disk, "a whole disk"),
+            (".kernel", kernel, "the kernel that boots the disk"),
+            (".initrd", initrd, "the initrd that boots the disk"),
+        ]
+        .map(|(part, file, comment)| of_file(part, &file.path, "OPERATING-SYSTEM", comment, Some(file.sha256)))
+        .into(),
     }
-    package(&id_of("Input", image), &sets::image(image), UNKNOWN, more)
 }
 
 fn program_package(program: &Program) -> Value {

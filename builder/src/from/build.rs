@@ -95,6 +95,12 @@ pub enum FromError {
         /// What and where.
         source: Diagnostics,
     },
+    /// A whole disk.
+    #[error("{} is a whole disk: no layer is made of it", .path.display())]
+    NoLayers {
+        /// Which.
+        path: PathBuf,
+    },
     /// A file of the recipe has no place.
     #[error("a file of image `{image}` has no place: {source}")]
     Place {
@@ -190,6 +196,7 @@ fn identity(locked: &lock::Input) -> impl Serialize + use<> {
         lock::Input::Oci { sha256, .. } => ("oci", *sha256),
         // The same image, wherever it was found.
         lock::Input::Registry { manifest, .. } => ("oci", manifest.sha256),
+        lock::Input::Disk { disk, .. } => ("disk", disk.sha256),
     }
 }
 
@@ -292,6 +299,7 @@ fn unpack(
             }
             Some(found.into_config())
         }
+        lock::Input::Disk { .. } => return Err(FromError::NoLayers { path: path.clone() }),
     };
     if files.is_empty() {
         return Err(in_archive(ArchiveError::Empty));

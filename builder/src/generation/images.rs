@@ -19,7 +19,7 @@ use rackstick_image::{
 use serde::Serialize;
 
 use super::{
-    BuildError, Inputs, Now, Scratch, additions, host,
+    BuildError, Inputs, Now, Scratch, additions, disks, host,
     parts::{self, Part, Parts},
     secrets, write,
 };
@@ -57,7 +57,7 @@ pub struct Images {
     /// Every blob's file, once.
     pub files: Blobs,
     /// Some of the files are in there.
-    _boot: Option<Part>,
+    parts: Vec<Part>,
 }
 
 /// Builds all images of the recipe: the base first, then what each adds to it at the same time.
@@ -68,8 +68,9 @@ pub fn build(
     epoch: u32,
     progress: &Progress,
 ) -> Result<Images, BuildError> {
-    let mut images = Images { manifests: BTreeMap::new(), files: BTreeMap::new(), _boot: None };
-    if inputs.rack.images.is_empty() {
+    let mut images = Images { manifests: BTreeMap::new(), files: BTreeMap::new(), parts: Vec::new() };
+    disks::add(&mut images, inputs, &now.parts, progress)?;
+    if inputs.rack.images.values().all(|image| image.boot().is_some()) {
         return Ok(images);
     }
     let package = kernel_of(&inputs.set(sets::KERNEL))
@@ -103,15 +104,16 @@ pub fn build(
             cmdline: cmdline(recipe),
             init: own.start.init,
             process: own.start.process,
+            disk: None,
         };
         images.manifests.insert(name, image);
     }
-    images._boot = Some(boot);
+    images.keep(boot);
     Ok(images)
 }
 
 /// The rack's own parameters, then those of the image's recipe.
-fn cmdline(image: Option<&Image>) -> String {
+pub fn cmdline(image: Option<&Image>) -> String {
     let further = image.into_iter().flat_map(|image| &image.cmdline);
     further.fold(CMDLINE.to_owned(), |line, parameter| line + " " + parameter)
 }
@@ -167,7 +169,8 @@ fn layers(
     let base = layers.base(&inputs.set(sets::BASE), &|_| ())?;
     job.done("layer base");
 
-    let mut jobs: Vec<Job> = inputs.rack.images.values().map(Job::Image).chain([Job::Modules]).collect();
+    let layered = inputs.rack.images.values().filter(|image| image.boot().is_none());
+    let mut jobs: Vec<Job> = layered.map(Job::Image).chain([Job::Modules]).collect();
     jobs.sort_by_key(|job| match job {
         Job::Modules => Reverse(inputs.weight(sets::KERNEL)),
         Job::Image(image) => Reverse(inputs.weight(&sets::image(&image.name))),
@@ -252,7 +255,13 @@ impl Images {
         Blob { digest: layer.digest, size: layer.size, label: label.to_owned() }
     }
 
-    fn add_file(&mut self, label: &str, path: &Path) -> Result<Blob, BuildError> {
+    /// Holds on to a part with files that are used.
+    pub fn keep(&mut self, part: Part) {
+        self.parts.push(part);
+    }
+
+    /// Another file.
+    pub fn add_file(&mut self, label: &str, path: &Path) -> Result<Blob, BuildError> {
         let failed = |source| BuildError::Write { path: path.to_owned(), source };
         let file = fs::File::open(path).map_err(failed)?;
         let size = file.metadata().map_err(failed)?.len();
@@ -301,6 +310,10 @@ pub struct Keys {
 pub fn keys(rack: &Rack, lock: &Lock, store: &Store, layers: &Layers, parts: &Parts) -> Result<Keys, BuildError> {
     let epoch = super::epoch(lock)?;
     let mut keys = Keys { layers: Vec::new(), own: Vec::new(), parts: vec![parts.key(&host::made_of(lock, epoch))?] };
+    keys.parts.extend(disks::keys(rack, lock, parts)?);
+    if rack.images.values().all(|image| image.boot().is_some()) {
+        return Ok(keys);
+    }
     let Some(kernel) = kernel_of(&packages_of(lock, sets::KERNEL, store)) else { return Ok(keys) };
     keys.parts.push(parts.key(&boot_of(&kernel, &Runtime::find()?, epoch)?)?);
     let scratch = Scratch::new(store)?;
@@ -312,7 +325,8 @@ pub fn keys(rack: &Rack, lock: &Lock, store: &Store, layers: &Layers, parts: &Pa
     let images = images.collect::<Result<Vec<_>, _>>()?;
     (keys.layers, keys.own) = layers.keys_of(&packages_of(lock, sets::BASE, store), &kernel, &images)?;
     for (name, image) in &rack.images {
-        let (Some(from), Some(locked)) = (&image.from, lock.inputs.get(name)) else { continue };
+        let from = image.from.as_ref().filter(|_| image.boot().is_none());
+        let (Some(from), Some(locked)) = (from, lock.inputs.get(name)) else { continue };
         let files = additions::of(image, Vec::new(), &scratch)?.0.files;
         keys.own.extend(from::keys(layers, from, locked, &files)?);
     }

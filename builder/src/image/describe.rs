@@ -163,6 +163,10 @@ pub fn of_guest(manifest: &Manifest, guest: &Guest) -> Vec<String> {
             .iter()
             .map(|volume| format!("volume {} of {} MiB at {}", volume.name, volume.size_mib, volume.mount)),
     );
+    if let Some(disk) = manifest.images.get(&guest.image).and_then(|image| image.disk.as_ref()) {
+        let bytes = guest.disk_mib.map_or(disk.size, |mib| u64::from(mib) << 20);
+        parts.push(format!("a disk of its own of {} from {}", size(bytes), disk.blob.label));
+    }
     parts.extend(manifest.secrets(guest).iter().map(|secret| {
         let Secret { name, path, uid, gid, mode } = secret;
         format!("secret {name} at {path} ({uid}:{gid}, mode {mode:04o})")
@@ -198,7 +202,11 @@ fn all_packages(out: &mut String, opened: &Opened<'_>) -> Result<(), DescribeErr
         let kernels = kernels(image);
         let packages = packages::of(opened, image)?;
         let count = packages.as_ref().map_or("no database of dpkg".to_owned(), |all| count(all.len(), "package"));
-        let image = if kernels.is_empty() { count } else { format!("Linux {}, {count}", kernels.join(", ")) };
+        let image = match &image.disk {
+            Some(disk) => format!("a whole disk of {}, {}", size(disk.size), disk.blob.label),
+            None if kernels.is_empty() => count,
+            None => format!("Linux {}, {count}", kernels.join(", ")),
+        };
         writeln!(out, "\nimage {}: {}", printable(name), printable(&image))?;
         found.extend(packages.map(|packages| (name.as_str(), packages)));
     }

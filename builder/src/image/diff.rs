@@ -87,7 +87,11 @@ impl<'a> Diff<'_, 'a> {
         let boots = |manifest: &Manifest| -> BTreeMap<String, String> {
             let images = manifest.images.iter();
             images
-                .map(|(name, image)| (name.clone(), format!("{} with `{}`", image.init.join(" "), image.cmdline)))
+                .map(|(name, image)| {
+                    let starts =
+                        image.disk.as_ref().map_or_else(|| image.init.join(" "), |disk| disk.blob.label.clone());
+                    (name.clone(), format!("{starts} with `{}`", image.cmdline))
+                })
                 .collect()
         };
         let lists = [

@@ -270,7 +270,7 @@ impl<'a> Host<'a> {
 #[derive(Debug)]
 pub struct Used<'m> {
     pub blob: &'m Blob,
-    /// Whether it is a layer, not a kernel or an initrd.
+    /// Whether it is a layer, not a kernel, an initrd or a packed disk.
     pub layer: bool,
     /// Names of guests.
     pub guests: BTreeSet<&'m str>,
@@ -282,8 +282,10 @@ pub fn blobs(manifest: &Manifest) -> Vec<Used<'_>> {
     let mut all: BTreeMap<VerityDigest, Used<'_>> = BTreeMap::new();
     let of_layers =
         manifest.images.iter().flat_map(|(name, image)| image.layers.iter().map(move |blob| (name, blob, true)));
-    let others =
-        manifest.images.iter().flat_map(|(name, image)| [&image.kernel, &image.initrd].map(|blob| (name, blob, false)));
+    let others = manifest.images.iter().flat_map(|(name, image)| {
+        let disk = image.disk.iter().map(|disk| &disk.blob);
+        [&image.kernel, &image.initrd].into_iter().chain(disk).map(move |blob| (name, blob, false))
+    });
     for (image, blob, layer) in of_layers.chain(others) {
         let guests = manifest.guests.iter().filter(|guest| guest.image == *image).map(|guest| guest.name.as_str());
         let used = all.entry(blob.digest).or_insert_with(|| {

@@ -85,6 +85,7 @@ impl Sample {
             init: vec!["/sbin/init".into()],
             process: None,
             secrets: Vec::new(),
+            disk: None,
         };
         let guest = Guest {
             name: "web".into(),
@@ -94,6 +95,7 @@ impl Sample {
             interfaces: Vec::new(),
             forwards: Vec::new(),
             volumes: Vec::new(),
+            disk_mib: None,
             health: None,
             after: Vec::new(),
         };

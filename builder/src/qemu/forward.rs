@@ -173,6 +173,7 @@ mod tests {
                 interfaces: Vec::new(),
                 forwards: forwards.iter().map(forward).collect(),
                 volumes: Vec::new(),
+                disk_mib: None,
                 health: None,
                 after: Vec::new(),
             }],

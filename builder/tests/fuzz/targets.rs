@@ -9,7 +9,7 @@ use std::{
 };
 
 use rackstick::{
-    from,
+    from::{self, disk::DiskError},
     layers::{Layers, deb},
 };
 use rackstick_image::{
@@ -19,6 +19,7 @@ use rackstick_image::{
     },
     gpt::{check, read::Disk},
     lock::Lock,
+    packed::is_size,
     recipe,
     sector::SectorSize,
     source::Source,
@@ -35,7 +36,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "deb", read: |place| read_deb(&place.file).unwrap_or_default(), seal: seal::tar },
     Target { name: "erofs", read: |place| read_erofs(&place.file).unwrap_or_default(), seal: seal::erofs },
     Target { name: "gpt", read: |place| read_gpt(&place.file), seal: seal::gpt },
@@ -46,6 +47,7 @@ pub const TARGETS: [Target; 8] = [
         read: |place| _ = place.build("from = { oci = 'input' }\ncommand = ['/app']\n"),
         seal: seal::oci,
     },
+    Target { name: "qcow2", read: |place| read_disk(&place.file).unwrap_or_default(), seal: |_| () },
     Target { name: "recipe", read: |place| place.load("packages = ['a']\n", false), seal: |_| () },
     Target {
         name: "tar",
@@ -122,6 +124,12 @@ impl Place {
         }
         true
     }
+}
+
+fn read_disk(path: &Path) -> Result<(), DiskError> {
+    let (size, _) = from::disk::pack(&File::open(path).unwrap(), std::io::sink())?;
+    assert!(is_size(size));
+    Ok(())
 }
 
 fn read_lock(path: &Path) {

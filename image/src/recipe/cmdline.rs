@@ -13,30 +13,24 @@ const CMDLINE_MAX: usize = 1024;
 const REFUSED: &[(&str, &[&str])] = &[
     ("the console is where the rack reads the guest's log", &["console"]),
     ("the rack starts a guest again whose kernel panics, and sees that at once", &["panic", "oops"]),
-    (
-        "the rack's own init mounts the image's layers and then starts the image's",
-        &[
-            "root",
-            "rootfstype",
-            "rootflags",
-            "rootdelay",
-            "rootwait",
-            "ro",
-            "rw",
-            "init",
-            "rdinit",
-            "initrd",
-            "noinitrd",
-        ],
-    ),
+    ("the initrd is what the rack gives to the kernel", &["initrd", "noinitrd"]),
     ("memory is the guest's `memory` in the rack recipe", &["mem", "memmap"]),
     ("CPUs are the guest's `vcpus` in the rack recipe", &["maxcpus", "nr_cpus", "nosmp", "possible_cpus"]),
     ("a guest's devices and interrupts are found by ACPI and PCI", &["acpi", "pci", "noapic", "nolapic"]),
+];
+
+/// The same, but where the image is a whole disk and its own initrd mounts it.
+const REFUSED_WITH_LAYERS: &[(&str, &[&str])] = &[
+    (
+        "the rack's own init mounts the image's layers and then starts the image's",
+        &["root", "rootfstype", "rootflags", "rootdelay", "rootwait", "ro", "rw", "init", "rdinit"],
+    ),
     ("what follows it would go to init", &["--"]),
 ];
 
-/// Reads the parameters, each one of its own.
-pub(super) fn read(report: &mut Report, table: &Table<'_>) -> Vec<String> {
+/// Reads the parameters, each one of its own. `disk`: whether the image is a whole disk.
+pub(super) fn read(report: &mut Report, table: &Table<'_>, disk: bool) -> Vec<String> {
+    let refused = || REFUSED.iter().chain(REFUSED_WITH_LAYERS.iter().filter(|_| !disk));
     let mut parameters = Vec::new();
     let mut length = 0;
     for text in table.texts(report, "cmdline") {
@@ -45,7 +39,7 @@ pub(super) fn read(report: &mut Report, table: &Table<'_>) -> Vec<String> {
         if text.value.is_empty() || !text.value.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"') {
             let message = format!("`{}` can't be a kernel parameter", shown(text.value));
             report.wrong(text.span, message, "each parameter is a string of its own, without blanks and quotes");
-        } else if let Some((why, _)) = REFUSED.iter().find(|(_, names)| names.contains(&name)) {
+        } else if let Some((why, _)) = refused().find(|(_, names)| names.contains(&name)) {
             report.wrong(
                 text.span,
                 format!("`{}` would break the guest", shown(text.value)),

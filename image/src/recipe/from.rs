@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -9,7 +10,7 @@ use toml::{Spanned, de::DeValue};
 
 use super::{
     error::Placed,
-    image::{Content, Format, From},
+    image::{Boot, Content, Format, From, Named},
     images,
     names::shown,
     reader::{Report, Table, Text, text},
@@ -21,6 +22,16 @@ use crate::reference::Reference;
 const OF_FROM: [&str; 4] = ["command", "env", "workdir", "user"];
 /// Keys that only images made of packages have.
 const OF_PACKAGES: [&str; 7] = ["packages", "services", "users", "groups", "timezone", "locale", "commands"];
+
+/// Keys that no image has that is a whole disk.
+const NOT_OF_DISKS: [&str; 7] = ["files", "vars", "secrets", "command", "env", "workdir", "user"];
+/// What `from` of a whole disk has beside it.
+const OF_DISKS: [&str; 2] = ["kernel", "initrd"];
+
+/// Whether the image is a whole disk, as far as `from` tells.
+pub(super) fn is_disk(table: &Table<'_>) -> bool {
+    matches!(table.get("from").map(Spanned::get_ref), Some(DeValue::Table(from)) if from.contains_key("disk"))
+}
 
 /// `from` with all that goes with it. If anything was reported, it is not to be used.
 pub(super) fn read(report: &mut Report, table: &Table<'_>, folder: &Path) -> Option<From> {
@@ -36,30 +47,53 @@ pub(super) fn read(report: &mut Report, table: &Table<'_>, folder: &Path) -> Opt
         }
         return None;
     };
+    let disk = is_disk(table);
+    for (key, span) in NOT_OF_DISKS.iter().filter(|_| disk).filter_map(|key| Some((key, table.key_span(key)?))) {
+        let hint = "leave it out: the disk has a system of its own, into which the rack puts nothing and in which it starts nothing";
+        report.wrong(span, format!("`{key}` is not for an image that is a whole disk"), hint);
+    }
     for (key, span) in OF_PACKAGES.iter().filter_map(|key| Some((key, table.key_span(key)?))) {
-        let hint = "leave it out: what `from` names is taken as it is, and only `[[files]]` can be added to it";
+        let hint = if disk {
+            "leave it out: what is on the disk is taken as it is, and nothing can be added to it"
+        } else {
+            "leave it out: what `from` names is taken as it is, and only `[[files]]` can be added to it"
+        };
         report.wrong(span, format!("`{key}` is not for images with `from`"), hint);
     }
     let at = table.key_span("from").unwrap_or(value.span());
     let from = Table::open(report, &shapes::FROM, "`from`", at.clone(), value)?;
-    let formats = [("rootfs", Format::Rootfs), ("oci", Format::Oci), ("registry", Format::Registry)];
+    let formats =
+        [("rootfs", Format::Rootfs), ("oci", Format::Oci), ("registry", Format::Registry), ("disk", Format::Disk)];
     let named: Vec<_> = formats.into_iter().filter(|(key, _)| from.get(key).is_some()).collect();
     let &[(key, format)] = &named[..] else {
         let message = format!("`from` names {} formats", if named.is_empty() { "none of the" } else { "several" });
-        let hint = "exactly one: `rootfs = \"alpine.tar.gz\"`, `oci = \"app.tar\"` or \
-                    `registry = \"registry.example.org/team/app:1.2\"`";
+        let hint = "exactly one: `rootfs = \"alpine.tar.gz\"`, `oci = \"app.tar\"`, \
+                    `registry = \"registry.example.org/team/app:1.2\"` or `disk = \"server.qcow2\"`";
         report.wrong(at, message, hint);
         return None;
     };
     let path = from.text(report, key)?;
+    let boot = match format {
+        Format::Disk => boot(report, &from, &at, folder),
+        _ => {
+            for (key, span) in OF_DISKS.iter().filter_map(|key| Some((key, from.key_span(key)?))) {
+                let hint = "leave it out: the rack's own kernel is booted; only a whole `disk` brings one";
+                report.wrong(span, format!("`{key}` is only for a `disk`"), hint);
+            }
+            None
+        }
+    };
     let file = match format {
         Format::Registry => reference(report, &path)?,
-        Format::Rootfs | Format::Oci => match images::content(report, &path, folder)? {
+        Format::Rootfs | Format::Oci | Format::Disk => match images::content(report, &path, folder)? {
             Content::File(file) => file,
             Content::Directory(folder) if format == Format::Oci => folder,
             _ => {
-                let message = format!("`{}` is a directory", shown(path.value));
-                report.wrong(path.span, message, "`rootfs` is a tar archive: make one with `tar --create --xattrs`");
+                let hint = match format {
+                    Format::Disk => "`disk` is a file, raw or qcow2: `qemu-img convert -O qcow2` makes one of a disk",
+                    _ => "`rootfs` is a tar archive: make one with `tar --create --xattrs`",
+                };
+                report.wrong(path.span, format!("`{}` is a directory", shown(path.value)), hint);
                 return None;
             }
         },
@@ -70,7 +104,7 @@ pub(super) fn read(report: &mut Report, table: &Table<'_>, folder: &Path) -> Opt
             report.wrong(span, format!("`{key}` is for a `command`, and there is none"), hint);
         }
     }
-    Some(From { format, path: report.placed(&path), file, command, env, workdir, user })
+    Some(From { format, path: report.placed(&path), file, boot, command, env, workdir, user })
 }
 
 /// An image in a registry: its name stands for the file that it is not.
@@ -84,6 +118,27 @@ fn reference(report: &mut Report, text: &Text<'_>) -> Option<PathBuf> {
             None
         }
     }
+}
+
+/// What boots a whole disk: two files beside the recipe.
+fn boot(report: &mut Report, from: &Table<'_>, at: &Range<usize>, folder: &Path) -> Option<Boot> {
+    let [kernel, initrd] = OF_DISKS.map(|key| {
+        if from.get(key).is_none() {
+            let hint = r#"name both, as the system on the disk has them in its /boot: `kernel = "vmlinuz"`, `initrd = "initrd.img"`"#;
+            report.wrong(at.clone(), format!("`from` names a disk, but no `{key}`"), hint);
+            return None;
+        }
+        let path = from.text(report, key)?;
+        match images::content(report, &path, folder)? {
+            Content::File(file) => Some(Named { path: report.placed(&path), file }),
+            _ => {
+                let message = format!("`{}` is a directory", shown(path.value));
+                report.wrong(path.span, message, format!("`{key}` is a file"));
+                None
+            }
+        }
+    });
+    Some(Boot { kernel: kernel?, initrd: initrd? })
 }
 
 fn command(report: &mut Report, table: &Table<'_>) -> Option<Placed<Vec<String>>> {

@@ -97,6 +97,7 @@ pub(super) fn guest_of(rack: &str, name: &str, guest: &Guest) -> manifest::Guest
         interfaces: interfaces.collect(),
         forwards: guest.forwards.clone(),
         volumes: volumes.collect(),
+        disk_mib: guest.disk_mib,
         health: guest.health.clone(),
         after: guest.after.clone(),
     }

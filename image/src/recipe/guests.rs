@@ -18,7 +18,10 @@ use super::{
     reader::{self, Report, Table, Text},
     shapes, units, volumes,
 };
-use crate::manifest::{Address, Forward, Protocol, UplinkAddress};
+use crate::{
+    manifest::{Address, Forward, Protocol, UplinkAddress},
+    volume::{SIZE_MAX_MIB, SIZE_MIN_MIB},
+};
 
 /// Most vCPUs of a guest: a slip of a digit is found here, not when the rack starts.
 pub const VCPUS_MAX: u8 = 32;
@@ -89,6 +92,7 @@ fn guest<'a>(
     let addresses = addresses(report, networks, seen, name.value, &table);
     let forwards = forwards(report, networks, seen, name.value, &table);
     let volumes = volumes::read(report, &table);
+    let disk_mib = table.text(report, "disk").and_then(|text| size(report, &text, SIZE_MIN_MIB, SIZE_MAX_MIB));
     let health = health::read(report, &table);
     // An address that is wrong was reported; only one that is not there is missing.
     let no_address = match table.get("address").map(Spanned::get_ref) {
@@ -123,6 +127,7 @@ fn guest<'a>(
         addresses,
         forwards,
         volumes,
+        disk_mib,
         health,
         after: after_names,
     };

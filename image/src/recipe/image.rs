@@ -53,6 +53,8 @@ pub struct From {
     pub path: Placed<String>,
     /// The same, openable from where the command runs; what is in a registry can't be opened.
     pub file: PathBuf,
+    /// What boots it: of a whole disk, and of nothing else.
+    pub boot: Option<Boot>,
     /// The program that it runs, with its arguments; none: what the image itself says.
     pub command: Option<Placed<Vec<String>>>,
     /// Variables beside the image's own, and before them.
@@ -72,6 +74,33 @@ pub enum Format {
     Oci,
     /// The same in a registry.
     Registry,
+    /// A whole disk, raw or qcow2, with a system of its own.
+    Disk,
+}
+
+/// What boots a whole disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Boot {
+    /// Its kernel.
+    pub kernel: Named,
+    /// Its initrd.
+    pub initrd: Named,
+}
+
+/// A file that an image recipe names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// As the recipe names it, relative to the recipe.
+    pub path: Placed<String>,
+    /// The same, openable from where the command runs.
+    pub file: PathBuf,
+}
+
+impl Image {
+    /// What boots it, if it is a whole disk.
+    pub fn boot(&self) -> Option<&Boot> {
+        self.from.as_ref()?.boot.as_ref()
+    }
 }
 
 /// One file or directory of an image.

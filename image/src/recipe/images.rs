@@ -50,7 +50,7 @@ pub(super) fn read(
     let timezone = region::timezone(report, &table);
     let locale = region::locale(report, &table);
     let commands = commands::read(report, &table);
-    let cmdline = cmdline::read(report, &table);
+    let cmdline = cmdline::read(report, &table, from::is_disk(&table));
     let secrets = secrets::read(report, &table);
     let image = Image {
         name: name.to_owned(),

@@ -11,6 +11,7 @@ use std::{
 use toml::{Spanned, de::DeTable};
 
 use super::{
+    disks,
     error::{Diagnostic, Diagnostics, LoadError, Place, Source},
     guests::{self, Draft},
     image::Image,
@@ -85,7 +86,8 @@ pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<Rack, Vec<Diagnostic>
     });
     match rack {
         Some(mut rack) if found.is_empty() => {
-            let wrong = templates::fill_in(&mut rack, &templates);
+            let mut wrong = disks::check(&rack, &source, root.get_ref());
+            wrong.extend(templates::fill_in(&mut rack, &templates));
             if !wrong.is_empty() {
                 return Err(wrong);
             }

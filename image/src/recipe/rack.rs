@@ -98,6 +98,8 @@ pub struct Guest {
     pub forwards: Vec<Forward>,
     /// Its volumes by name.
     pub volumes: BTreeMap<String, Volume>,
+    /// To how many MiB its disk is grown, if its image is a whole disk and the recipe says.
+    pub disk_mib: Option<u32>,
     /// Its health check.
     pub health: Option<Health>,
     /// Guests that must be healthy before it starts, in the recipe's order.

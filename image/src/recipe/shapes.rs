@@ -73,6 +73,7 @@ pub const GUEST: Shape = Shape {
         optional("address", r#"address = { servers = "10.20.0.80" }"#),
         optional("forward", r#"forward = ["lan:8080/tcp -> 80"]"#),
         optional("volumes", r#"volumes.zones = { mount = "/var/lib/bind", size = "256 MiB" }"#),
+        optional("disk", r#"disk = "8 GiB""#),
         optional("health", r#"health = { http = "http://:80/" }"#),
         optional("after", r#"after = ["dns"]"#),
     ],
@@ -124,6 +125,9 @@ pub const FROM: Shape = Shape {
         optional("rootfs", r#"rootfs = "alpine.tar.gz""#),
         optional("oci", r#"oci = "app.tar""#),
         optional("registry", r#"registry = "registry.example.org/team/app:1.2""#),
+        optional("disk", r#"disk = "server.qcow2""#),
+        optional("kernel", r#"kernel = "vmlinuz""#),
+        optional("initrd", r#"initrd = "initrd.img""#),
     ],
 };
 

@@ -257,6 +257,7 @@ fn built(rack: &Rack) -> BTreeMap<String, manifest::Image> {
         init: vec!["/sbin/init".to_owned()],
         process: None,
         secrets: Vec::new(),
+        disk: None,
     };
     rack.images.keys().map(|name| (name.clone(), image.clone())).collect()
 }

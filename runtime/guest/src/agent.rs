@@ -1,7 +1,6 @@
 //! The agent: answers the host's requests over vsock, one JSON message a line (`rackstick_api::agent`).
 
 mod dhcp;
-mod health;
 mod serve;
 mod shutdown;
 mod volumes;
@@ -23,6 +22,7 @@ use rackstick_api::{
     agent::{PORT, Request, Response},
     guest::GuestConfig,
 };
+use rackstick_linux::health;
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 
 use crate::init::{self, CONFIG_KEPT};

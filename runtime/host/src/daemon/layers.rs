@@ -65,12 +65,18 @@ pub enum Error {
 
 /// Where a blob's file is.
 pub fn path(digest: &VerityDigest) -> PathBuf {
-    Path::new(data::MOUNT).join("layers").join(digest.to_string())
+    path_in(Path::new(data::MOUNT), digest)
+}
+
+/// Where a blob's file is on the data partition that is mounted at `base`.
+pub fn path_in(base: &Path, digest: &VerityDigest) -> PathBuf {
+    base.join("layers").join(digest.to_string())
 }
 
 /// All files an image needs, each once.
 pub fn of_image(image: &Image) -> impl Iterator<Item = &Blob> {
-    [&image.kernel, &image.initrd].into_iter().chain(&image.layers)
+    let disk = image.disk.iter().map(|disk| &disk.blob);
+    [&image.kernel, &image.initrd].into_iter().chain(&image.layers).chain(disk)
 }
 
 /// All files the manifest's guests need, each once, in the order in which guests start.

@@ -79,7 +79,7 @@ impl Rack {
         let plan = plan(&manifest.guests);
         let find = |(index, spec): (usize, &manifest::Guest)| {
             let vcpus = plan.vcpus.get(index).copied().unwrap_or(spec.vcpus);
-            Guest::find(manifest::Guest { vcpus, ..spec.clone() }, index, events.clone())
+            Guest::find(&manifest, manifest::Guest { vcpus, ..spec.clone() }, index, events.clone())
         };
         let guests: Vec<Guest> = manifest.guests.iter().enumerate().map(find).collect();
         let running = guests.iter().filter(|guest| guest.is_running()).count();
@@ -424,7 +424,8 @@ impl Host {
         if problems.contains_key(data::ABOUT) {
             return wait("the data partition is not there");
         }
-        if !spec.volumes.is_empty() && problems.contains_key(data::READ_ONLY) {
+        let has_disk = manifest.images.get(&spec.image).is_some_and(|image| image.disk.is_some());
+        if (has_disk || !spec.volumes.is_empty()) && problems.contains_key(data::READ_ONLY) {
             return wait("the data partition takes no writes, and its volumes are there");
         }
         if let Some(why) = refused {

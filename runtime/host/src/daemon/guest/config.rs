@@ -1,5 +1,5 @@
 //! What a guest's monitor and the guest itself are told: the monitor's configuration file, and the cpio with the
-//! guest's own behind its initrd.
+//! guest's own behind its initrd. A guest whose image is a whole disk is told nothing: what it boots is none of ours.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use std::{
 use rackstick_api::guest::{self, GuestConfig};
 use rackstick_image::{
     cpio,
-    manifest::{Address, Guest, Health, Image, Manifest},
+    manifest::{Address, Guest, Health, Image, Interface, Manifest, Network},
     secrets::Value,
 };
 use rackstick_vmm::config::{Config, Console, Disk, Net, Pmem, Vsock};
@@ -79,21 +79,33 @@ pub fn write(
         .images
         .get(&spec.image)
         .ok_or_else(|| Error::Image { guest: spec.name.clone(), image: spec.image.clone() })?;
-    let archive = folder.join(CPIO);
+    if image.disk.is_none() {
+        write_archive(manifest, index, spec, image, &folder.join(CPIO), secrets)?;
+    }
+    let path = folder.join(CONFIG);
+    let text = json(&path, &monitor_config(index, spec, image, folder, volumes))?;
+    fs::write(&path, text).map_err(|source| Error::Write { path: path.clone(), source })?;
+    Ok(path)
+}
+
+fn write_archive(
+    manifest: &Manifest,
+    index: usize,
+    spec: &Guest,
+    image: &Image,
+    archive: &Path,
+    secrets: &BTreeMap<String, Value>,
+) -> Result<(), Error> {
     let file =
-        own_file(&archive, process::uid(index)).map_err(|source| Error::Write { path: archive.clone(), source })?;
+        own_file(archive, process::uid(index)).map_err(|source| Error::Write { path: archive.to_owned(), source })?;
     let mut writer = cpio::Writer::new(file, 0);
-    let text = json(&archive, &guest_config(manifest, spec, image))?;
+    let text = json(archive, &guest_config(manifest, spec, image))?;
     writer.bytes(guest::PATH.trim_start_matches('/'), 0o600, &text)?;
     for (name, value) in secrets {
         writer.bytes(&format!("{}/{name}", guest::SECRETS.trim_start_matches('/')), 0o400, value.bytes())?;
     }
     writer.finish()?;
-
-    let path = folder.join(CONFIG);
-    let text = json(&path, &monitor_config(index, spec, image, folder, volumes))?;
-    fs::write(&path, text).map_err(|source| Error::Write { path: path.clone(), source })?;
-    Ok(path)
+    Ok(())
 }
 
 /// A new file that only this user reads.
@@ -112,12 +124,14 @@ fn json(path: &Path, value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
 }
 
 fn monitor_config(index: usize, spec: &Guest, image: &Image, folder: &Path, volumes: &[volumes::Ready]) -> Config {
+    let has_agent = image.disk.is_none();
+    let archive = has_agent.then(|| folder.join(CPIO));
     Config {
         name: spec.name.clone(),
         vcpus: spec.vcpus,
         memory_mib: spec.memory_mib,
         kernel: layers::path(&image.kernel.digest),
-        initrd: vec![layers::path(&image.initrd.digest), folder.join(CPIO)],
+        initrd: [layers::path(&image.initrd.digest)].into_iter().chain(archive).collect(),
         cmdline: image.cmdline.clone(),
         console: Console::File { path: folder.join(CONSOLE), limit_kib: CONSOLE_LIMIT_KIB },
         pmem: image
@@ -134,7 +148,7 @@ fn monitor_config(index: usize, spec: &Guest, image: &Image, folder: &Path, volu
             .iter()
             .map(|interface| Net { tap: network::names::tap(&interface.mac), mac: interface.mac.clone() })
             .collect(),
-        vsock: Some(Vsock { cid: cid(index) }),
+        vsock: has_agent.then(|| Vsock { cid: cid(index) }),
         exit_file: Some(folder.join(EXIT)),
     }
 }
@@ -185,10 +199,82 @@ fn guest_config(manifest: &Manifest, spec: &Guest, image: &Image) -> GuestConfig
             groups: process.groups,
             stop_signal: process.stop_signal,
         }),
-        health: spec.health.as_ref().map(|health| match health {
-            Health::Dns(name) => guest::Health::Dns { name: name.clone(), address: own, port: 53 },
-            Health::Http { port, path } => guest::Health::Http { address: own, port: *port, path: path.clone() },
-            Health::Tcp(port) => guest::Health::Tcp { address: own, port: *port },
-        }),
+        health: health_at(spec, own),
+    }
+}
+
+/// The guest's health check, as it is made against this address of it.
+fn health_at(spec: &Guest, address: Ipv4Addr) -> Option<guest::Health> {
+    spec.health.as_ref().map(|health| match health {
+        Health::Dns(name) => guest::Health::Dns { name: name.clone(), address, port: 53 },
+        Health::Http { port, path } => guest::Health::Http { address, port: *port, path: path.clone() },
+        Health::Tcp(port) => guest::Health::Tcp { address, port: *port },
+    })
+}
+
+/// The health check of a guest without an agent, as the rack makes it: against an address that the recipe names, or none. The rack
+/// reaches its private networks always, and a LAN only where it has an address itself: those come first.
+pub fn check_from_outside(manifest: &Manifest, spec: &Guest) -> Option<guest::Health> {
+    let private = |at: &&Interface| matches!(manifest.networks.get(&at.network), Some(Network::Private { .. }));
+    let known = |at: &Interface| at.address.known();
+    let address = spec.interfaces.iter().filter(private).find_map(known);
+    health_at(spec, address.or_else(|| spec.interfaces.iter().find_map(known))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use rackstick_image::{
+        digest::VerityDigest,
+        manifest::{Blob, Disk},
+    };
+
+    use super::*;
+    use crate::daemon::network::firewall::tests as sample;
+
+    fn on(network: &str, address: Address) -> Interface {
+        Interface { network: network.into(), mac: "52:54:00:00:00:01".into(), address }
+    }
+
+    #[test]
+    fn a_guest_without_an_agent_is_asked_on_a_private_network_before_a_lan_and_not_where_only_dhcp_knows_it() {
+        let manifest = sample::manifest();
+        let mut spec = manifest.guests[0].clone();
+        spec.health = Some(Health::Tcp(22));
+        let fixed = |last| Address::Static { address: Ipv4Addr::new(10, 20, 0, last), prefix: 24 };
+        let check = |address| Some(guest::Health::Tcp { address, port: 22 });
+        spec.interfaces = vec![on("lan", fixed(9)), on("servers", fixed(80))];
+        assert_eq!(check_from_outside(&manifest, &spec), check(Ipv4Addr::new(10, 20, 0, 80)));
+        spec.interfaces = vec![on("lan", fixed(9))];
+        assert_eq!(check_from_outside(&manifest, &spec), check(Ipv4Addr::new(10, 20, 0, 9)));
+        spec.interfaces = vec![on("lan", Address::Dhcp)];
+        assert_eq!(check_from_outside(&manifest, &spec), None);
+        spec.health = None;
+        spec.interfaces = vec![on("lan", fixed(9))];
+        assert_eq!(check_from_outside(&manifest, &spec), None);
+    }
+
+    #[test]
+    fn a_guest_that_is_a_whole_disk_boots_what_it_brings_and_nothing_of_ours() {
+        let blob = |number| Blob { digest: VerityDigest([number; 32]), size: 4096, label: String::new() };
+        let mut image = Image {
+            layers: Vec::new(),
+            kernel: blob(1),
+            initrd: blob(2),
+            cmdline: "root=/dev/vda1".into(),
+            init: Vec::new(),
+            process: None,
+            secrets: Vec::new(),
+            disk: Some(Disk { blob: blob(3), size: 8192 }),
+        };
+        let spec = sample::manifest().guests.remove(0);
+        let ready = volumes::Ready { name: "disk".into(), path: "/data/disk.raw".into(), differs: None };
+        let config = |image: &Image| monitor_config(0, &spec, image, Path::new("/run/x"), std::slice::from_ref(&ready));
+        let foreign = config(&image);
+        assert_eq!(foreign.initrd, [layers::path(&blob(2).digest)]);
+        assert_eq!((foreign.vsock, foreign.pmem.len(), foreign.disks.len()), (None, 0, 1));
+        assert_eq!((&*foreign.disks[0].serial, foreign.disks[0].readonly), ("disk", false));
+        image.disk = None;
+        let own = config(&image);
+        assert_eq!((own.initrd.len(), own.vsock), (2, Some(Vsock { cid: FIRST_CID })));
     }
 }

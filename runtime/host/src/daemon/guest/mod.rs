@@ -3,6 +3,7 @@
 mod agent;
 pub mod cgroup;
 mod config;
+mod disk;
 pub mod folder;
 mod health;
 mod policy;
@@ -22,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rackstick_api::{agent::Request, agent::Response, rack};
+use rackstick_api::{agent::Request, agent::Response, guest, rack};
 use rackstick_image::{
     manifest::{self, Manifest},
     secrets::Value,
@@ -32,8 +33,8 @@ use rackstick_vmm::exit::Exit;
 use rustix::process::Signal;
 
 use super::{Event, data};
-use health::Checks;
 pub use health::Health;
+use health::{Asked, Checks};
 use policy::{FirstAnswer, Restarts, Stopping};
 use preparation::Preparation;
 use process::Process;
@@ -80,6 +81,14 @@ enum Phase {
     Failed,
 }
 
+/// A guest with a system of its own on a whole disk, without our init and agent.
+#[derive(Debug)]
+struct Foreign {
+    disk: manifest::Disk,
+    /// How the rack sees whether it is well.
+    check: Option<guest::Health>,
+}
+
 /// One guest.
 #[derive(Debug)]
 pub struct Guest {
@@ -90,6 +99,8 @@ pub struct Guest {
     /// Where its volumes are: the data partition.
     data: PathBuf,
     volumes: Preparation,
+    /// What it is if it has no agent.
+    foreign: Option<Foreign>,
     /// The values of its secrets, by name.
     secrets: BTreeMap<String, Value>,
     healthy: bool,
@@ -104,13 +115,16 @@ pub struct Guest {
 
 impl Guest {
     /// The guest with this index, as it was left: a monitor that still runs is taken over.
-    pub fn find(spec: manifest::Guest, index: usize, events: Sender<Event>) -> Self {
+    pub fn find(manifest: &Manifest, spec: manifest::Guest, index: usize, events: Sender<Event>) -> Self {
         let record = Record::load(&spec.name).unwrap_or_else(|error| {
             log::warn!("{}: what was known of it can't be read ({error}); it is started anew", spec.name);
             Record::default()
         });
+        let disk = manifest.images.get(&spec.image).and_then(|image| image.disk.clone());
+        let foreign = disk.map(|disk| Foreign { disk, check: config::check_from_outside(manifest, &spec) });
         let mut guest = Self {
             spec,
+            foreign,
             index,
             phase: Phase::Waiting(None),
             data: Path::new(data::MOUNT).to_owned(),
@@ -269,7 +283,8 @@ impl Guest {
 
     fn start(&mut self, manifest: &Manifest, now: Instant) {
         let user = (self.index, process::uid(self.index));
-        let started = match self.volumes.take(&self.data, &self.spec, user, &self.events, now) {
+        let disk = self.foreign.as_ref().map(|foreign| &foreign.disk);
+        let started = match self.volumes.take(&self.data, &self.spec, disk, user, &self.events, now) {
             Ok(Some(volumes)) => self.spawn(manifest, &volumes),
             Ok(None) => {
                 self.detail = "its volumes are being prepared".into();
@@ -330,9 +345,12 @@ impl Guest {
             let _ = events.send(Event::GuestEnded { index, pid, signal });
         });
         let events = self.events.clone();
-        let checks = Checks::start(&name, config::cid(index), move |health| {
-            events.send(Event::GuestHealth { index, pid, health }).is_ok()
-        });
+        let asked = match &self.foreign {
+            None => Asked::Agent(config::cid(index)),
+            Some(foreign) => Asked::Service(foreign.check.clone()),
+        };
+        let checks =
+            Checks::start(&name, asked, move |health| events.send(Event::GuestHealth { index, pid, health }).is_ok());
         let checks = match (watched, checks) {
             (Ok(()), Ok(checks)) => Some(checks),
             (Err(error), _) | (_, Err(error)) => {
@@ -340,7 +358,7 @@ impl Guest {
                 None
             }
         };
-        let first_answer = FirstAnswer::expect(now);
+        let first_answer = if self.foreign.is_none() { FirstAnswer::expect(now) } else { FirstAnswer::none() };
         self.phase =
             Phase::Running(Running { process, since: now, checks, first_answer, stopping: None, proven: false });
     }
@@ -449,11 +467,21 @@ impl Guest {
             Phase::Running(running) => {
                 log::info!("{}: stopping", self.spec.name);
                 running.checks = None;
-                running.stopping = Some(Stopping::begin(now));
+                let has_agent = self.foreign.is_none();
+                if has_agent {
+                    running.stopping = Some(Stopping::begin(now));
+                } else {
+                    let (stopping, signal) = Stopping::by_button(now);
+                    running.stopping = Some(stopping);
+                    log::info!("{}: its power button is pressed: it has no agent", self.spec.name);
+                    send(&self.spec.name, &running.process, signal);
+                }
                 self.healthy = false;
                 self.detail = "it is shutting down".into();
                 self.remember(None);
-                self.ask_agent(now);
+                if has_agent {
+                    self.ask_agent(now);
+                }
             }
         }
     }

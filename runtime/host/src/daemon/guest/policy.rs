@@ -56,6 +56,11 @@ impl FirstAnswer {
         Self { deadline: Some(now + ANSWER_DEADLINE) }
     }
 
+    /// None is expected: there is no agent.
+    pub fn none() -> Self {
+        Self { deadline: None }
+    }
+
     /// It has come.
     pub fn came(&mut self) {
         self.deadline = None;
@@ -95,6 +100,14 @@ impl Stopping {
     /// The agent is asked now.
     pub fn begin(now: Instant) -> Self {
         Self { begun: now, stage: Stage::Agent, deadline: now + SHUTDOWN_DEADLINE }
+    }
+
+    /// There is no agent: with the signal that presses the power button. What then shuts down takes as long as with one.
+    pub fn by_button(now: Instant) -> (Self, Signal) {
+        let mut stopping = Self::begin(now);
+        let signal = stopping.press(Stage::Button, now);
+        stopping.deadline = now + SHUTDOWN_DEADLINE;
+        (stopping, signal)
     }
 
     /// When it began.
@@ -187,6 +200,18 @@ mod tests {
         assert_eq!(stopping.deadline(), start + seconds(55));
         assert_eq!(stopping.overdue(start + seconds(55)), Some(Signal::KILL));
         assert_eq!(stopping.killed(), Some(seconds(55)));
+    }
+
+    #[test]
+    fn a_guest_without_an_agent_is_waited_for_as_long_as_one_with_and_then_killed() {
+        let start = Instant::now();
+        let (mut stopping, signal) = Stopping::by_button(start);
+        assert_eq!(signal, Signal::TERM);
+        assert_eq!((stopping.deadline(), stopping.overdue(start + seconds(89))), (start + seconds(90), None));
+        assert_eq!(stopping.refused(start + seconds(1)), None);
+        assert_eq!(stopping.overdue(start + seconds(90)), Some(Signal::KILL));
+        assert_eq!(stopping.killed(), Some(seconds(90)));
+        assert_eq!(FirstAnswer::none().deadline(), None);
     }
 
     #[test]

@@ -35,18 +35,19 @@ impl Preparation {
         &mut self,
         base: &Path,
         spec: &manifest::Guest,
+        disk: Option<&manifest::Disk>,
         (index, uid): (usize, u32),
         events: &Sender<Event>,
         now: Instant,
     ) -> io::Result<Option<Vec<Ready>>> {
         match mem::take(self) {
             Self::Done(ready) => return Ok(Some(ready)),
-            Self::None if spec.volumes.is_empty() => return Ok(Some(Vec::new())),
+            Self::None if spec.volumes.is_empty() && disk.is_none() => return Ok(Some(Vec::new())),
             Self::None => {
-                let (base, spec, events) = (base.to_owned(), spec.clone(), events.clone());
+                let (base, spec, disk, events) = (base.to_owned(), spec.clone(), disk.cloned(), events.clone());
                 thread::Builder::new().name(format!("volumes {}", spec.name)).spawn(move || {
                     // A guest whose thread has ended without a word would wait for ever.
-                    let prepared = panic::catch_unwind(|| volumes::prepare(&base, &spec, uid))
+                    let prepared = panic::catch_unwind(|| volumes::prepare(&base, &spec, disk.as_ref(), uid))
                         .unwrap_or_else(|_| Err(volumes::Error::Panicked(spec.name.clone())));
                     // The main loop is gone only when the daemon ends.
                     let _ = events.send(Event::Volumes { index, prepared });

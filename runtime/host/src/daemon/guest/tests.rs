@@ -64,7 +64,7 @@ fn guest(stick: &Stick, events: Sender<Event>) -> (Guest, Manifest) {
     let mut spec = manifest.guests.remove(0);
     spec.name = stick.guest();
     spec.volumes = vec![manifest::Volume { name: "a".into(), mount: "/srv/a".into(), size_mib: 32 }];
-    let mut guest = Guest::find(spec, 0, events);
+    let mut guest = Guest::find(&manifest, spec, 0, events);
     guest.data = stick.mount();
     (guest, manifest)
 }

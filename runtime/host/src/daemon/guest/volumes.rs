@@ -1,6 +1,6 @@
 //! Guests' volumes: raw sparse files `volumes/<guest>/<name>` on the data partition. A file that is missing is made with a fresh
 //! file system in it, beside its place, synced and renamed; one that is there is grown if the recipe says so, and otherwise left
-//! as it is. What is in it is never read here.
+//! as it is. What is in it is never read here. A guest whose image is a whole disk has that disk beside them (`disk.rs`).
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -11,7 +11,7 @@ use std::{
 
 use rackstick_image::{
     ext4::Ext4Error,
-    manifest::{Guest, Manifest, Volume},
+    manifest::{self, Guest, Manifest, Volume},
     volume,
 };
 use rustix::{
@@ -20,7 +20,7 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-use super::process;
+use super::{disk, process};
 use crate::daemon::data;
 
 /// Folder of all volumes on the data partition.
@@ -29,8 +29,8 @@ const FOLDER: &str = "volumes";
 const FOLDER_MODE: u32 = 0o711;
 /// Folder of a guest that the recipe no longer has: the user its files belong to may be another guest's now.
 const SEALED_MODE: u32 = 0o700;
-const FILE_MODE: u32 = 0o600;
-const MIB: u64 = 1 << 20;
+pub(super) const FILE_MODE: u32 = 0o600;
+pub(super) const MIB: u64 = 1 << 20;
 
 /// Why a volume can't be used. Nothing of it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +49,14 @@ pub enum Error {
         mib: u32,
         /// The cause.
         source: Ext4Error,
+    },
+    /// The disk of a guest.
+    #[error("the guest's disk can't be made from {label} on the data partition: {source}")]
+    Disk {
+        /// What it is made from.
+        label: String,
+        /// The cause.
+        source: disk::MakeError,
     },
     /// Something else is in its place.
     #[error("{} is {what}, no volume: it is left untouched; move it away, or take the volume out of the recipe", path.display())]
@@ -70,7 +78,7 @@ pub enum Error {
     },
 }
 
-fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+pub(super) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io { what, path, source }
 }
@@ -126,10 +134,11 @@ fn claim_in(base: &Path, manifest: &Manifest) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes or grows the guest's volumes on the data partition, which is mounted at `base`, and gives them to `uid`. The guest
-/// does not run, and nobody else prepares them. Takes as long as the disk takes to write them.
-pub fn prepare(base: &Path, spec: &Guest, uid: u32) -> Result<Vec<Ready>, Error> {
-    if spec.volumes.is_empty() {
+/// Makes or grows the guest's volumes on the data partition, which is mounted at `base`, and gives them to `uid`; first of them
+/// its own copy of `disk`, if its image is one. The guest does not run, and nobody else prepares them. Takes as long as the disk
+/// takes to write them.
+pub fn prepare(base: &Path, spec: &Guest, disk: Option<&manifest::Disk>, uid: u32) -> Result<Vec<Ready>, Error> {
+    if spec.volumes.is_empty() && disk.is_none() {
         return Ok(Vec::new());
     }
     let all = base.join(FOLDER);
@@ -144,7 +153,9 @@ pub fn prepare(base: &Path, spec: &Guest, uid: u32) -> Result<Vec<Ready>, Error>
             fs::set_permissions(folder, Permissions::from_mode(FOLDER_MODE)).map_err(failed("open", folder))?;
         }
     }
-    let ready = spec.volumes.iter().map(|volume| prepare_one(&own, volume, uid)).collect::<Result<_, _>>()?;
+    let disk = disk.map(|disk| disk::prepare(base, &own, disk, spec.disk_mib, uid));
+    let volumes = spec.volumes.iter().map(|volume| prepare_one(&own, volume, uid));
+    let ready = disk.into_iter().chain(volumes).collect::<Result<_, _>>()?;
     // Whoever made or renamed something here may have been killed before this: what a guest relies on is synced each time.
     for folder in [own.as_path(), &all, base] {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("sync", folder))?;
@@ -157,7 +168,7 @@ fn prepare_one(folder: &Path, volume: &Volume, uid: u32) -> Result<Ready, Error>
     let (name, wanted) = (volume.name.clone(), u64::from(volume.size_mib) * MIB);
     match open(&path, true) {
         Ok(file) => {
-            let length = length(&file, &path)?;
+            let length = length(&file, &path, volume::is_length)?;
             if length < wanted {
                 // A hole; the guest's file system grows into it when it is mounted.
                 file.set_len(wanted).map_err(failed("grow", &path))?;
@@ -166,13 +177,7 @@ fn prepare_one(folder: &Path, volume: &Volume, uid: u32) -> Result<Ready, Error>
             give(&file, uid).map_err(failed("give to its guest", &path))?;
             // Also what an earlier daemon was killed over.
             file.sync_all().map_err(failed("sync", &path))?;
-            let differs = (length > wanted).then(|| {
-                let (has, says) = (length / MIB, volume.size_mib);
-                format!(
-                    "{} has {has} MiB, the recipe says {says}: volumes are never shrunk, it is kept as it is",
-                    path.display()
-                )
-            });
+            let differs = (length > wanted).then(|| too_large(&path, length, volume.size_mib));
             Ok(Ready { name, path, differs })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -180,24 +185,29 @@ fn prepare_one(folder: &Path, volume: &Volume, uid: u32) -> Result<Ready, Error>
             log::info!("{} was made, {} MiB", path.display(), volume.size_mib);
             Ok(Ready { name, path, differs: None })
         }
-        // A symbolic link gives ELOOP, a folder EISDIR, a socket ENXIO.
-        Err(error) => match fs::symlink_metadata(&path) {
-            Ok(metadata) if !metadata.is_file() => {
-                Err(Error::Foreign { path, what: format!("a {}", kind(metadata.file_type())) })
-            }
-            _ => Err(failed("open", &path)(error)),
-        },
+        Err(error) => Err(unopened(path, error)),
     }
 }
 
-/// Only a file that this rack may have made is a volume.
-fn length(file: &File, path: &Path) -> Result<u64, Error> {
+/// Why a file could not be opened.
+pub(super) fn unopened(path: PathBuf, error: io::Error) -> Error {
+    // A symbolic link gives ELOOP, a folder EISDIR, a socket ENXIO.
+    match fs::symlink_metadata(&path) {
+        Ok(metadata) if !metadata.is_file() => {
+            Error::Foreign { path, what: format!("a {}", kind(metadata.file_type())) }
+        }
+        _ => failed("open", &path)(error),
+    }
+}
+
+/// The length of a volume's file. Only a file that this rack may have made is one: `is_length` says which lengths it makes.
+pub(super) fn length(file: &File, path: &Path, is_length: fn(u64) -> bool) -> Result<u64, Error> {
     let metadata = file.metadata().map_err(failed("look at", path))?;
     let what = if !metadata.is_file() {
         format!("a {}", kind(metadata.file_type()))
     } else if metadata.nlink() != 1 {
         format!("a file with {} names", metadata.nlink())
-    } else if !volume::is_length(metadata.len()) {
+    } else if !is_length(metadata.len()) {
         format!("a file of {} bytes", metadata.len())
     } else {
         return Ok(metadata.len());
@@ -211,6 +221,12 @@ fn kind(kind: fs::FileType) -> &'static str {
         (_, true) => "symbolic link",
         _ => "special file",
     }
+}
+
+/// What is said of a volume that is larger than the recipe says.
+pub(super) fn too_large(path: &Path, length: u64, says: u32) -> String {
+    let has = length / MIB;
+    format!("{} has {has} MiB, the recipe says {says}: volumes are never shrunk, it is kept as it is", path.display())
 }
 
 fn make(folder: &Path, volume: &Volume, uid: u32) -> Result<(), Error> {
@@ -229,15 +245,19 @@ fn make(folder: &Path, volume: &Volume, uid: u32) -> Result<(), Error> {
 }
 
 fn write(partial: &Path, volume: &Volume, uid: u32) -> Result<(), Ext4Error> {
-    // What a cut left behind.
-    match fs::remove_file(partial) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    let file = File::options().read(true).write(true).create_new(true).mode(FILE_MODE).open(partial)?;
+    let file = begin(partial)?;
     volume::write(&file, u64::from(volume.size_mib) * MIB, uuid()?, clock_gettime(ClockId::Realtime).tv_sec)?;
     give(&file, uid)?;
     Ok(file.sync_all()?)
+}
+
+/// A new empty file in place of what a cut left behind.
+pub(super) fn begin(partial: &Path) -> io::Result<File> {
+    match fs::remove_file(partial) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::options().read(true).write(true).create_new(true).mode(FILE_MODE).open(partial)
 }
 
 /// A random one, RFC 9562, section 5.4.
@@ -252,13 +272,13 @@ fn uuid() -> io::Result<[u8; 16]> {
     Ok(bytes)
 }
 
-fn open(path: &Path, write: bool) -> io::Result<File> {
+pub(super) fn open(path: &Path, write: bool) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     File::options().read(true).write(write).custom_flags(flags).open(path)
 }
 
 /// Writes nothing where it belongs to that user already.
-fn give(file: &File, uid: u32) -> io::Result<()> {
+pub(super) fn give(file: &File, uid: u32) -> io::Result<()> {
     let metadata = file.metadata()?;
     if (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777) == (uid, 0, FILE_MODE) {
         return Ok(());
@@ -300,7 +320,7 @@ mod tests {
     #[test]
     fn a_volume_is_made_once_grown_when_the_recipe_grows_it_and_never_shrunk() {
         let base = tempfile::tempdir().unwrap();
-        let ready = prepare(base.path(), &guest(&[("a", 32), ("b", 64)]), 2007).unwrap();
+        let ready = prepare(base.path(), &guest(&[("a", 32), ("b", 64)]), None, 2007).unwrap();
         let path = ready[0].path.clone();
         assert_eq!(
             ready.iter().map(|ready| (&*ready.name, &ready.differs)).collect::<Vec<_>>(),
@@ -311,12 +331,12 @@ mod tests {
         e2fsck(&path);
         let text = fs::read(&path).unwrap();
 
-        let grown = prepare(base.path(), &guest(&[("a", 4096)]), 2008).unwrap();
+        let grown = prepare(base.path(), &guest(&[("a", 4096)]), None, 2008).unwrap();
         let metadata = fs::metadata(&path).unwrap();
         assert_eq!((metadata.len(), metadata.uid(), &grown[0].differs), (4096 * MIB, 2008, &None));
         assert!(metadata.blocks() * 512 < MIB, "{} blocks", metadata.blocks());
 
-        let kept = prepare(base.path(), &guest(&[("a", 32)]), 2007).unwrap();
+        let kept = prepare(base.path(), &guest(&[("a", 32)]), None, 2007).unwrap();
         let said = kept[0].differs.as_deref().unwrap();
         assert!(said.contains("has 4096 MiB, the recipe says 32") && said.contains("never shrunk"), "{said}");
         let mut now = vec![0; text.len()];
@@ -345,7 +365,7 @@ mod tests {
             ("text", "a file of 6 bytes"),
             ("two", "a file with 2 names"),
         ] {
-            let error = prepare(base.path(), &guest(&[(name, 128)]), 2007).unwrap_err();
+            let error = prepare(base.path(), &guest(&[(name, 128)]), None, 2007).unwrap_err();
             assert!(matches!(&error, Error::Foreign { .. }) && error.to_string().contains(what), "{error}");
         }
         assert_eq!(fs::read_to_string(base.path().join("target")).unwrap(), "target");
@@ -365,7 +385,7 @@ mod tests {
             assert!(Command::new(arguments[0]).args(&arguments[1..]).arg(base.path()).status().unwrap().success());
         };
         mount(&["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs"]);
-        let result = prepare(base.path(), &guest(&[("a", 256)]), 2007);
+        let result = prepare(base.path(), &guest(&[("a", 256)]), None, 2007);
         let left = names(&folder(base.path(), &guest(&[]).name));
         mount(&["umount"]);
         let error = result.unwrap_err().to_string();
@@ -383,7 +403,7 @@ mod tests {
         let own = folder(base.path(), &guest(&[]).name);
         fs::create_dir_all(&own).unwrap();
         fs::write(own.join(".a.new"), vec![7; 100_000]).unwrap();
-        let ready = prepare(base.path(), &guest(&[("a", 32)]), 2007).unwrap();
+        let ready = prepare(base.path(), &guest(&[("a", 32)]), None, 2007).unwrap();
         e2fsck(&ready[0].path);
         assert_eq!(names(&own), ["a"]);
     }
@@ -392,7 +412,7 @@ mod tests {
     fn volumes_follow_their_guest_when_its_user_changes_and_are_shut_when_it_is_gone() {
         let base = tempfile::tempdir().unwrap();
         let spec = guest(&[("a", 32)]);
-        let path = prepare(base.path(), &spec, 2990).unwrap().remove(0).path;
+        let path = prepare(base.path(), &spec, None, 2990).unwrap().remove(0).path;
         let mut manifest = sample::manifest();
         claim_in(base.path(), &manifest).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().uid(), process::uid(0));

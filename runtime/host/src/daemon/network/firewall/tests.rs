@@ -30,6 +30,7 @@ fn guest(name: &str, network: &str, address: [u8; 4], forwards: Vec<Forward>) ->
         interfaces: vec![interface],
         forwards,
         volumes: Vec::new(),
+        disk_mib: None,
         health: None,
         after: vec![],
     }

@@ -1,4 +1,5 @@
-//! The health check of a guest: one question to its own service, as a client asks it.
+//! The health check of a guest: one question to its service, as a client asks it. The agent asks in the guest; of a guest without
+//! an agent the daemon asks, from outside: what answers is taken for hostile, and is only ever compared.
 
 use std::{
     io::{self, Read, Write},
@@ -14,7 +15,7 @@ use rackstick_api::guest::Health;
 
 /// How long the whole check may take.
 const WITHIN: Duration = Duration::from_secs(5);
-/// Longest head of an HTTP answer in bytes, and most headers: a service gone wild can't fill the agent's memory.
+/// Longest head of an HTTP answer in bytes, and most headers: a service gone wild can't fill the memory of who asks.
 const MAX_HEAD: usize = 16 << 10;
 const MAX_HEADERS: usize = 64;
 /// Longest DNS answer by UDP in bytes without EDNS (RFC 1035, 4.2.1); some servers send more all the same.
@@ -22,28 +23,82 @@ const MAX_ANSWER: usize = 4096;
 
 /// Why the guest is not healthy.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unhealthy {
+pub enum Unhealthy {
+    /// Nobody listens there.
     #[error("no connection to {address}: {source}")]
-    Connect { address: SocketAddr, source: io::Error },
+    Connect {
+        /// Where.
+        address: SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
+    /// No DNS answer.
     #[error("{address} does not answer the query for {name}: {source}")]
-    DnsSilent { address: SocketAddr, name: String, source: io::Error },
+    DnsSilent {
+        /// The server.
+        address: SocketAddr,
+        /// The name.
+        name: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A DNS answer that is an error or empty.
     #[error("{address} answers the query for {name} with {code} and {records} records")]
-    DnsAnswer { address: SocketAddr, name: String, code: ResponseCode, records: usize },
+    DnsAnswer {
+        /// The server.
+        address: SocketAddr,
+        /// The name.
+        name: String,
+        /// What it said.
+        code: ResponseCode,
+        /// How many records it gave.
+        records: usize,
+    },
+    /// No name that DNS knows.
     #[error("`{name}` can't be asked for: {detail}")]
-    DnsName { name: String, detail: String },
+    DnsName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// No HTTP answer.
     #[error("{address} does not answer GET {path}: {source}")]
-    HttpSilent { address: SocketAddr, path: String, source: io::Error },
+    HttpSilent {
+        /// The server.
+        address: SocketAddr,
+        /// The path.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Something else than HTTP.
     #[error("{address} answers GET {path} with what is no HTTP: {detail}")]
-    HttpGarbage { address: SocketAddr, path: String, detail: String },
+    HttpGarbage {
+        /// The server.
+        address: SocketAddr,
+        /// The path.
+        path: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// An HTTP error.
     #[error("{address} answers GET {path} with status {status}")]
-    HttpStatus { address: SocketAddr, path: String, status: u16 },
+    HttpStatus {
+        /// The server.
+        address: SocketAddr,
+        /// The path.
+        path: String,
+        /// Its status.
+        status: u16,
+    },
 }
 
 /// Runs the check once.
 ///
 /// # Errors
 /// What the service does not do.
-pub(super) fn check(health: &Health) -> Result<(), Unhealthy> {
+pub fn check(health: &Health) -> Result<(), Unhealthy> {
     let deadline = Instant::now() + WITHIN;
     match health {
         Health::Dns { name, address, port } => dns(name, *address, *port, deadline),
@@ -104,9 +159,8 @@ fn http(server: Ipv4Addr, port: u16, path: &str, deadline: Instant) -> Result<()
     let address = SocketAddr::V4(SocketAddrV4::new(server, port));
     let silent = |source: io::Error| Unhealthy::HttpSilent { address, path: path.to_owned(), source };
     let garbage = |detail: String| Unhealthy::HttpGarbage { address, path: path.to_owned(), detail };
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {server}:{port}\r\nUser-Agent: rackstick-agent\r\nConnection: close\r\n\r\n"
-    );
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: {server}:{port}\r\nUser-Agent: rackstick\r\nConnection: close\r\n\r\n");
     stream.set_write_timeout(Some(left(deadline))).map_err(silent)?;
     stream.write_all(request.as_bytes()).map_err(silent)?;
 
