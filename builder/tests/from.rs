@@ -78,7 +78,15 @@ impl Bench {
                 }
             })
             .collect();
-        from::build(&self.layers, image, image.from.as_ref().unwrap(), &pinned["app"], &files, scratch.path())
+        from::build(
+            &self.layers,
+            image,
+            image.from.as_ref().unwrap(),
+            &pinned["app"],
+            &files,
+            scratch.path(),
+            scratch.path(),
+        )
     }
 
     /// What the kernel sees in the layers, mounted as a guest mounts them; fsck.erofs has no complaints.

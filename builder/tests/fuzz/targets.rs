@@ -116,7 +116,7 @@ impl Place {
         let Ok(pinned) = from::pin(&rack, scratch.path()) else { return false };
         let image = &rack.images["app"];
         let input = image.from.as_ref().unwrap();
-        let built = from::build(&self.layers, image, input, &pinned["app"], &[], scratch.path());
+        let built = from::build(&self.layers, image, input, &pinned["app"], &[], scratch.path(), scratch.path());
         let Ok(built) = built else { return false };
         for (_, layer) in built.layers {
             read_erofs(&layer.path).expect("what was written can be read");
