@@ -191,29 +191,6 @@ fn the_document_of_hardware_is_that_of_the_table_and_the_lock() {
 }
 
 #[test]
-fn the_same_recipe_and_lock_give_the_same_image_whatever_the_machine() {
-    let here = Image::pair();
-    let recipes = Recipes::of_tests();
-    let (out, caches) = (tempfile::tempdir_in(place::rig()).unwrap(), place::caches_without_layers());
-    let rackstick = tool::rackstick();
-    // Another folder, time zone, umask, number of CPUs, language and cache.
-    let mut command = Command::new("taskset");
-    command.args(["--cpu-list", "0", "sh", "-c", "umask 077; exec \"$@\"", "sh"]).arg(rackstick.get_program());
-    command.arg("build").arg(recipes.path("pair.toml")).arg("-o").arg(out.path());
-    command.env("TZ", "Pacific/Kiritimati").env("LC_ALL", "C").env("RACKSTICK_CACHE", caches.path());
-    tool::output(&mut command);
-
-    let there = Image::only_one_in(out.path());
-    assert_eq!(here.path.file_name(), there.path.file_name());
-    let said = tool::run(Command::new("cmp").args([&here.path, &there.path]));
-    assert!(said.success, "{}{}", said.stdout, said.stderr);
-    for suffix in ["json", "bmap", "spdx.json", "provenance.json"] {
-        let [here, there] = [here, &there].map(|image| fs::read(image.path.with_extension(suffix)).unwrap());
-        assert!(here == there, "{suffix} differs");
-    }
-}
-
-#[test]
 fn a_full_disk_leaves_no_image() {
     // Filled beforehand, so that the image itself must fail wherever the caches lie.
     let script = r#"mount -t tmpfs -o size=16m tmpfs "$1" && shift && "$@"; code=$?; ls "$OUT" >&2; exit $code"#;
