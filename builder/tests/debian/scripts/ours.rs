@@ -26,12 +26,16 @@ impl Ours {
     /// What a guest with these packages sees, in a new folder.
     pub fn make(&self, target: &Path, set: &str, packages: &[Package]) -> PathBuf {
         let additions = Additions { packages: packages.to_vec(), ..Additions::default() };
-        let layer = self.layers.image(set, &self.base, &additions, &|_| ()).unwrap();
-        let script = "mount -t tmpfs none /mnt && mkdir /mnt/base /mnt/layer /mnt/all \
-                      && mount -o loop,ro \"$0\" /mnt/base && mount -o loop,ro \"$1\" /mnt/layer \
-                      && mount -t overlay -o ro,lowerdir=/mnt/layer:/mnt/base none /mnt/all && cp -a /mnt/all \"$2\"";
+        let layers = self.layers.image(set, &self.base, &additions, &|_| ()).unwrap();
+        // An overlay without a writable layer wants two at least.
+        let script = "set -e; mount -t tmpfs none /mnt; mkdir /mnt/all /mnt/empty; all=/mnt/empty; number=0
+                      for layer; do
+                          number=$((number + 1)); mkdir /mnt/$number; mount -o loop,ro \"$layer\" /mnt/$number; all=/mnt/$number:$all
+                      done
+                      mount -t overlay -o ro,lowerdir=$all none /mnt/all; cp -a /mnt/all \"$0\"";
         let mut copy = Command::new("unshare");
-        run(copy.args(["-m", "sh", "-c", script]).args([&self.base.layer.path, &layer.path, target]));
+        copy.args(["-m", "sh", "-c", script]).args([target, &self.base.layer.path]);
+        run(copy.args(layers.iter().map(|(_, layer)| &layer.path)));
         target.to_owned()
     }
 }
