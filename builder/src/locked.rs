@@ -24,6 +24,17 @@ pub fn open(path: &Path) -> io::Result<File> {
     }
 }
 
+/// As [`open`], but others may have it too.
+pub fn open_shared(path: &Path) -> io::Result<File> {
+    loop {
+        let file = create(path)?;
+        file.lock_shared()?;
+        if is_there(&file, path)? {
+            return Ok(file);
+        }
+    }
+}
+
 /// As [`open`], but nothing if another process has the lock.
 pub fn try_open(path: &Path) -> io::Result<Option<File>> {
     loop {

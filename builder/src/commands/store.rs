@@ -129,11 +129,16 @@ impl fmt::Display for Gone {
 }
 
 fn gc(args: &GcArgs) -> Result<ExitCode, report::Error> {
-    let (store, layers, parts) = open()?;
-    let (mut hashes, mut kept_layers, mut kept_parts) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    // Before the store is taken alone: to see whether a lock fits, files beside recipes are unpacked in it.
+    let mut keep = Vec::new();
     for path in &args.keep {
         let rack = recipe::load(path)?;
         let lock = lock::fitting(path, &rack)?.ok_or_else(|| NoLock(path.clone()))?;
+        keep.push((rack, lock));
+    }
+    let (store, layers, parts) = open()?;
+    let (mut hashes, mut kept_layers, mut kept_parts) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for (rack, lock) in keep {
         hashes.extend(lock.packages.values().map(|package| package.sha256));
         hashes.extend(lock.inputs.values().flat_map(Input::blobs).map(|blob| blob.sha256));
         let layers = Layers::new(&store.layers(), &env::current_exe()?, lock.epoch, 1)?;

@@ -53,7 +53,8 @@ pub struct Parts {
 pub struct Part {
     /// Names are in [`Part::file`].
     folder: PathBuf,
-    /// Held as long as its files are used: nobody else makes it anew.
+    /// Held as long as its files are used: nobody makes it anew. Shared, since one build may use a part twice, and two builds may
+    /// take theirs in any order.
     _lock: File,
 }
 
@@ -85,12 +86,24 @@ impl Parts {
     ) -> Result<Part, E> {
         let key = self.key(inputs)?;
         let part = self.take(&key)?;
+        if self.is_whole(&key, &part) {
+            return Ok(part);
+        }
+        drop(part);
+        let part = self.take_alone(&key)?;
+        // Another builder may have made it meanwhile.
         if !self.is_whole(&key, &part) {
             part.empty()?;
-            make(&part.folder)?;
+            if let Err(error) = make(&part.folder) {
+                // It may be gigabytes on a disk that is full. If it can't go, the reason why it was not made is still the one to tell.
+                let _stays = part.remove();
+                return Err(error);
+            }
             part.seal()?;
         }
-        Ok(part)
+        drop(part);
+        // It stays there: `rackstick store` has the store for itself or not at all.
+        Ok(self.take(&key)?)
     }
 }
 
@@ -112,11 +125,20 @@ impl Parts {
         whole
     }
 
-    /// Takes a key's place; waits while another builder has it.
+    /// Takes a key's place; waits while another builder makes the part.
     fn take(&self, key: &Sha256) -> Result<Part, PartsError> {
+        self.locked(key, locked::open_shared)
+    }
+
+    /// Takes a key's place to make the part; waits while others use it.
+    fn take_alone(&self, key: &Sha256) -> Result<Part, PartsError> {
+        self.locked(key, locked::open)
+    }
+
+    fn locked(&self, key: &Sha256, open: impl Fn(&Path) -> io::Result<File>) -> Result<Part, PartsError> {
         let folder = self.folder.join(key.to_string());
         let lock = folder.with_extension(LOCK);
-        let locked = locked::open(&lock).and_then(|lock| locked::touch(&lock).map(|()| lock));
+        let locked = open(&lock).and_then(|lock| locked::touch(&lock).map(|()| lock));
         Ok(Part { _lock: locked.map_err(failed("lock", &lock))?, folder })
     }
 
@@ -281,6 +303,22 @@ mod tests {
             assert_eq!(get("a").read("file").unwrap(), b"a");
             assert_eq!(made.get(), count + 3);
         }
+    }
+
+    #[test]
+    fn a_part_is_used_by_several_at_once_and_nothing_of_one_that_could_not_be_made_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (open(folder.path()), open(folder.path()));
+        let make = |folder: &Path| fs::write(folder.join("file"), "x").map_err(failed("write", folder));
+        let get = |parts: &Parts, inputs: &str| parts.get::<PartsError>(&inputs, make).unwrap();
+        // Two images of one build, and two builds that take theirs in another order.
+        let held = [get(&one, "a"), get(&one, "a"), get(&other, "b"), get(&one, "b"), get(&other, "a")];
+        assert!(held.iter().all(|part| part.file("file").exists()));
+
+        let fail =
+            |folder: &Path| make(folder).and_then(|()| Err(failed("write", folder)(io::ErrorKind::StorageFull.into())));
+        assert!(one.get::<PartsError>(&"c", fail).is_err());
+        assert_eq!(fs::read_dir(&one.folder).unwrap().count(), 4, "two parts with their locks");
     }
 
     #[test]
