@@ -73,6 +73,9 @@ pub enum LockError {
     /// The recipe's repositories are wrong.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    /// What archives and registries say makes no lock.
+    #[error("there can be no lock of this: {0}")]
+    Fault(String),
     /// What an image is made from can't be pinned.
     #[error(transparent)]
     Pin(#[from] PinError),
@@ -205,6 +208,9 @@ fn text(lock: &Lock) -> Result<String, LockError> {
 
 /// Writes a lock: whoever reads it meanwhile sees the old one or the new one.
 fn write(path: &Path, lock: &Lock) -> Result<(), LockError> {
+    if let Some((_, message)) = fault(lock) {
+        return Err(LockError::Fault(message));
+    }
     let text = text(lock)?;
     let fail = |source| LockError::Io { doing: "write", path: path.to_owned(), source };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

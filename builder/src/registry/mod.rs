@@ -18,7 +18,7 @@ use rackstick_image::{
     reference::{Reference, ReferenceError, Version},
 };
 
-pub use self::session::{ACCEPT, ChallengeError, CredentialsError, Session};
+pub use self::session::{ACCEPT, ChallengeError, Session};
 use crate::{
     archive::Mirrors,
     progress::Progress,
@@ -41,9 +41,6 @@ pub enum RegistryError {
         /// Why not.
         source: ReferenceError,
     },
-    /// Who asks is not known.
-    #[error(transparent)]
-    Credentials(#[from] CredentialsError),
     /// The registry does not give it.
     #[error("the image {reference} can't be had")]
     Http {
@@ -86,15 +83,16 @@ pub enum RegistryError {
     Store(#[from] StoreError),
 }
 
-/// The images that a rack has from registries. One that `previous` has under the same name stays as it is there; for others
-/// the registry is asked what it is now.
+/// The images that a rack has from registries. One that `previous` has stays as it is there; for others the registry is asked what
+/// it is now.
 pub fn pin(rack: &Rack, previous: Option<&Lock>) -> Result<BTreeMap<String, Input>, RegistryError> {
     let mut pinned: BTreeMap<String, Input> = BTreeMap::new();
     for (name, from) in made_from(rack).filter(|(_, from)| from.format == Format::Registry) {
         let reference = &from.path.value;
         let same = |input: &&Input| input.format() == Format::Registry && input.path() == reference;
-        let before = previous.and_then(|lock| lock.inputs.get(name));
-        let known = before.filter(same).or_else(|| pinned.values().find(same)).cloned();
+        // Under whatever name: one lock has one digest for a reference.
+        let before = previous.into_iter().flat_map(|lock| lock.inputs.values());
+        let known = before.chain(pinned.values()).find(same).cloned();
         pinned.insert(name.clone(), known.map_or_else(|| ask(reference), Ok)?);
     }
     Ok(pinned)
@@ -103,7 +101,7 @@ pub fn pin(rack: &Rack, previous: Option<&Lock>) -> Result<BTreeMap<String, Inpu
 /// What a registry has under this name.
 fn ask(text: &str) -> Result<Input, RegistryError> {
     let reference = parse(text)?;
-    let client = Client::of_registry(Session::new(&reference)?);
+    let client = Client::of_registry(Session::new(&reference));
     let root = root(&reference);
     let mut version = reference.version;
     for _ in 0..MAX_DEPTH {
@@ -132,7 +130,7 @@ fn ask(text: &str) -> Result<Input, RegistryError> {
 pub fn obtain(lock: &Lock, given: &[String], store: &Store, progress: &Progress) -> Result<(), RegistryError> {
     for input in lock.inputs.values().filter(|input| input.format() == Format::Registry) {
         let reference = parse(input.path())?;
-        let client = Client::of_registry(Session::new(&reference)?);
+        let client = Client::of_registry(Session::new(&reference));
         let mirrors = Mirrors::of_registry(given, FOLDER, &root(&reference));
         match store.obtain(&client, &wants(input), &mirrors, progress) {
             Err(StoreError::Gone(_)) => return Err(RegistryError::Gone { reference: input.path().to_owned() }),
@@ -175,7 +173,9 @@ fn root(reference: &Reference) -> String {
 
 /// Whether a registry is on this very machine: only then it needs no certificate, as for all tools.
 fn is_plain(registry: &str) -> bool {
-    let host = registry.rsplit_once(':').filter(|(host, _)| !host.ends_with(':')).map_or(registry, |(host, _)| host);
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    let host = match registry.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => registry.split_once(':').map_or(registry, |(host, _)| host),
+    };
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }

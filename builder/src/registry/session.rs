@@ -13,7 +13,7 @@ use std::{
 use http_auth::ChallengeParser;
 use rackstick_image::reference::Reference;
 use serde::Deserialize;
-use ureq::Agent;
+use ureq::{Agent, http::Uri};
 
 use super::is_plain;
 
@@ -27,8 +27,6 @@ const MAX_TOKEN_BYTES: u64 = 256 << 10;
 /// A conversation with one registry about one repository.
 pub struct Session {
     reference: Reference,
-    /// `Authorization` of whoever asks, as it stands in the file: user and password in base64.
-    credentials: Option<String>,
     authorization: Mutex<Option<String>>,
 }
 
@@ -54,6 +52,9 @@ pub enum ChallengeError {
         /// Whether there were credentials.
         known: bool,
     },
+    /// It is not known who asks.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// A challenge of another kind.
     #[error("the registry asks for `{0}`, of which only `Basic` and `Bearer` are known")]
     Unknown(String),
@@ -90,10 +91,21 @@ struct Token {
 }
 
 impl Session {
-    /// A conversation about this image, as whoever is logged in.
-    pub fn new(reference: &Reference) -> Result<Self, CredentialsError> {
-        let credentials = credentials(reference, files())?;
-        Ok(Self { reference: reference.clone(), credentials, authorization: Mutex::default() })
+    /// A conversation about this image.
+    pub fn new(reference: &Reference) -> Self {
+        Self { reference: reference.clone(), authorization: Mutex::default() }
+    }
+
+    /// Whether the registry is on this very machine: only then it needs no certificate, as for all tools.
+    pub fn is_plain(&self) -> bool {
+        is_plain(&self.reference.registry)
+    }
+
+    /// Whether this is an address of the registry itself.
+    pub fn is_with(&self, url: &Uri) -> bool {
+        let scheme = if self.is_plain() { "http" } else { "https" };
+        let host = url.authority().is_some_and(|authority| authority.as_str() == self.reference.registry);
+        host && url.scheme_str() == Some(scheme)
     }
 
     /// What to say of oneself, if the registry wanted to know.
@@ -113,7 +125,7 @@ impl Session {
             let realm = parameter("realm").unwrap_or_default();
             format!("Bearer {}", self.token(agent, &realm, parameter("service").as_deref())?)
         } else if find("Basic").is_some() {
-            format!("Basic {}", self.credentials.as_ref().ok_or_else(|| self.denied())?)
+            format!("Basic {}", self.credentials()?.ok_or_else(|| self.denied(false))?)
         } else {
             return Err(ChallengeError::Unknown(challenge.chars().take(100).collect()));
         };
@@ -122,14 +134,29 @@ impl Session {
         Ok(())
     }
 
-    /// That nobody here may have it.
-    pub fn denied(&self) -> ChallengeError {
-        ChallengeError::Denied { registry: self.reference.registry.clone(), known: self.credentials.is_some() }
+    /// That nobody here may have it. `known`: although there are credentials.
+    fn denied(&self, known: bool) -> ChallengeError {
+        ChallengeError::Denied { registry: self.reference.registry.clone(), known }
+    }
+
+    /// That the registry does not take what it asked for.
+    pub fn refused(&self) -> ChallengeError {
+        match self.credentials() {
+            Ok(credentials) => self.denied(credentials.is_some()),
+            Err(error) => error.into(),
+        }
+    }
+
+    /// `Authorization` of whoever is logged in, as it stands in the file: user and password in base64. It is read when it is
+    /// asked for, so that who needs none can do without.
+    fn credentials(&self) -> Result<Option<String>, CredentialsError> {
+        credentials(&self.reference, files())
     }
 
     fn token(&self, agent: &Agent, realm: &str, service: Option<&str>) -> Result<String, ChallengeError> {
-        let plain = is_plain(&self.reference.registry);
-        if !realm.starts_with("https://") && !(plain && realm.starts_with("http://")) {
+        let host = |url: Uri| url.authority().is_some_and(|authority| is_plain(authority.as_str()));
+        let near = self.is_plain() && realm.starts_with("http://") && realm.parse().is_ok_and(host);
+        if !realm.starts_with("https://") && !near {
             return Err(ChallengeError::Plain(realm.chars().take(200).collect()));
         }
         let failed = |why: String| ChallengeError::Token { realm: realm.to_owned(), why };
@@ -137,13 +164,14 @@ impl Session {
         if let Some(service) = service {
             request = request.query("service", service);
         }
-        if let Some(credentials) = &self.credentials {
+        let credentials = self.credentials()?;
+        if let Some(credentials) = &credentials {
             request = request.header("Authorization", format!("Basic {credentials}"));
         }
         let mut answer = request.call().map_err(|error| failed(error.to_string()))?;
         match answer.status().as_u16() {
             200 => {}
-            401 | 403 => return Err(self.denied()),
+            401 | 403 => return Err(self.denied(credentials.is_some())),
             status => return Err(failed(format!("the server answered with status {status}"))),
         }
         let text = answer.body_mut().with_config().limit(MAX_TOKEN_BYTES).read_to_vec();

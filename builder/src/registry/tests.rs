@@ -113,6 +113,7 @@ fn what_a_registry_can_not_be_trusted_with_is_refused() {
         (guarded("Negotiate"), "only `Basic` and `Bearer` are known"),
         (guarded("Basic realm=\"x\""), "log in with `podman login 127.0.0.1:"),
         (guarded("Bearer realm=\"ftp://r.test/token\""), "nothing is sent there"),
+        (guarded("Bearer realm=\"http://r.test/token\""), "nothing is sent there"),
     ] {
         registry.put("1", answer);
         registry.put(&other, Answer::Whole(circle.clone()));
@@ -122,6 +123,37 @@ fn what_a_registry_can_not_be_trusted_with_is_refused() {
     let arm = json!({ "manifests": [{ "digest": other, "platform": { "os": "linux", "architecture": "arm64" } }] });
     registry.put("1", Answer::Whole(arm.to_string().into_bytes()));
     assert!(registry.wrong().contains("only for linux/arm64"), "{}", registry.wrong());
+}
+
+#[test]
+fn whom_a_registry_leads_to_is_not_told_who_asks() {
+    let (registry, other) = (Registry::start(), Server::start());
+    registry.put("1", Answer::Redirect(other.root("elsewhere")));
+    let challenge = format!("Bearer realm=\"{}\"", other.root("token"));
+    other.answer("/elsewhere", vec![Answer::Guarded(challenge, "no".to_owned(), manifest())]);
+    assert!(registry.wrong().contains("status 401"), "{}", registry.wrong());
+    assert!(other.requests().iter().all(|request| request == "/elsewhere"), "{:?}", other.requests());
+    // What it has there is taken, if it does not ask.
+    other.answer("/elsewhere", vec![Answer::Whole(manifest())]);
+    assert!(registry.ask().is_ok());
+}
+
+#[test]
+fn only_this_very_machine_is_asked_in_the_clear() {
+    for (registry, plain) in [
+        ("localhost", true),
+        ("localhost:5000", true),
+        ("127.0.0.1:5000", true),
+        ("127.1.2.3", true),
+        ("[::1]", true),
+        ("[::1]:5000", true),
+        ("[::1:5]", false),
+        ("localhost.example.org", false),
+        ("10.0.0.1:5000", false),
+        ("127.0.0.1.example.org", false),
+    ] {
+        assert_eq!(super::is_plain(registry), plain, "{registry}");
+    }
 }
 
 #[test]

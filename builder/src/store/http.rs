@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ureq::{Agent, Body, http::Response};
+use ureq::{Agent, Body, ResponseExt, config::ConfigBuilder, http::Response, typestate::AgentScope};
 
 use crate::{
     archive::FILE,
@@ -81,7 +81,18 @@ impl Client {
 
     /// A client that waits for so long for an answer and for its end.
     pub fn patient(answer: Duration, body: Duration) -> Self {
-        let config = Agent::config_builder()
+        Self { agent: Self::config(answer, body).build().new_agent(), session: None }
+    }
+
+    /// A client for one registry. Whatever it leads to is asked by HTTPS, or is on this very machine, which no proxy knows.
+    pub fn of_registry(session: Session) -> Self {
+        let config = Self::config(ANSWER, BODY);
+        let config = if session.is_plain() { config.proxy(None) } else { config.https_only(true) };
+        Self { agent: config.build().new_agent(), session: Some(session) }
+    }
+
+    fn config(answer: Duration, body: Duration) -> ConfigBuilder<AgentScope> {
+        Agent::config_builder()
             .user_agent(concat!("rackstick/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
             .timeout_resolve(Some(CONNECT))
@@ -89,13 +100,7 @@ impl Client {
             .timeout_recv_response(Some(answer))
             .timeout_recv_body(Some(body))
             .max_idle_connections(2 * IDLE)
-            .max_idle_connections_per_host(IDLE);
-        Self { agent: config.build().new_agent(), session: None }
-    }
-
-    /// A client for one registry.
-    pub fn of_registry(session: Session) -> Self {
-        Self { session: Some(session), ..Self::new() }
+            .max_idle_connections_per_host(IDLE)
     }
 
     /// Reads a file of at most `limit` bytes.
@@ -117,12 +122,17 @@ impl Client {
             return file(path, offset).map_err(fail);
         }
         let mut answer = self.ask(url, offset).map_err(|error| fail(transport(&error)))?;
-        if let (Some(session), 401) = (&self.session, answer.status().as_u16()) {
-            let challenge = answer.headers().get("www-authenticate").and_then(|value| value.to_str().ok());
-            session.answer(&self.agent, challenge.unwrap_or("")).map_err(|error| fail(error.into()))?;
+        // To whom it led us, nobody says who asks.
+        if let (Some(session), 401) = (&self.session, answer.status().as_u16())
+            && session.is_with(answer.get_uri())
+        {
+            let challenges =
+                answer.headers().get_all("www-authenticate").iter().filter_map(|value| value.to_str().ok());
+            let challenges: Vec<&str> = challenges.collect();
+            session.answer(&self.agent, &challenges.join(", ")).map_err(|error| fail(error.into()))?;
             answer = self.ask(url, offset).map_err(|error| fail(transport(&error)))?;
             if matches!(answer.status().as_u16(), 401 | 403) {
-                return Err(fail(session.denied().into()));
+                return Err(fail(session.refused().into()));
             }
         }
         let answer = check(answer).map_err(fail)?;

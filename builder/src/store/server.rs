@@ -24,6 +24,8 @@ pub enum Answer {
     Stall(Vec<u8>, usize),
     /// A challenge, unless the request's `Authorization` is this; then all.
     Guarded(String, String, Vec<u8>),
+    /// It is somewhere else.
+    Redirect(String),
     /// Only a status.
     Status(u16),
 }
@@ -124,6 +126,10 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         };
         let (bytes, ranges) = match &answer {
             Answer::Guarded(..) => unreachable!("answered above"),
+            Answer::Redirect(url) => {
+                write!(stream, "HTTP/1.1 307 Status\r\nLocation: {url}\r\nContent-Length: 0\r\n\r\n")?;
+                continue;
+            }
             Answer::Status(status) => {
                 write!(stream, "HTTP/1.1 {status} Status\r\nContent-Length: 0\r\n\r\n")?;
                 continue;

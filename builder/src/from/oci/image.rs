@@ -65,12 +65,13 @@ pub fn named(bytes: &[u8]) -> Result<Named, OciError> {
     match parse(bytes, "what the registry has", "manifest")? {
         Document { manifests: Some(manifests), .. } => {
             let mut search = Search::default();
-            let mut for_us = manifests.iter().filter(|manifest| {
-                let platform = manifest.platform.clone().unwrap_or_default();
-                search.fits(&platform.os, &platform.architecture)
+            // The first is the one that fits any machine; those behind it want more of the processor. One that does not say what it is
+            // for is looked at when it is unpacked.
+            let for_us = manifests.iter().find(|manifest| match &manifest.platform {
+                Some(platform) => search.fits(&platform.os, &platform.architecture),
+                None => true,
             });
-            // The first is the one that fits any machine; those behind it want more of the processor.
-            match for_us.next() {
+            match for_us {
                 Some(manifest) => Ok(Named::Index(digest(&manifest.digest)?)),
                 None if search.others.is_empty() => Err(OciError::NoImage),
                 None => Err(OciError::Platform(search.others.join(", "))),
