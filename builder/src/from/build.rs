@@ -234,8 +234,8 @@ pub fn build(
     let base = layers.written(&base, |out| write(&files, 0, layers.epoch(), from, out))?;
     files.next_layer();
     let top = files.layer();
-    for file in &placed {
-        place(&mut files, image, file, layers.epoch())?;
+    for (number, file) in placed.iter().enumerate() {
+        place(&mut files, image, file, &scratch.join(format!("file-{number}")), layers.epoch())?;
     }
     let own = match placed.is_empty() {
         true => None,
@@ -399,11 +399,16 @@ fn whiteout(files: &mut Files, path: &Path) -> bool {
     true
 }
 
-/// Puts a file of the recipe into the image.
-fn place(files: &mut Files, image: &Image, file: &PlacedFile, epoch: i64) -> Result<(), FromError> {
+/// Puts a file of the recipe into the image; `copy` is where its bytes may stay until they are in the layer.
+fn place(files: &mut Files, image: &Image, file: &PlacedFile, copy: &Path, epoch: i64) -> Result<(), FromError> {
     let kind = match &file.content {
         Content::Folder => Kind::Directory,
-        Content::Copy(source) => Kind::File(Source::file(source)?),
+        Content::Copy { source, sha256 } => {
+            let copied =
+                files::copy(source, *sha256, &mut |bytes| io::copy(bytes, &mut File::create_new(copy)?).map(|_| ()));
+            copied.map_err(|error| FromError::Open { path: source.clone(), source: error })?;
+            Kind::File(Source::file(copy)?)
+        }
         Content::Symlink(target) => Kind::Symlink(target.as_os_str().as_bytes().to_vec()),
     };
     let path = file.path.as_os_str().as_bytes();

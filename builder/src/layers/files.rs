@@ -1,16 +1,15 @@
 //! The files that a recipe puts into an image: which ones there are, with which mode, and the hash of each.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
     path::{Component, Path, PathBuf},
 };
 
 use rackstick_image::{digest::Sha256, recipe::Owner};
+use sha2::Digest;
 
-use super::{
-    FileHash,
-    stage::protocol::{Content, Marked, PlacedFile},
-};
+use super::stage::protocol::{Content, Marked, PlacedFile};
 
 /// Files that one entry of a recipe may bring: stops a source such as `/`.
 const MAX_FILES: usize = 100_000;
@@ -56,8 +55,9 @@ pub enum Error {
     TooMany(PathBuf),
 }
 
-/// Resolves a recipe's entries into single files, in their order; folders are taken whole, sorted.
-pub fn collect(entries: &[RecipeFile]) -> Result<(Vec<PlacedFile>, Vec<FileHash>), Error> {
+/// Resolves a recipe's entries into single files, in their order; folders are taken whole, sorted. The second list is what of them
+/// decides a layer's bytes: it does not say where on this machine they lie.
+pub fn collect(entries: &[RecipeFile]) -> Result<(Vec<PlacedFile>, Vec<PlacedFile>), Error> {
     let mut placed = Vec::new();
     for entry in entries {
         let RecipeFile { path, source, .. } = entry;
@@ -71,8 +71,39 @@ pub fn collect(entries: &[RecipeFile]) -> Result<(Vec<PlacedFile>, Vec<FileHash>
         let end = placed.len() + MAX_FILES;
         add(&mut placed, end, path, source, entry)?;
     }
-    let hashed = placed.iter().map(hash).collect::<Result<_, _>>()?;
-    Ok((placed, hashed))
+    let anywhere = placed.iter().cloned().map(|mut file| {
+        if let Content::Copy { source, .. } = &mut file.content {
+            source.clear();
+        }
+        file
+    });
+    let anywhere = anywhere.collect();
+    Ok((placed, anywhere))
+}
+
+/// Copies a file of a recipe, as `write` writes it. It must still be what it was when it was hashed, for that decided under which key
+/// the layer is kept.
+pub fn copy(source: &Path, sha256: Sha256, write: &mut dyn FnMut(&mut dyn Read) -> io::Result<()>) -> io::Result<()> {
+    let mut file = Hashed { file: File::open(source)?, hasher: sha2::Sha256::new() };
+    write(&mut file)?;
+    match Sha256(file.hasher.finalize().into()) {
+        found if found == sha256 => Ok(()),
+        _ => Err(io::Error::other("it changed while the image was built: build it again")),
+    }
+}
+
+/// A file, and the hash of what was read of it.
+struct Hashed {
+    file: File,
+    hasher: sha2::Sha256,
+}
+
+impl Read for Hashed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        Ok(count)
+    }
 }
 
 fn add(placed: &mut Vec<PlacedFile>, end: usize, path: &Path, source: &Path, entry: &RecipeFile) -> Result<(), Error> {
@@ -86,7 +117,8 @@ fn add(placed: &mut Vec<PlacedFile>, end: usize, path: &Path, source: &Path, ent
     } else if kind.is_symlink() {
         (Content::Symlink(fs::read_link(source).map_err(read)?), 0o777)
     } else if kind.is_file() {
-        (Content::Copy(source.to_owned()), entry.mode.unwrap_or(FILE_MODE))
+        let sha256 = Sha256::of_file(source).map_err(read)?;
+        (Content::Copy { source: source.to_owned(), sha256 }, entry.mode.unwrap_or(FILE_MODE))
     } else {
         return Err(Error::Kind(source.to_owned()));
     };
@@ -100,15 +132,6 @@ fn add(placed: &mut Vec<PlacedFile>, end: usize, path: &Path, source: &Path, ent
         }
     }
     Ok(())
-}
-
-/// A placed file as the cache's key sees it: by content, wherever on the machine it lies.
-fn hash(placed: &PlacedFile) -> Result<FileHash, Error> {
-    let Content::Copy(source) = &placed.content else {
-        return Ok((placed.clone(), None));
-    };
-    let sha256 = Sha256::of_file(source).map_err(|error| Error::Read { path: source.clone(), source: error })?;
-    Ok((PlacedFile { content: Content::Copy(PathBuf::new()), ..placed.clone() }, Some(sha256)))
 }
 
 #[cfg(test)]
@@ -141,6 +164,21 @@ mod tests {
         assert_eq!(collect(std::slice::from_ref(&moved)).unwrap().1, hashes);
         fs::write(copy.path().join("b/y"), "3").unwrap();
         assert_ne!(collect(&[moved]).unwrap().1, hashes);
+    }
+
+    #[test]
+    fn a_file_that_changed_since_it_was_hashed_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("page");
+        fs::write(&path, "one").unwrap();
+        let mut seen = Vec::new();
+        let mut copy = |sha256| {
+            seen.clear();
+            copy(&path, sha256, &mut |bytes| bytes.read_to_end(&mut seen).map(|_| ()))
+        };
+        copy(Sha256::of("one")).unwrap();
+        let error = copy(Sha256::of("two")).unwrap_err();
+        assert!(error.to_string().contains("changed while the image was built"), "{error}");
     }
 
     #[test]

@@ -1,21 +1,20 @@
 //! Puts a recipe's files into a tree, each with its owner and mode.
 
-use std::fs::File;
-
 use rackstick_image::recipe::Owner;
 
 use super::{
     accounts::Accounts,
     configure::failed,
+    files,
     stage::protocol::{Content, Failure, Marked, PlacedFile},
     tree::{Ids, Tree},
 };
 
 /// Puts all of them there; the image's users are there already.
-pub fn place(tree: &Tree, files: &[PlacedFile]) -> Result<(), Failure> {
-    let owned = files.iter().any(|file| file.owner.is_some() || file.group.is_some());
+pub fn place(tree: &Tree, placed: &[PlacedFile]) -> Result<(), Failure> {
+    let owned = placed.iter().any(|file| file.owner.is_some() || file.group.is_some());
     let accounts = if owned { Some(Accounts::load(tree)?) } else { None };
-    for file @ PlacedFile { path, content, mode, .. } in files {
+    for file @ PlacedFile { path, content, mode, .. } in placed {
         let at = failed(&path.display().to_string());
         let ids = match &accounts {
             Some(accounts) => ids(accounts, file)?,
@@ -29,9 +28,9 @@ pub fn place(tree: &Tree, files: &[PlacedFile]) -> Result<(), Failure> {
                 tree.create_dirs(path, &mut |_| ()).and_then(|fd| Ok(chmod(fd)?)).map_err(&at)?;
             }
             Content::Symlink(target) => tree.symlink(target, path).map_err(&at)?,
-            Content::Copy(source) => {
-                let mut file = File::open(source).map_err(failed(&source.display().to_string()))?;
-                tree.write_from(path, &mut file, *mode).map_err(&at)?;
+            Content::Copy { source, sha256 } => {
+                let copied = files::copy(source, *sha256, &mut |bytes| tree.write_from(path, bytes, *mode));
+                copied.map_err(failed(&source.display().to_string()))?;
             }
         }
         match (ids, content) {
@@ -39,7 +38,7 @@ pub fn place(tree: &Tree, files: &[PlacedFile]) -> Result<(), Failure> {
             (Some(ids), Content::Symlink(_)) => tree.own_link(path, ids).map_err(at)?,
             // A folder's path may lead through a symlink of the image.
             (Some(ids), Content::Folder) => tree.own(&path.join("."), ids, *mode).map_err(at)?,
-            (Some(ids), Content::Copy(_)) => tree.own(path, ids, *mode).map_err(at)?,
+            (Some(ids), Content::Copy { .. }) => tree.own(path, ids, *mode).map_err(at)?,
         }
     }
     Ok(())

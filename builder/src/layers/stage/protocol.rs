@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use rackstick_image::{digest::VerityDigest, recipe::Owner};
+use rackstick_image::{
+    digest::{Sha256, VerityDigest},
+    recipe::Owner,
+};
 use serde::{Deserialize, Serialize};
 
 /// What a stage shall do.
@@ -172,8 +175,13 @@ pub struct PlacedFile {
 pub enum Content {
     /// A folder.
     Folder,
-    /// A copy of a file of this machine.
-    Copy(PathBuf),
+    /// A copy of a file of this machine, as it was when it was hashed.
+    Copy {
+        /// The file.
+        source: PathBuf,
+        /// Its hash.
+        sha256: Sha256,
+    },
     /// A symlink to this.
     Symlink(PathBuf),
 }
