@@ -99,14 +99,22 @@ pub struct DataFile {
 pub struct Measured {
     /// The digest that it must have.
     pub digest: VerityDigest,
-    /// A file with the hashes of its blocks ([`crate::verity::Tree::leaves`]): if they are those of the digest, the bytes are copied without
-    /// being hashed again.
-    pub leaves: Option<PathBuf>,
+    /// What else was kept, by which its bytes are copied without being hashed again.
+    pub kept: Option<Kept>,
+}
+
+/// What was kept of a file when it was hashed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// A file with the hashes of its blocks ([`crate::verity::Tree::leaves`]). Used only if they are those of the digest.
+    pub leaves: PathBuf,
+    /// CRC-32C of the file, which what is copied must have: the tree would not fit it else.
+    pub crc: u32,
 }
 
 impl From<VerityDigest> for Measured {
     fn from(digest: VerityDigest) -> Self {
-        Self { digest, leaves: None }
+        Self { digest, kept: None }
     }
 }
 
@@ -149,7 +157,7 @@ pub fn write(disk: &File, start: u64, data: &Data) -> Result<(), Ext4Error> {
             None if source.size() == 0 => {}
             None => writer.fill(handle, &mut source.reader()?).map_err(failed)?,
             Some(measured) => {
-                let mut stored = verity::Stored::new(source.reader()?, measured.tree(source.size()));
+                let mut stored = verity::Stored::new(source.reader()?, measured.known(source.size()));
                 let expected = measured.digest;
                 writer.fill(handle, &mut stored).map_err(failed)?;
                 let found = stored.digest();

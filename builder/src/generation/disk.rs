@@ -149,8 +149,8 @@ pub fn write(
         (secrets::SLOT.to_owned(), Source::Bytes(vec![0; secrets::SLOT_SIZE as usize])),
     ];
     let mut files = BTreeMap::new();
-    for (digest, BlobFile { path, leaves }) in blobs {
-        let verity = Some(Measured { digest: *digest, leaves: leaves.clone() });
+    for (digest, BlobFile { path, kept }) in blobs {
+        let verity = Some(Measured { digest: *digest, kept: kept.clone() });
         files.insert(format!("layers/{digest}"), DataFile { mode: BLOB_MODE, source: Source::file(path)?, verity });
     }
     files.insert(

@@ -11,6 +11,7 @@ use std::{
 use rackstick::from::{self, FromError, Start};
 use rackstick_image::{
     digest::{Sha256, VerityDigest},
+    ext4::Kept,
     lock::{Lock, Package as Locked},
     manifest::{self, Blob},
     recipe::{From, Image, Rack},
@@ -43,8 +44,8 @@ const INIT: &str = "/sbin/init";
 pub struct BlobFile {
     /// The file.
     pub path: PathBuf,
-    /// Where the hashes of its blocks are, if they are kept.
-    pub leaves: Option<PathBuf>,
+    /// What was kept when it was hashed.
+    pub kept: Option<Kept>,
 }
 
 /// The files of blobs.
@@ -250,7 +251,7 @@ fn foreign_layers(
 impl Images {
     /// A layer.
     fn add(&mut self, label: &str, layer: &Layer) -> Blob {
-        let file = BlobFile { path: layer.path.clone(), leaves: Some(layer.leaves()) };
+        let file = BlobFile { path: layer.path.clone(), kept: Some(Kept { leaves: layer.leaves(), crc: layer.crc }) };
         self.files.insert(layer.digest, file);
         Blob { digest: layer.digest, size: layer.size, label: label.to_owned() }
     }
@@ -266,7 +267,7 @@ impl Images {
         let file = fs::File::open(path).map_err(failed)?;
         let size = file.metadata().map_err(failed)?.len();
         let digest = verity::digest(file).map_err(failed)?;
-        self.files.insert(digest, BlobFile { path: path.to_owned(), leaves: None });
+        self.files.insert(digest, BlobFile { path: path.to_owned(), kept: None });
         Ok(Blob { digest, size, label: label.to_owned() })
     }
 }

@@ -188,7 +188,7 @@ impl Slot {
             Ok(if unchanged { sum::crc(&file)? == written.crc } else { verity::digest(&file)? == written.digest })
         };
         let whole = is_whole().map_err(failed("read", &path))?;
-        Ok(whole.then_some(Layer { path, digest: written.digest, size: written.size }))
+        Ok(whole.then_some(Layer { path, digest: written.digest, size: written.size, crc: written.crc }))
     }
 
     /// Whether the layer's file has the digest that was noted.
@@ -250,7 +250,7 @@ impl Slot {
             fs::rename(&new, &note)
         };
         store().map_err(failed("written", &note))?;
-        Ok(Layer { path, digest: written.digest, size: written.size })
+        Ok(Layer { path, digest: written.digest, size: written.size, crc: written.crc })
     }
 }
 

@@ -90,6 +90,8 @@ pub struct Layer {
     pub digest: VerityDigest,
     /// Its size in bytes.
     pub size: u64,
+    /// CRC-32C of it.
+    pub crc: u32,
 }
 
 impl Layer {
@@ -448,6 +450,3 @@ fn sorted(packages: &[Package]) -> Vec<Package> {
 fn staged(packages: &[Package]) -> Vec<protocol::Package> {
     packages.iter().map(|package| protocol::Package { name: package.name.clone(), deb: package.deb.clone() }).collect()
 }
-
-/// What of a recipe's file decides a layer's bytes.
-type FileHash = (PlacedFile, Option<Sha256>);

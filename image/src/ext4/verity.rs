@@ -36,11 +36,13 @@ pub(super) fn stored_size(size: u64) -> u64 {
 }
 
 impl Measured {
-    /// The tree of a file of `size` bytes, if the hashes of its blocks are at hand and are those of its digest.
-    pub(super) fn tree(&self, size: u64) -> Option<Tree> {
+    /// The tree of a file of `size` bytes and the file's CRC-32C, if the hashes of its blocks are at hand and are those of its digest.
+    pub(super) fn known(&self, size: u64) -> Option<(Tree, u32)> {
+        let kept = self.kept.as_ref()?;
         // Whatever is wrong with them, the file itself has all that is needed.
-        let leaves = fs::read(self.leaves.as_ref()?).ok()?;
-        Tree::of_leaves(size, &leaves).filter(|tree| tree.digest == self.digest)
+        let leaves = fs::read(&kept.leaves).ok()?;
+        let tree = Tree::of_leaves(size, &leaves).filter(|tree| tree.digest == self.digest)?;
+        Some((tree, kept.crc))
     }
 }
 
@@ -48,8 +50,8 @@ impl Measured {
 enum Hashing {
     /// Its bytes, as they are read.
     Now(Hasher),
-    /// It is known.
-    Before(Tree),
+    /// It is known, if the bytes have the checksum that they had then.
+    Before { tree: Tree, then: u32, now: u32 },
 }
 
 /// Reads a file as ext4 stores it, hashed on the way unless its tree is known.
@@ -63,8 +65,11 @@ pub(super) struct Stored<R> {
 }
 
 impl<R: Read> Stored<R> {
-    pub(super) fn new(data: R, known: Option<Tree>) -> Self {
-        let hashing = known.map_or_else(|| Hashing::Now(Hasher::keeping_the_tree()), Hashing::Before);
+    pub(super) fn new(data: R, known: Option<(Tree, u32)>) -> Self {
+        let hashing = match known {
+            Some((tree, then)) => Hashing::Before { tree, then, now: 0 },
+            None => Hashing::Now(Hasher::keeping_the_tree()),
+        };
         Self { data, hashing: Some(hashing), size: 0, metadata: Cursor::default(), digest: None }
     }
 
@@ -91,8 +96,9 @@ impl<R: Read> Read for Stored<R> {
             let read = self.data.read(buffer);
             if !matches!(read, Ok(0)) || buffer.is_empty() {
                 let bytes = buffer.get(..*read.as_ref().unwrap_or(&0)).unwrap_or_default();
-                if let Hashing::Now(hasher) = &mut hashing {
-                    hasher.update(bytes);
+                match &mut hashing {
+                    Hashing::Now(hasher) => hasher.update(bytes),
+                    Hashing::Before { now, .. } => *now = crc32c::crc32c_append(*now, bytes),
                 }
                 self.size += bytes.len() as u64;
                 self.hashing = Some(hashing);
@@ -100,7 +106,10 @@ impl<R: Read> Read for Stored<R> {
             }
             self.end_of_data(match hashing {
                 Hashing::Now(hasher) => hasher.finish_with_tree(),
-                Hashing::Before(tree) => tree,
+                Hashing::Before { tree, then, now } if then == now => tree,
+                Hashing::Before { .. } => {
+                    return Err(io::Error::other("it is no longer what it was when it was hashed"));
+                }
             });
         }
         self.metadata.read(buffer)
@@ -276,7 +285,8 @@ mod tests {
         let written = |source: Vec<u8>, leaves: Option<&[u8]>| {
             let path = folder.path().join("leaves");
             leaves.iter().for_each(|leaves| fs::write(&path, leaves).unwrap());
-            let verity = Some(Measured { digest: tree.digest, leaves: leaves.map(|_| path) });
+            let crc = crc32c::crc32c(&bytes(3_000_001));
+            let verity = Some(Measured { digest: tree.digest, kept: leaves.map(|_| Kept { leaves: path, crc }) });
             let file = DataFile { mode: 0o444, source: Source::Bytes(source), verity };
             let data = Data { files: [("layers/x".into(), file)].into(), ..empty() };
             let disk = tempfile::tempfile().unwrap();
@@ -291,6 +301,9 @@ mod tests {
         wrong[40] ^= 1;
         let mut other = bytes(3_000_001);
         other[5000] ^= 1;
+        // Neither are right ones with other bytes: the file would not fit its tree.
+        let error = written(other.clone(), Some(leaves)).unwrap_err();
+        assert!(error.to_string().contains("layers/x"), "{error}");
         for leaves in [&wrong[..], &leaves[32..], &[]] {
             assert!(written(bytes(3_000_001), Some(leaves)).unwrap() == plain);
             assert!(matches!(written(other.clone(), Some(leaves)), Err(Ext4Error::Digest { .. })));
