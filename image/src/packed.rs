@@ -35,9 +35,17 @@ const ZEROES: [u8; BLOCK] = [0; BLOCK];
 /// Why a disk can't be packed or unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum PackedError {
-    /// Reading or writing.
+    /// Reading a disk, or writing.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// Reading a packed disk.
+    #[error("it can't be read at byte {at}: {source}")]
+    Read {
+        /// Where.
+        at: u64,
+        /// Why.
+        source: io::Error,
+    },
     /// No disk has that size.
     #[error("a disk of {0} bytes can't be: its size is a multiple of {SECTOR}, from {SECTOR} to {SIZE_MAX}")]
     Size(u64),
@@ -204,7 +212,7 @@ pub fn unpack(packed: &File, out: &File) -> Result<(), PackedError> {
     for number in 0..footer.runs {
         let within = (number as usize * ENTRY) % BLOCK;
         if within == 0 {
-            packed.read_exact_at(&mut table, footer.table() + number * ENTRY as u64)?;
+            read(packed, &mut table, footer.table() + number * ENTRY as u64)?;
         }
         let (first, count) = (word(&table, within), word(&table, within + 8));
         let next = first.checked_add(count).filter(|next| first >= end && *next <= footer.size.div_ceil(BLOCK as u64));
@@ -217,7 +225,7 @@ pub fn unpack(packed: &File, out: &File) -> Result<(), PackedError> {
         while from < stop {
             let here = ((stop - from) * BLOCK as u64).min(CHUNK as u64);
             let part = &mut buffer[..here as usize];
-            packed.read_exact_at(part, from * BLOCK as u64)?;
+            read(packed, part, from * BLOCK as u64)?;
             // The disk may end within its last block.
             let part = &part[..here.min(footer.size - at) as usize];
             out.write_all_at(part, at)?;
@@ -226,6 +234,10 @@ pub fn unpack(packed: &File, out: &File) -> Result<(), PackedError> {
         }
     }
     if from == footer.stored { Ok(()) } else { Err(PackedError::Damaged("its runs have fewer blocks than it says")) }
+}
+
+fn read(packed: &File, part: &mut [u8], at: u64) -> Result<(), PackedError> {
+    packed.read_exact_at(part, at).map_err(|source| PackedError::Read { at, source })
 }
 
 /// What the last block says.
@@ -240,7 +252,7 @@ impl Footer {
         let length = packed.metadata()?.len();
         let start = length.checked_sub(BLOCK as u64).ok_or(PackedError::Damaged("it is too short"))?;
         let mut last = ZEROES;
-        packed.read_exact_at(&mut last, start)?;
+        read(packed, &mut last, start)?;
         if last[..8] != MAGIC {
             return Err(PackedError::Damaged("its last block is not the one of such a file"));
         }

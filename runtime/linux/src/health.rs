@@ -167,6 +167,10 @@ fn http(server: Ipv4Addr, port: u16, path: &str, deadline: Instant) -> Result<()
     let mut head = Vec::new();
     let mut buffer = [0; 2048];
     loop {
+        // Who sends a byte now and then would be waited for as long as it likes.
+        if Instant::now() >= deadline {
+            return Err(silent(io::ErrorKind::TimedOut.into()));
+        }
         stream.set_read_timeout(Some(left(deadline))).map_err(silent)?;
         let length = stream.read(&mut buffer).map_err(silent)?;
         head.extend_from_slice(&buffer[..length]);

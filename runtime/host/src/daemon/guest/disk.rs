@@ -7,6 +7,7 @@ use std::{
     fs::{self, File},
     io::{self, ErrorKind},
     path::Path,
+    sync::{Mutex, PoisonError},
 };
 
 use rackstick_image::{
@@ -95,8 +96,18 @@ pub(super) fn prepare(
     Ok(ready((!differs.is_empty()).then(|| differs.join("; "))))
 }
 
-/// Copies the disk. What is read is checked by fs-verity as it is read.
+impl MakeError {
+    /// Whether what is copied is at fault: another try would come to the same place.
+    pub fn lies_in_the_base(&self) -> bool {
+        matches!(self, Self::Packed(PackedError::Read { .. } | PackedError::Damaged(_) | PackedError::Size(_)))
+    }
+}
+
+/// Copies the disk. What is read is checked by fs-verity as it is read. One at a time, so that of two guests for which there is room
+/// only once, one gets it.
 fn make(from: &Path, partial: &Path, disk: &manifest::Disk, wanted: u64, uid: u32) -> Result<(), MakeError> {
+    static COPYING: Mutex<()> = Mutex::new(());
+    let _alone = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
     let file = volumes::begin(partial)?;
     let space = fstatvfs(&file).map_err(io::Error::from)?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);

@@ -318,6 +318,7 @@ impl Guest {
             Ok(volumes) if waits => self.volumes = Preparation::Done(volumes),
             // Stopped meanwhile: at its next start they are looked at again.
             Ok(_) => {}
+            Err(error) if waits && error.is_lasting() => self.fail(error.to_string()),
             Err(error) if waits => self.postpone(&error.into(), now),
             Err(error) => log::error!("{}: {error}", self.spec.name),
         }

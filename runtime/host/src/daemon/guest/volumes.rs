@@ -78,6 +78,13 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether another try would only come to the same place.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::Disk { source, .. } if source.lies_in_the_base())
+    }
+}
+
 pub(super) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io { what, path, source }
