@@ -10,6 +10,7 @@ mod purl;
 mod sbom;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, Permissions},
     io::{self, Write},
     os::unix::fs::PermissionsExt,
@@ -87,23 +88,20 @@ pub fn clear(image: &Path) -> Result<(), ArtifactError> {
 /// The block map of an image that is whole, but may not have its name yet.
 pub fn map(inputs: &Inputs, image: &Path, file: &File) -> Result<String, ArtifactError> {
     let used = used::of(file).map_err(|source| ArtifactError::Used { image: image.to_owned(), source })?;
-    bmap::text(file, &used, inputs.jobs).map_err(|source| ArtifactError::Read { path: image.to_owned(), source })
+    // One thread hashes the whole image meanwhile, which takes longest.
+    let jobs = inputs.jobs.saturating_sub(1).max(1);
+    bmap::text(file, &used, jobs).map_err(|source| ArtifactError::Read { path: image.to_owned(), source })
 }
 
-/// Makes all of it; the compressed image only if it is asked for. `made_of` is what [`made_of`] said, `map` what [`map`] did, `sha256` that of
-/// the image. Says what it wrote.
-pub fn make(
-    inputs: &Inputs,
-    made_of: &Value,
-    image: &Path,
-    map: &str,
-    sha256: Sha256,
-    progress: &Progress,
-) -> Result<Vec<(PathBuf, Stamp)>, ArtifactError> {
-    let job = progress.spinner("describing", "disk image");
-    let copyrights = copyright::texts(inputs.lock, inputs.packages, inputs.store, inputs.jobs)?;
-    let name = image.file_name().unwrap_or_default().to_string_lossy();
+/// What is told of packages and programs, whatever the image.
+pub struct Described {
+    copyrights: BTreeMap<String, String>,
+    programs: Vec<sbom::Program>,
+}
 
+/// Reads it.
+pub fn read(inputs: &Inputs) -> Result<Described, ArtifactError> {
+    let copyrights = copyright::texts(inputs.lock, inputs.packages, inputs.store, inputs.jobs)?;
     let runtime = inputs.runtime;
     let program = |name, set, path: &Path| Ok(sbom::Program { name, set, sha256: provenance::hash(path)? });
     let programs: Result<Vec<_>, ArtifactError> = [
@@ -113,7 +111,24 @@ pub fn make(
     ]
     .into_iter()
     .collect();
-    let subject = sbom::Subject { image: &name, sha256, copyrights: &copyrights, programs: &programs? };
+    Ok(Described { copyrights, programs: programs? })
+}
+
+/// Makes all of it; the compressed image only if it is asked for. `made_of` is what [`made_of`] said, `described` what [`read`] did, `map`
+/// what [`map`] did, `sha256` that of the image. Says what it wrote.
+pub fn make(
+    inputs: &Inputs,
+    made_of: &Value,
+    described: &Described,
+    image: &Path,
+    map: &str,
+    sha256: Sha256,
+    progress: &Progress,
+) -> Result<Vec<(PathBuf, Stamp)>, ArtifactError> {
+    let job = progress.spinner("describing", "disk image");
+    let name = image.file_name().unwrap_or_default().to_string_lossy();
+    let Described { copyrights, programs } = described;
+    let subject = sbom::Subject { image: &name, sha256, copyrights, programs };
     let mut stamps = Vec::new();
     for (suffix, content) in [
         (MAP, map.as_bytes().to_vec()),

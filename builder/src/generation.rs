@@ -209,16 +209,21 @@ pub fn build(inputs: &Inputs, now: Now, output: &Path, progress: &Progress) -> R
     initrd::host(&host_initrd, inputs.runtime, &host.file(host::DRIVERS), &manifest, epoch)?;
     let uki = uki::write(&scratch.file("uki"), rack, &host, &host_initrd)?;
 
-    // From here on no input is read any more, but to see whether it is what it was.
-    let (written, holds) = thread::scope(|scope| {
-        let holds = scope.spawn(|| now.holds(inputs, output));
+    let (written, described) = thread::scope(|scope| {
+        // From here on no input is read any more, but to see whether it is what it was.
+        let described = scope.spawn(|| (artifacts::read(inputs), now.holds(inputs, output)));
         let written = disk::write(inputs, output, &manifest, partition, &uki, &images.files, epoch);
-        (written, holds.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
+        (written, described.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     });
-    let Written { image, allocated, sha256, map, mut stamps } = written?;
+    let Written { image, allocated, sha256, map, mut stamps, replaced } = written?;
     job.done("host and disk image");
-    stamps.extend(artifacts::make(inputs, &now.made_of, &image, &map, sha256, progress)?);
-    if holds? {
+    let (described, holds) = (described.0?, described.1?);
+    let artifacts = thread::scope(|scope| {
+        scope.spawn(|| drop(replaced));
+        artifacts::make(inputs, &now.made_of, &described, &image, &map, sha256, progress)
+    });
+    stamps.extend(artifacts?);
+    if holds {
         now.note(output, uki.size, stamps)?;
     }
     Ok(Built { image, allocated, uki_size: uki.size, up_to_date: false })

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -125,6 +126,9 @@ pub struct Written {
     pub map: String,
     /// Both files, as they were when they were written.
     pub stamps: Stamps,
+    /// The image that was there before, which has no name any more. To free what it takes is a matter of a tenth of a second, for which nobody
+    /// has to wait.
+    pub replaced: Option<File>,
 }
 
 /// Writes `<rack>_<version>.img` into `output`, and its manifest beside it.
@@ -184,6 +188,7 @@ pub fn write(
     let image = path(output, rack, version, sector);
     // A rack may have been started on it meanwhile.
     not_used(image.clone())?;
+    let replaced = File::open(&image).ok();
     let mut hasher = FileHasher::default();
     let (written, map) = disk::write(&image, &disk, Some(&mut hasher), |file| artifacts::map(inputs, &image, file))?;
     artifacts::clear(&image)?;
@@ -193,5 +198,5 @@ pub fn write(
     let metadata = written.file.metadata().map_err(failed)?;
     let allocated = metadata.blocks() * 512;
     let stamps = Stamps::from([(image.clone(), metadata.into()), (beside, stamp)]);
-    Ok(Written { image, allocated, sha256: hasher.finish(), map: map?, stamps })
+    Ok(Written { image, allocated, sha256: hasher.finish(), map: map?, stamps, replaced })
 }

@@ -28,7 +28,9 @@ const RESOLVER: &str = "/etc/resolv.conf";
 /// What has to be configured before everything else on an empty system: users and groups, and what stands on them.
 const FIRST: [&str; 2] = ["base-passwd", "base-files"];
 
-/// What `systemctl is-enabled` says of units that enabling does not start (systemctl(1), is-enabled).
+/// What `systemctl is-enabled` says of units that are started (systemctl(1), is-enabled).
+const STARTED: [&str; 4] = ["enabled", "enabled-runtime", "alias", "indirect"];
+/// What it says of units that enabling does not start, though it does not call that a failure.
 const NEVER_STARTED: [&str; 3] = ["static", "generated", "transient"];
 
 /// How many lines of the end of a command's output an error shows.
@@ -104,8 +106,28 @@ impl Configure<'_> {
         self.generators.iter().try_for_each(|generator| generator.defer(self.tree).map_err(failed(generator.creates)))
     }
 
-    /// Enables a unit as an administrator would.
-    pub fn enable(&self, service: &Marked<String>) -> Result<(), Failure> {
+    /// Enables units as an administrator would.
+    pub fn enable(&self, services: &[Marked<String>]) -> Result<(), Failure> {
+        let names: Vec<&str> = services.iter().map(|service| service.value.as_str()).collect();
+        let ask = |verb: &str| {
+            (self.step)(format!("systemctl {verb}"));
+            let ended = self.program(&[&["systemctl", verb, "--"], &names[..]].concat());
+            ended.run(self.epoch, &[], &mut |_| ()).map_err(failed("systemctl"))
+        };
+        if services.is_empty() {
+            return Ok(());
+        }
+        // All at once is quicker; one by one, if need be, tells which is at fault.
+        if ask("enable")?.success() {
+            let said = ask("is-enabled")?.output;
+            if said.lines().count() == services.len() && said.lines().all(|state| STARTED.contains(&state)) {
+                return Ok(());
+            }
+        }
+        services.iter().try_for_each(|service| self.enable_one(service))
+    }
+
+    fn enable_one(&self, service: &Marked<String>) -> Result<(), Failure> {
         let Marked { value: service, mark } = service;
         let refused = |message: String, hint: String| Failure::Recipe { mark: *mark, message, hint };
         let enabled = self.run(&format!("systemctl enable {service}"), &["systemctl", "enable", "--", service], &[]);

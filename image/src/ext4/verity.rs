@@ -51,7 +51,7 @@ enum Hashing {
     /// Its bytes, as they are read.
     Now(Hasher),
     /// It is known, if the bytes have the checksum that they had then.
-    Before { tree: Tree, then: u32, now: u32 },
+    Before { tree: Box<Tree>, then: u32, now: u32 },
 }
 
 /// Reads a file as ext4 stores it, hashed on the way unless its tree is known.
@@ -67,7 +67,7 @@ pub(super) struct Stored<R> {
 impl<R: Read> Stored<R> {
     pub(super) fn new(data: R, known: Option<(Tree, u32)>) -> Self {
         let hashing = match known {
-            Some((tree, then)) => Hashing::Before { tree, then, now: 0 },
+            Some((tree, then)) => Hashing::Before { tree: Box::new(tree), then, now: 0 },
             None => Hashing::Now(Hasher::keeping_the_tree()),
         };
         Self { data, hashing: Some(hashing), size: 0, metadata: Cursor::default(), digest: None }
@@ -106,7 +106,7 @@ impl<R: Read> Read for Stored<R> {
             }
             self.end_of_data(match hashing {
                 Hashing::Now(hasher) => hasher.finish_with_tree(),
-                Hashing::Before { tree, then, now } if then == now => tree,
+                Hashing::Before { tree, then, now } if then == now => *tree,
                 Hashing::Before { .. } => {
                     return Err(io::Error::other("it is no longer what it was when it was hashed"));
                 }

@@ -80,7 +80,7 @@ impl Work<'_> {
                         let asked = files.iter().map(|file| file.path.as_path()).collect();
                         clean::clean(configure.tree, &asked).map_err(failed("cleaning"))?;
                     }
-                    changes.services.iter().try_for_each(|service| configure.enable(service))
+                    configure.enable(&changes.services)
                 };
                 let below: Vec<&Path> = below.iter().map(PathBuf::as_path).collect();
                 match self.above(&below, &work.join(UPPER), work, out, &fill) {
