@@ -7,9 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rackstick::from::{
-    FromError,
-    disk::{self, DiskError},
+use rackstick::{
+    from::{
+        FromError,
+        disk::{self, DiskError},
+    },
+    stamp::Stamp,
 };
 use rackstick_image::{
     digest::Sha256,
@@ -30,7 +33,6 @@ use super::{
 use crate::{
     progress::Progress,
     sets,
-    stamp::Stamp,
     vmlinux::{self, VmlinuxError},
 };
 
