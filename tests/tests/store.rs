@@ -215,7 +215,8 @@ fn a_changed_file_changes_one_small_layer_and_needs_no_package() {
     fs::rename(&packages, &away).unwrap();
     let image = built();
     let after = layers(&image);
-    let changed: Vec<&String> = before.keys().filter(|label| before[*label] != after[*label]).collect();
+    let changed: Vec<&str> =
+        before.keys().filter(|label| before[*label] != after[*label]).map(String::as_str).collect();
     assert_eq!((changed, before.len()), (vec!["web"], after.len()));
     let web = image.manifest.images["web"].layers.iter().find(|layer| layer.label == "web").unwrap();
     assert!(web.size < 1 << 20, "{} bytes", web.size);
