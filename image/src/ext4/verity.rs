@@ -204,6 +204,7 @@ mod tests {
     use std::{collections::BTreeMap, os::fd::AsRawFd};
 
     use super::*;
+    use crate::ext4::Kept;
     use crate::{ext4::DataFile, guid, source::Source, testing::run, verity};
 
     fn empty() -> Data {
