@@ -84,11 +84,6 @@ pub const REASONS: &[Reason] = &[
         why: "the same lines, in the order in which packages were unpacked and configured, which dpkg leaves open",
     },
     Reason {
-        paths: &["var/lib/dpkg/status", "var/cache/debconf"],
-        holds: |it| it.how == How::Content && paragraphs(it.ours, it.path) == paragraphs(it.theirs, it.path),
-        why: "the same paragraphs, in the order in which packages were unpacked and configured, which dpkg leaves open",
-    },
-    Reason {
         paths: &["etc/.updated", "var/.updated"],
         holds: |it| it.how == How::OnlyOurs,
         why: "tells systemd that nothing is to be updated at boot (layers/guest.rs)",
@@ -189,10 +184,6 @@ fn is_drawn(it: &Difference) -> bool {
 
 fn lines(tree: &Tree, path: &Path) -> BTreeSet<String> {
     tree.text(path).lines().map(str::to_owned).collect()
-}
-
-fn paragraphs(tree: &Tree, path: &Path) -> BTreeSet<String> {
-    tree.text(path).split("\n\n").map(|paragraph| paragraph.trim().to_owned()).collect()
 }
 
 /// The accounts of passwd(5) or group(5) without numbers: a user's group by its name.
