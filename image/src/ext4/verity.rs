@@ -204,8 +204,13 @@ mod tests {
     use std::{collections::BTreeMap, os::fd::AsRawFd};
 
     use super::*;
-    use crate::ext4::Kept;
-    use crate::{ext4::DataFile, guid, source::Source, testing::run, verity};
+    use crate::{
+        ext4::{DataFile, Kept},
+        guid,
+        source::Source,
+        testing::run,
+        verity,
+    };
 
     fn empty() -> Data {
         let uuid = guid::derive(&[b"test"]);
