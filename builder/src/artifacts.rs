@@ -11,15 +11,18 @@ mod sbom;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, Permissions},
+    fs::{self, Permissions},
     io::{self, Write},
     os::unix::fs::PermissionsExt,
+    panic,
     path::{Path, PathBuf},
+    thread,
 };
 
 use rackstick::stamp::Stamp;
 use rackstick_image::{
     digest::Sha256,
+    disk::Growing,
     used::{self, UsedError},
 };
 use serde_json::Value;
@@ -85,12 +88,23 @@ pub fn clear(image: &Path) -> Result<(), ArtifactError> {
     Ok(())
 }
 
-/// The block map of an image that is whole, but may not have its name yet.
-pub fn map(inputs: &Inputs, image: &Path, file: &File) -> Result<String, ArtifactError> {
-    let used = used::of(file).map_err(|source| ArtifactError::Used { image: image.to_owned(), source })?;
-    // One thread hashes the whole image meanwhile, which takes longest.
-    let jobs = inputs.jobs.saturating_sub(1).max(1);
-    bmap::text(file, &used, jobs).map_err(|source| ArtifactError::Read { path: image.to_owned(), source })
+/// What is read of an image while it is written: its hash and its block map.
+pub fn follow(inputs: &Inputs, path: &Path, image: &Growing) -> Result<(Sha256, String), ArtifactError> {
+    let failed = |source| ArtifactError::Read { path: path.to_owned(), source };
+    let (sha256, map) = thread::scope(|scope| {
+        // Only one thread can do that.
+        let sha256 = scope.spawn(|| image.sha256());
+        let map = map(inputs, path, image);
+        (sha256.join().unwrap_or_else(|panic| panic::resume_unwind(panic)), map)
+    });
+    Ok((sha256.map_err(failed)?, map?))
+}
+
+fn map(inputs: &Inputs, path: &Path, image: &Growing) -> Result<String, ArtifactError> {
+    let failed = |source| ArtifactError::Read { path: path.to_owned(), source };
+    image.wait_for_tables().map_err(failed)?;
+    let used = used::of(&image.file).map_err(|source| ArtifactError::Used { image: path.to_owned(), source })?;
+    bmap::text(image, &used, inputs.jobs.saturating_sub(1).max(1)).map_err(failed)
 }
 
 /// What is told of packages and programs, whatever the image.
@@ -114,8 +128,8 @@ pub fn read(inputs: &Inputs) -> Result<Described, ArtifactError> {
     Ok(Described { copyrights, programs: programs? })
 }
 
-/// Makes all of it; the compressed image only if it is asked for. `made_of` is what [`made_of`] said, `described` what [`read`] did, `map`
-/// what [`map`] did, `sha256` that of the image. Says what it wrote.
+/// Makes all of it; the compressed image only if it is asked for. `made_of` is what [`made_of`] said, `described` what [`read`] did, `sha256`
+/// and `map` what [`follow`] did. Says what it wrote.
 pub fn make(
     inputs: &Inputs,
     made_of: &Value,

@@ -197,6 +197,7 @@ pub fn build(inputs: &Inputs, now: Now, output: &Path, progress: &Progress) -> R
     // What the host is made of takes as long as the base, and neither needs the other.
     let (images, host) = thread::scope(|scope| {
         let host = scope.spawn(|| host::part(inputs, &now.parts, epoch));
+        scope.spawn(|| disk::forget(output, rack, inputs.sector));
         let images = images::build(inputs, &now, &scratch, epoch, progress);
         (images, host.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     });

@@ -1,20 +1,26 @@
 //! The whole disk image: partition table, ESP and data partition, straight into one sparse file.
 
+mod growing;
+
 use std::{
     fs::{self, File},
     io,
     os::unix::fs::MetadataExt,
     panic,
     path::{Path, PathBuf},
-    thread,
+    thread::{self, ScopedJoinHandle},
 };
 
+use growing::Writer;
+
+pub use growing::Growing;
+
 use crate::{
-    digest::FileHasher,
     esp::{self, EspError, EspFile},
     ext4::{self, Data, Ext4Error},
     gpt::{self, ALIGNMENT, GptError, Partition, Type},
     guid::Guid,
+    nice,
     sector::SectorSize,
 };
 
@@ -67,6 +73,9 @@ pub struct Disk {
     pub data: Data,
 }
 
+/// Bytes of the data partition that are synced at once: enough for any disk to be busy with.
+const SYNC_STEP: u64 = 128 << 20;
+
 /// Where things lie on the disk, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extents {
@@ -88,13 +97,11 @@ pub struct Written {
 }
 
 /// Writes the image to `path`. It is made beside it as `<name>.partial`, synced and renamed, so that what has the final name
-/// is whole. A `hasher`, if there is one, is given all of it as soon as it is there, and `look` sees all of it while it is synced, which takes as
-/// long as the disk is slow; what it returns is passed on.
-pub fn write<T>(
+/// is whole. `follow` reads it while it grows; what it returns is passed on.
+pub fn write<T: Send>(
     path: &Path,
     disk: &Disk,
-    mut hasher: Option<&mut FileHasher>,
-    look: impl FnOnce(&File) -> T,
+    follow: impl FnOnce(&Growing) -> T + Send,
 ) -> Result<(Written, T), DiskError> {
     let name = path.file_name().ok_or_else(|| DiskError::Name(path.to_path_buf()))?;
     let mut partial_name = name.to_os_string();
@@ -105,30 +112,50 @@ pub fn write<T>(
     let data = (esp.0 + esp.1, disk.data.size());
     let extents = Extents { esp, data, disk: data.0 + data.1 + ALIGNMENT };
     file.set_len(extents.disk).map_err(failed("extend", &partial.path))?;
+    let growing = Growing::new(file, extents);
+    let (followed, synced) = thread::scope(|scope| {
+        let followed = scope.spawn(|| follow(&growing));
+        let synced = scope.spawn(|| sync(&growing));
+        let written = scope.spawn(|| fill(Writer(&growing), disk));
+        let (written, synced, followed) = (join(written), join(synced), join(followed));
+        written.map(|()| (followed, synced))
+    })?;
+    synced.map_err(failed("sync", &partial.path))?;
+    partial.rename(path).map_err(failed("create", path))?;
+    Ok((Written { extents, file: growing.file }, followed))
+}
+
+fn join<T>(thread: ScopedJoinHandle<T>) -> T {
+    thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
+}
+
+/// Writes the table and both partitions, front to back.
+fn fill(writer: Writer, disk: &Disk) -> Result<(), DiskError> {
+    // Who hashes it has more to do: also its holes, and one after the other.
+    nice::give_way();
+    let Growing { file, extents: Extents { esp, data, disk: end }, .. } = writer.0;
     let partitions = [
         Partition { kind: Type::Esp, guid: disk.esp_guid, name: "ESP", start: esp.0, size: esp.1 },
         Partition { kind: Type::LinuxData, guid: disk.data_guid, name: "data", start: data.0, size: data.1 },
     ];
-    gpt::write(&file, disk.sector, disk.guid, &partitions)?;
-    esp::write(&file, disk.sector, esp.0, disk.esp_volume_id, &disk.esp)?;
-    // One thread can hash only so fast; so it begins with what is there already.
-    let mut hash = |end| hasher.as_mut().map_or(Ok(()), |hasher| hasher.update(&file, end));
-    let (begun, written) = beside(|| hash(data.0), || ext4::write(&file, data.0, &disk.data));
-    written?;
-    let (synced, (hashed, seen)) = beside(|| file.sync_all(), || beside(|| hash(extents.disk), || look(&file)));
-    begun.and(hashed).map_err(failed("read", &partial.path))?;
-    synced.map_err(failed("sync", &partial.path))?;
-    partial.rename(path).map_err(failed("create", path))?;
-    Ok((Written { extents, file }, seen))
+    gpt::write(file, disk.sector, disk.guid, &partitions)?;
+    esp::write(file, disk.sector, esp.0, disk.esp_volume_id, &disk.esp)?;
+    writer.0.settle(data.0);
+    ext4::write(file, data.0, &disk.data, &|at| writer.0.settle(at))?;
+    writer.0.settle(*end);
+    Ok(())
 }
 
-/// Does both at once.
-fn beside<A: Send, B>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B) -> (A, B) {
-    thread::scope(|scope| {
-        let a = scope.spawn(a);
-        let b = b();
-        (a.join().unwrap_or_else(|panic| panic::resume_unwind(panic)), b)
-    })
+/// Syncs the image as it grows: the disk need not wait until all is there.
+fn sync(growing: &Growing) -> io::Result<()> {
+    nice::give_way();
+    let (start, end) = (growing.extents.data.0, growing.extents.disk);
+    for at in (start..end).step_by(SYNC_STEP as usize) {
+        growing.wait_for(at)?;
+        growing.file.sync_data()?;
+    }
+    growing.wait_for(end)?;
+    growing.file.sync_all()
 }
 
 fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DiskError + use<'a> {
@@ -194,6 +221,7 @@ mod tests {
         guid,
         source::Source,
         testing::{Mount, assert_same, run},
+        verity,
     };
 
     fn sample(layer: Source) -> Disk {
@@ -219,11 +247,17 @@ mod tests {
     fn every_tool_accepts_the_disk_and_it_costs_only_its_content() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lab.img");
-        let disk = sample(Source::Bytes(vec![9; 3_000_000]));
-        let mut hasher = FileHasher::default();
-        let (Written { extents, .. }, ()) = write(&path, &disk, Some(&mut hasher), |_| ()).unwrap();
+        let mut disk = sample(Source::Bytes(vec![9; 3_000_000]));
+        // Their inodes are changed after they were made, and they are written in several pieces.
+        for byte in 1..4 {
+            let layer = vec![byte; 6_000_000];
+            let verity = Some(verity::digest(layer.as_slice()).unwrap().into());
+            let file = DataFile { mode: 0o444, source: Source::Bytes(layer), verity };
+            disk.data.files.insert(format!("layers/{byte}"), file);
+        }
+        let (Written { extents, .. }, hash) = write(&path, &disk, |image| image.sha256().unwrap()).unwrap();
         let name = path.to_str().unwrap();
-        assert_eq!(hasher.finish().to_string(), run("sha256sum", [name])[..64]);
+        assert_eq!(hash.to_string(), run("sha256sum", [name])[..64]);
         assert!(run("sgdisk", ["-v", name]).contains("No problems found"));
         for (number, kind, guid) in [
             ("1", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B", disk.esp_guid),
@@ -243,10 +277,10 @@ mod tests {
         drop(mounted);
         let metadata = fs::metadata(&path).unwrap();
         assert_eq!(metadata.len(), extents.disk);
-        assert!(metadata.blocks() * 512 < 8 << 20, "{} bytes used", metadata.blocks() * 512);
+        assert!(metadata.blocks() * 512 < 26 << 20, "{} bytes used", metadata.blocks() * 512);
 
         let again = folder.path().join("again.img");
-        write(&again, &disk, None, |_| ()).unwrap();
+        write(&again, &disk, |_| ()).unwrap();
         assert_same(&path, &again);
     }
 
@@ -272,7 +306,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lab.img");
         let disk = Disk { sector: SectorSize::B4096, ..sample(Source::Bytes(vec![9; 3_000_000])) };
-        let (Written { extents, .. }, ()) = write(&path, &disk, None, |_| ()).unwrap();
+        let (Written { extents, .. }, ()) = write(&path, &disk, |_| ()).unwrap();
         assert_eq!(SectorSize::of_image(&File::open(&path).unwrap()).unwrap(), Some(SectorSize::B4096));
         let device = Loop::new(&[], &path);
         assert!(run("sgdisk", ["-v", &device.0]).contains("No problems found"));
@@ -313,11 +347,13 @@ mod tests {
         let path = small.join("lab.img");
         fs::write(&path, b"the old image").unwrap();
         let gone = Source::Path { path: folder.path().join("gone"), size: 5 };
-        let missing = write(&path, &sample(gone), None, |_| ());
-        let full = write(&path, &sample(Source::Bytes(vec![9; 3_000_000])), None, |_| ());
+        let mut followed = None;
+        let missing = write(&path, &sample(gone), |image| followed = Some(image.sha256()));
+        let full = write(&path, &sample(Source::Bytes(vec![9; 3_000_000])), |_| ());
         let (old, files) = (fs::read(&path), fs::read_dir(&small).unwrap().count());
         run("umount", [&small]);
         assert!(matches!(missing, Err(DiskError::Data(_))), "{missing:?}");
+        assert!(matches!(followed, Some(Err(_))), "who follows it is told: {followed:?}");
         let full = full.unwrap_err().to_string();
         assert!(full.contains("No space left on device"), "{full}");
         assert_eq!((old.unwrap().as_slice(), files), (&b"the old image"[..], 1));
@@ -332,11 +368,11 @@ mod tests {
         rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
         other.set_len(5).unwrap();
         let disk = sample(Source::Bytes(b"layer".to_vec()));
-        assert!(matches!(write(&path, &disk, None, |_| ()), Err(DiskError::Busy(_))));
+        assert!(matches!(write(&path, &disk, |_| ()), Err(DiskError::Busy(_))));
         assert_eq!(fs::metadata(&partial).unwrap().len(), 5);
         // Not by closing it: a process that another test forks at this moment holds a copy of it until its exec.
         rustix::fs::flock(&other, rustix::fs::FlockOperation::Unlock).unwrap();
-        write(&path, &disk, None, |_| ()).unwrap();
+        write(&path, &disk, |_| ()).unwrap();
         assert!(!partial.exists());
     }
 }

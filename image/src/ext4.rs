@@ -5,7 +5,7 @@
 pub mod read;
 mod verity;
 
-use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
+use std::{cell::Cell, collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Meta, Options, ROOT, RegionSink};
 
@@ -137,8 +137,9 @@ impl Data {
     }
 }
 
-/// Makes the file system in [`Data::size`] bytes of `disk` from byte `start` on, which must be holes or zeroes.
-pub fn write(disk: &File, start: u64, data: &Data) -> Result<(), Ext4Error> {
+/// Makes the file system in [`Data::size`] bytes of `disk` from byte `start` on, which must be holes or zeroes. First come all tables, then the
+/// files in the order of their place: `settle` is told before which byte of `disk` nothing will change any more.
+pub fn write(disk: &File, start: u64, data: &Data, settle: &dyn Fn(u64)) -> Result<(), Ext4Error> {
     let size = data.size();
     let mut options = Options::new(size, data.uuid.0, data.epoch);
     options.label = Some(data.label.clone());
@@ -149,7 +150,16 @@ pub fn write(disk: &File, start: u64, data: &Data) -> Result<(), Ext4Error> {
     let mut builder = FsBuilder::new(options)?;
     let handles = declare(&mut builder, data)?;
     let layout: Layout = builder.seal()?;
-    let mut writer = layout.writer(Sink { disk, start })?;
+    let settling = Cell::new(false);
+    let written = |end| {
+        if settling.get() {
+            settle(end);
+        }
+    };
+    let mut writer = layout.writer(Sink { disk, start, written: &written })?;
+    verity::switch_on(disk, start, data)?;
+    verity::add_feature(disk, start, size)?;
+    settling.set(true);
     for (path, handle) in handles {
         let DataFile { source, verity, .. } = &data.files[path];
         let failed = |source| Ext4Error::File { path: path.into(), source };
@@ -169,8 +179,7 @@ pub fn write(disk: &File, start: u64, data: &Data) -> Result<(), Ext4Error> {
         }
     }
     writer.finish()?;
-    verity::switch_on(disk, start, data)?;
-    verity::add_feature(disk, start, size)
+    Ok(())
 }
 
 /// Tells the builder the whole namespace; gives the files' handles in the order of their paths.
@@ -217,15 +226,18 @@ pub(crate) struct Sink<'a> {
     pub disk: &'a File,
     /// Where the part begins, in bytes.
     pub start: u64,
+    /// Is told where in the file each piece ends that was written.
+    pub written: &'a dyn Fn(u64),
 }
 
 impl RegionSink for Sink<'_> {
     fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         // Empty inode tables and bitmaps come as data too.
-        if bytes.iter().all(|&byte| byte == 0) {
-            return Ok(());
+        if bytes.iter().any(|&byte| byte != 0) {
+            self.disk.write_all_at(bytes, self.start + offset)?;
         }
-        self.disk.write_all_at(bytes, self.start + offset)
+        (self.written)(self.start + offset + bytes.len() as u64);
+        Ok(())
     }
 
     fn zeros(&mut self, _offset: u64, _len: u64) -> io::Result<()> {
@@ -265,7 +277,7 @@ mod tests {
         let path = folder.join("data");
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         file.set_len(data.size()).unwrap();
-        write(&file, 0, data).unwrap();
+        write(&file, 0, data, &|_| ()).unwrap();
         path
     }
 
@@ -331,7 +343,7 @@ mod tests {
             }
             let file = tempfile::tempfile().unwrap();
             file.set_len(data.size()).unwrap();
-            assert!(write(&file, 0, &data).is_err(), "{path}");
+            assert!(write(&file, 0, &data, &|_| ()).is_err(), "{path}");
         }
     }
 }

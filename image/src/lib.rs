@@ -16,6 +16,7 @@ mod holes;
 pub mod lock;
 pub mod manifest;
 pub mod modules;
+pub mod nice;
 pub mod packed;
 pub mod recipe;
 pub mod reference;

@@ -36,7 +36,7 @@ pub fn write(file: &File, size: u64, uuid: [u8; 16], epoch: i64) -> Result<(), E
     options.reserved_percent = 0;
     let layout = FsBuilder::new(options)?.seal()?;
     file.set_len(size)?;
-    layout.writer(Sink { disk: file, start: 0 })?.finish()?;
+    layout.writer(Sink { disk: file, start: 0, written: &|_| () })?.finish()?;
     Ok(())
 }
 

@@ -3,7 +3,10 @@
 
 use std::{fmt::Write, fs::File, io, ops::Range, os::unix::fs::FileExt};
 
-use rackstick_image::used::{UNIT, Used};
+use rackstick_image::{
+    disk::Growing,
+    used::{UNIT, Used},
+};
 use sha2::{Digest, Sha256};
 
 use crate::parallel;
@@ -15,13 +18,17 @@ const STEP: u64 = 1 << 20;
 /// The file's own hash is made while this stands in its place.
 const NO_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// The file's text.
-pub fn text(image: &File, used: &Used, jobs: usize) -> io::Result<String> {
+/// The file's text, of an image whose ranges are hashed as soon as they are there.
+pub fn text(image: &Growing, used: &Used, jobs: usize) -> io::Result<String> {
     let ranges: Vec<Range<u64>> = used.ranges.iter().flat_map(split).collect();
-    let hashes: io::Result<Vec<String>> =
-        parallel::each_by(jobs, &ranges, |range| hash(image, range)).into_iter().collect();
+    // To hash the whole image takes longest.
+    let hashes = parallel::each_behind(jobs, &ranges, |range| {
+        image.wait_for(range.end)?;
+        hash(&image.file, range)
+    });
+    let hashes = hashes.into_iter().collect::<io::Result<Vec<String>>>()?;
     let mut map = String::new();
-    for (range, hash) in ranges.iter().zip(hashes?) {
+    for (range, hash) in ranges.iter().zip(hashes) {
         let (first, last) = (range.start / UNIT, (range.end - 1) / UNIT);
         let blocks = if first == last { first.to_string() } else { format!("{first}-{last}") };
         // Writing to a string does not fail.

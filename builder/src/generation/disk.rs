@@ -9,7 +9,7 @@ use std::{
 };
 
 use rackstick_image::{
-    digest::{FileHasher, Sha256},
+    digest::Sha256,
     disk::{self, Disk},
     esp::EspFile,
     ext4::{self, Data, DataFile, Measured},
@@ -20,6 +20,7 @@ use rackstick_image::{
     sector::SectorSize,
     source::{Source, SourceError},
 };
+use rustix::fs::Advice;
 use thiserror::Error;
 
 use super::{
@@ -94,6 +95,14 @@ pub fn path(output: &Path, rack: &str, version: &str, sector: SectorSize) -> Pat
 /// Refuses to replace an image on which a rack has run.
 pub fn refuse_used(output: &Path, rack: &Rack, sector: SectorSize) -> Result<(), DiskError> {
     not_used(path(output, &rack.name, &rack.version, sector))
+}
+
+/// Gives the memory back that the kernel keeps the old image in, for the new one: nobody will read it again.
+pub fn forget(output: &Path, rack: &Rack, sector: SectorSize) {
+    if let Ok(image) = File::open(path(output, &rack.name, &rack.version, sector)) {
+        // Without it the same happens when it is deleted, while somebody waits for it.
+        _ = rustix::fs::fadvise(&image, 0, None, Advice::DontNeed);
+    }
 }
 
 fn not_used(path: PathBuf) -> Result<(), DiskError> {
@@ -189,8 +198,8 @@ pub fn write(
     // A rack may have been started on it meanwhile.
     not_used(image.clone())?;
     let replaced = File::open(&image).ok();
-    let mut hasher = FileHasher::default();
-    let (written, map) = disk::write(&image, &disk, Some(&mut hasher), |file| artifacts::map(inputs, &image, file))?;
+    let (written, read) = disk::write(&image, &disk, |growing| artifacts::follow(inputs, &image, growing))?;
+    let (sha256, map) = read?;
     artifacts::clear(&image)?;
     let beside = image.with_extension("json");
     let stamp = artifacts::write(&beside, &json)?;
@@ -198,5 +207,5 @@ pub fn write(
     let metadata = written.file.metadata().map_err(failed)?;
     let allocated = metadata.blocks() * 512;
     let stamps = Stamps::from([(image.clone(), metadata.into()), (beside, stamp)]);
-    Ok(Written { image, allocated, sha256: hasher.finish(), map: map?, stamps, replaced })
+    Ok(Written { image, allocated, sha256, map, stamps, replaced })
 }

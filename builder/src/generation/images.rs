@@ -157,8 +157,8 @@ enum Job<'a> {
     Image(&'a Image),
 }
 
-/// Makes them: the base first, then all above it, what takes longest first. One more at once than there are threads: each waits for the
-/// disk now and then.
+/// Makes them: the base first, then all above it, what takes longest first: its scripts run one after the other, and where CPUs are few the
+/// others give way to it. One more at once than there are threads: each waits for the disk now and then.
 fn layers(
     inputs: &Inputs,
     layers: &Layers,
@@ -176,7 +176,7 @@ fn layers(
         Job::Modules => Reverse(inputs.weight(sets::KERNEL)),
         Job::Image(image) => Reverse(inputs.weight(&sets::image(&image.name))),
     });
-    let done = parallel::each_by(inputs.jobs + 1, &jobs, |job| match job {
+    let make = |job: &Job| match job {
         Job::Modules => {
             let job = progress.spinner("building", "guest kernel");
             let modules = layers.kernel(&base, package, &|_| ())?;
@@ -190,8 +190,14 @@ fn layers(
             };
             Ok((Some((image.name.clone(), own)), None))
         }
+    };
+    let (longest, others) = jobs.split_at(1);
+    let (longest, others) = thread::scope(|scope| {
+        let others = scope.spawn(|| parallel::each_behind(inputs.jobs, others, make));
+        let longest: Vec<_> = longest.iter().map(make).collect();
+        (longest, others.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     });
-    let done = done.into_iter().collect::<Result<Vec<_>, BuildError>>()?;
+    let done = longest.into_iter().chain(others).collect::<Result<Vec<_>, BuildError>>()?;
     let (own, modules): (Vec<_>, Vec<_>) = done.into_iter().unzip();
     let missing = || BuildError::Missing { set: sets::KERNEL.to_owned(), what: "kernel" };
     Ok(Made {

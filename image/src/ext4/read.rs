@@ -377,7 +377,7 @@ mod tests {
         let data = Data { uuid, label: "data".into(), epoch: 1_700_000_000, directories, files };
         let disk = fs::File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
         disk.set_len(data.size()).unwrap();
-        write(&disk, 0, &data).unwrap();
+        write(&disk, 0, &data, &|_| ()).unwrap();
         disk
     }
 

@@ -248,7 +248,7 @@ mod tests {
         let image = folder.path().join("data");
         let disk = File::options().read(true).write(true).create_new(true).open(&image).unwrap();
         disk.set_len(data.size()).unwrap();
-        super::super::write(&disk, 0, &data).unwrap();
+        super::super::write(&disk, 0, &data, &|_| ()).unwrap();
         run("e2fsck", ["-fn", image.to_str().unwrap()]);
 
         let at = |name: &str| folder.path().join(name);
@@ -278,7 +278,7 @@ mod tests {
         let data = Data { files: [("layers/x".into(), file)].into(), ..empty() };
         let disk = tempfile::tempfile().unwrap();
         disk.set_len(data.size()).unwrap();
-        let error = super::super::write(&disk, 0, &data).unwrap_err();
+        let error = super::super::write(&disk, 0, &data, &|_| ()).unwrap_err();
         assert!(matches!(&error, Ext4Error::Digest { path, .. } if path == "layers/x"), "{error}");
     }
 
@@ -297,7 +297,7 @@ mod tests {
             let data = Data { files: [("layers/x".into(), file)].into(), ..empty() };
             let disk = tempfile::tempfile().unwrap();
             disk.set_len(data.size()).unwrap();
-            super::super::write(&disk, 0, &data)
+            super::super::write(&disk, 0, &data, &|_| ())
                 .map(|()| fs::read(format!("/proc/self/fd/{}", disk.as_raw_fd())).unwrap())
         };
         let leaves = tree.leaves(3_000_001);

@@ -152,7 +152,7 @@ impl Flashed {
         };
         let partitions = [part(Type::Esp, "ESP", (MIB, 8 * MIB)), part(Type::LinuxData, "data", data)];
         super::write(file.as_file(), sector, guid::derive(&[b"disk"]), &partitions).unwrap();
-        ext4::write(file.as_file(), data.0, &content).unwrap();
+        ext4::write(file.as_file(), data.0, &content, &|_| ()).unwrap();
         file.as_file().set_len(size + larger_by).unwrap();
         Self { file, sector, data, guid: partitions[1].guid }
     }
