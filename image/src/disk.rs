@@ -375,4 +375,43 @@ mod tests {
         write(&path, &disk, |_| ()).unwrap();
         assert!(!partial.exists());
     }
+
+    #[test]
+    fn where_the_file_system_shares_blocks_a_layer_is_on_the_disk_once_and_the_image_is_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        // Not of whole blocks, and with zeroes within.
+        let layer: Vec<u8> = (0..30_000_007_u32)
+            .map(|at| if at >> 23 == 1 { 0 } else { (at.wrapping_mul(0x9e37_79b9) >> 24) as u8 })
+            .collect();
+        let digest = verity::digest(layer.as_slice()).unwrap();
+        let with = |path: &Path| {
+            let mut disk = sample(Source::file(path).unwrap());
+            disk.data.files.values_mut().for_each(|file| file.verity = Some(digest.into()));
+            disk
+        };
+        let path = folder.path().join("layer");
+        fs::write(&path, &layer).unwrap();
+        let written = folder.path().join("written.img");
+        write(&written, &with(&path), |_| ()).unwrap();
+        for kind in ["xfs", "btrfs"] {
+            let device = folder.path().join(kind);
+            File::create(&device).unwrap().set_len(400 << 20).unwrap();
+            run(&format!("mkfs.{kind}"), ["-q".as_ref(), device.as_os_str()]);
+            let mounted = Mount::new(kind, "rw", &device, folder.path().join(format!("{kind}-mounted")));
+            let path = mounted.path().join("layer");
+            fs::write(&path, &layer).unwrap();
+            let free = || {
+                run("sync", ["-f".as_ref(), mounted.path().as_os_str()]);
+                let found = rustix::fs::statvfs(mounted.path()).unwrap();
+                found.f_bfree * found.f_frsize
+            };
+            let before = free();
+            let shared = mounted.path().join("shared.img");
+            let (_, hash) = write(&shared, &with(&path), |image| image.sha256().unwrap()).unwrap();
+            let taken = before.saturating_sub(free());
+            assert!(taken < 6 << 20, "{kind}: {taken} bytes");
+            assert_eq!(hash.to_string(), run("sha256sum", [&written])[..64], "{kind}");
+            assert_same(&shared, &written);
+        }
+    }
 }

@@ -3,12 +3,21 @@
 //! On-disk format: Linux, Documentation/filesystems/ext4/ ("Super Block", "Block Groups").
 
 pub mod read;
+mod share;
 mod verity;
 
-use std::{cell::Cell, collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::PathBuf,
+};
 
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Meta, Options, ROOT, RegionSink};
 
+use self::share::Origin;
 use crate::{
     digest::VerityDigest,
     guid::Guid,
@@ -156,12 +165,15 @@ pub fn write(disk: &File, start: u64, data: &Data, settle: &dyn Fn(u64)) -> Resu
             settle(end);
         }
     };
-    let mut writer = layout.writer(Sink { disk, start, written: &written })?;
+    let origin = RefCell::new(None);
+    let mut writer = layout.writer(Sink { disk, start, origin: &origin, written: &written })?;
     verity::switch_on(disk, start, data)?;
     verity::add_feature(disk, start, size)?;
     settling.set(true);
+    let can_share = share::can_share(disk);
     for (path, handle) in handles {
         let DataFile { source, verity, .. } = &data.files[path];
+        origin.replace(if can_share { Origin::of(source) } else { None });
         let failed = |source| Ext4Error::File { path: path.into(), source };
         match verity {
             None if source.size() == 0 => {}
@@ -226,6 +238,8 @@ pub(crate) struct Sink<'a> {
     pub disk: &'a File,
     /// Where the part begins, in bytes.
     pub start: u64,
+    /// The file that the next bytes are of, if they can be shared with it.
+    pub origin: &'a RefCell<Option<Origin>>,
     /// Is told where in the file each piece ends that was written.
     pub written: &'a dyn Fn(u64),
 }
@@ -233,10 +247,14 @@ pub(crate) struct Sink<'a> {
 impl RegionSink for Sink<'_> {
     fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         // Empty inode tables and bitmaps come as data too.
+        let (at, mut origin) = (self.start + offset, self.origin.borrow_mut());
         if bytes.iter().any(|&byte| byte != 0) {
-            self.disk.write_all_at(bytes, self.start + offset)?;
+            let shared = origin.as_mut().map_or(0, |origin| origin.share(bytes.len(), self.disk, at));
+            self.disk.write_all_at(&bytes[shared..], at + shared as u64)?;
+        } else if let Some(origin) = &mut *origin {
+            origin.skip(bytes.len());
         }
-        (self.written)(self.start + offset + bytes.len() as u64);
+        (self.written)(at + bytes.len() as u64);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! A guest's volume as it is before its first use: an empty ext4 with a journal. Only ever written here; what a guest has
 //! made of it is read by that guest's own kernel and by nobody else.
 
-use std::fs::File;
+use std::{cell::RefCell, fs::File};
 
 use mkext4::{FsBuilder, InodeCount, Options};
 
@@ -36,7 +36,7 @@ pub fn write(file: &File, size: u64, uuid: [u8; 16], epoch: i64) -> Result<(), E
     options.reserved_percent = 0;
     let layout = FsBuilder::new(options)?.seal()?;
     file.set_len(size)?;
-    layout.writer(Sink { disk: file, start: 0, written: &|_| () })?.finish()?;
+    layout.writer(Sink { disk: file, start: 0, origin: &RefCell::new(None), written: &|_| () })?.finish()?;
     Ok(())
 }
 
