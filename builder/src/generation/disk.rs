@@ -199,8 +199,8 @@ pub fn write(
     not_used(image.clone())?;
     let replaced = File::open(&image).ok();
     let (written, read) = disk::write(&image, &disk, |growing| artifacts::follow(inputs, &image, growing))?;
-    let (sha256, map) = read?;
     artifacts::clear(&image)?;
+    let (sha256, map) = read?;
     let beside = image.with_extension("json");
     let stamp = artifacts::write(&beside, &json)?;
     let failed = |source| DiskError::Read { path: image.clone(), source };
