@@ -1,4 +1,4 @@
-//! What a build gives beside the disk image, named like it. All of it is made from the finished image and what it was made of, and
+//! What a build gives beside the disk image, named like it. All of it is made from the image, partly while that is written, and what it was made of, and
 //! is written whole or not at all.
 
 mod bmap;

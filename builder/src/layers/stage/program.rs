@@ -256,8 +256,11 @@ fn fill(tree: &Tree) -> io::Result<()> {
     on("/run", "tmpfs", nowhere, Some("mode=0755"))?;
     on("/tmp", "tmpfs", nowhere, Some("mode=1777"))?;
     on("/dev", "tmpfs", MountFlags::NOSUID, Some("mode=0755"))?;
-    tree.create_dirs(Path::new("/run/lock"), &mut |_| ())?;
-    tree.create_dirs(Path::new("/dev/shm"), &mut |_| ())?;
+    // Everybody's, as on every Debian: scripts become other users, too.
+    for folder in ["/run/lock", "/dev/shm"] {
+        tree.create_dirs(Path::new(folder), &mut |_| ())?;
+        on(folder, "tmpfs", nowhere, Some("mode=1777"))?;
+    }
     for name in DEVICES {
         let path = Path::new("/dev").join(name);
         tree.write(&path, b"", 0o666)?;
