@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -79,6 +79,26 @@ impl Source {
                 Ok(Box::new(file.take(*size)))
             }
         }
+    }
+}
+
+impl Source {
+    /// Fills the buffer with what stands at `at`; all of it must be there.
+    pub(crate) fn read_at(&self, buffer: &mut [u8], at: u64) -> Result<(), SourceError> {
+        let (file, path, offset) = match self {
+            Self::Bytes(bytes) => {
+                let there = usize::try_from(at).ok().and_then(|at| bytes.get(at..)?.get(..buffer.len()));
+                let changed = || SourceError::Changed { path: PathBuf::new(), size: bytes.len() as u64 };
+                buffer.copy_from_slice(there.ok_or_else(changed)?);
+                return Ok(());
+            }
+            Self::Path { path, size } => (open(path, *size)?, path, 0),
+            Self::Part { path, offset, size } => (open_part(path, *offset, *size)?, path, *offset),
+        };
+        file.read_exact_at(buffer, offset + at).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => SourceError::Changed { path: path.clone(), size: self.size() },
+            _ => read_error(path)(source),
+        })
     }
 }
 

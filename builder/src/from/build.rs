@@ -448,7 +448,7 @@ fn write(files: &Files, layer: u32, epoch: i64, from: &From, out: &Path) -> Resu
     let failed = |source: io::Error| FromError::Write { path: path(), source: source.into() };
     let tree = files.export(layer).map_err(|source| FromError::Tree { path: path(), source })?;
     let file = File::create_new(out).map_err(failed)?;
-    let options = erofs::WriteOptions { uuid: None, build_time: Mtime::from_seconds(epoch) };
+    let options = erofs::WriteOptions { build_time: Mtime::from_seconds(epoch), ..Default::default() };
     erofs::write(&tree, &file, &options).map_err(|source| FromError::Write { path: path(), source })?;
     sum::of(out).map_err(failed)
 }

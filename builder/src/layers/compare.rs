@@ -3,7 +3,7 @@
 use std::{cmp::Ordering, iter::Peekable};
 
 use rackstick_image::{
-    erofs::read::{Inode, Kind, Layer, Walk},
+    erofs::read::{Content, Inode, Kind, Layer, Walk},
     view::{ReadError, View},
 };
 
@@ -104,7 +104,7 @@ impl<'l, 'a> Pair<'l, 'a> {
         }
         let mut parts = Vec::new();
         let has_content = matches!(is.kind, Kind::File | Kind::Symlink);
-        if has_content && !same(&a.content(was)?, &b.content(is)?)? {
+        if has_content && !same_content(&a.content(was)?, &b.content(is)?)? {
             parts.push(if is.kind == Kind::File { Part::Content(was.size, is.size) } else { Part::Target });
         }
         if was.mode != is.mode {
@@ -117,6 +117,21 @@ impl<'l, 'a> Pair<'l, 'a> {
             parts.push(Part::Xattrs);
         }
         Ok(parts)
+    }
+}
+
+/// Whether both have the same bytes, compressed or not.
+fn same_content(a: &Content<'_>, b: &Content<'_>) -> Result<bool, ReadError> {
+    if a.length() != b.length() {
+        return Ok(false);
+    }
+    let (mut left, mut right) = (a.pieces(), b.pieces());
+    loop {
+        match (left.next_piece()?, right.next_piece()?) {
+            (None, None) => return Ok(true),
+            (a, b) if a != b => return Ok(false),
+            _ => {}
+        }
     }
 }
 

@@ -116,7 +116,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
         "lock" => folders.push((recipes, Some("lock"))),
         _ => {}
     }
-    let own = if name == "erofs" { Some(targets::layer()) } else { None };
+    let own = if name == "erofs" { Some([false, true].map(targets::layer)) } else { None };
     let mut files: Vec<PathBuf> = Vec::new();
     for (folder, ending) in folders.into_iter().filter(|(folder, _)| folder.is_dir()) {
         let found = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
@@ -125,5 +125,5 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
         );
     }
     files.sort();
-    files.into_iter().map(|path| fs::read(path).unwrap()).chain(own).collect()
+    files.into_iter().map(|path| fs::read(path).unwrap()).chain(own.into_iter().flatten()).collect()
 }

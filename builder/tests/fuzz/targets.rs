@@ -5,6 +5,7 @@ use super::seal;
 use std::{
     fs::{self, File},
     io::Read,
+    num::NonZero,
     path::{Path, PathBuf},
 };
 
@@ -56,8 +57,8 @@ pub const TARGETS: [Target; 9] = [
     },
 ];
 
-/// A layer with an inode of every kind, as only our own writer makes them.
-pub fn layer() -> Vec<u8> {
+/// A layer with an inode of every kind, as only our own writer makes them; its files compressed or not.
+pub fn layer(compressed: bool) -> Vec<u8> {
     let mut tree = erofs::Tree::new(Mtime::from_seconds(0));
     let mut add = |path: &str, kind| {
         let mut node = Node::new(kind, 0o644, Mtime::from_seconds(1));
@@ -65,13 +66,19 @@ pub fn layer() -> Vec<u8> {
         tree.insert(path.as_bytes(), node).unwrap();
     };
     add("etc/file", erofs::Kind::File(Source::Bytes(vec![b'x'; 5000])));
+    let numbers: Vec<u8> = (0..30_000_u32).flat_map(|number| (number * number / 7).to_le_bytes()).collect();
+    let noise: Vec<u8> =
+        (0..20_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8 ^ (at >> 7) as u8).collect();
+    add("etc/numbers", erofs::Kind::File(Source::Bytes([&numbers[..], &numbers].concat())));
+    add("etc/noise", erofs::Kind::File(Source::Bytes(noise)));
     add("etc/link", erofs::Kind::Symlink(b"file".to_vec()));
     add("dev/gone", erofs::Kind::CharDevice(Device { major: 0, minor: 0 }));
     add("dev/disk", erofs::Kind::BlockDevice(Device { major: 8, minor: 1 }));
     add("pipe", erofs::Kind::Fifo);
     (0..200).for_each(|number| add(&format!("many/{number}"), erofs::Kind::Socket));
     let mut out = std::io::Cursor::new(Vec::new());
-    erofs::write(&tree, &mut out, &erofs::WriteOptions::default()).unwrap();
+    let compress = if compressed { NonZero::new(2) } else { None };
+    erofs::write(&tree, &mut out, &erofs::WriteOptions { compress, ..Default::default() }).unwrap();
     out.into_inner()
 }
 
@@ -161,8 +168,12 @@ fn read_erofs(path: &Path) -> Result<(), ReadError> {
         layer.xattrs(&inode)?;
         if matches!(inode.kind, Kind::File | Kind::Symlink) {
             let content = layer.content(&inode)?;
-            let length = content.length().min(READ);
-            content.part(0, length).expect("it is not longer").bytes(READ)?;
+            let (mut pieces, mut read) = (content.pieces(), 0);
+            while read < READ
+                && let Some(piece) = pieces.next_piece()?
+            {
+                read += piece.len() as u64;
+            }
         }
     }
     Ok(())

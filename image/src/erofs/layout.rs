@@ -1,12 +1,19 @@
 //! Where everything goes. Inodes first, in depth-first order of sorted paths, each followed by its attributes and, for
 //! directories and links, its last partial block; then whole blocks of directories and links; then each file's blocks.
+//! In layers with compressed files, which are not for DAX, small files stand behind their inodes too. How many blocks a file is compressed to is known only when it is written; room for its index is left behind its inode.
 
 use super::{
     BLOCK_SIZE, TreeError,
-    format::{DIRENT_SIZE, INODE_SIZE, SLOT_SIZE, SUPER_OFFSET, SUPER_SIZE},
+    format::{CLUSTER_SIZE, DIRENT_SIZE, INODE_SIZE, MAP_HEADER, SLOT_SIZE, SUPER_OFFSET, SUPER_SIZE, ZSTD_CONFIG},
     tree::{Entry, Index, Kind, ROOT, Tree, show},
     xattr::{self, XattrError},
 };
+
+/// Most bytes of indexes of compressed files, since they are in memory until all is written: enough for 64 GiB of files.
+const MAX_INDEX: u64 = 128 << 20;
+
+/// Most bytes of small files behind their inodes, for the same reason; further ones have blocks of their own.
+const MAX_INLINE: u64 = 64 << 20;
 
 /// Why a tree has no layout.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +32,9 @@ pub enum LayoutError {
         /// Blocks needed.
         blocks: u64,
     },
+    /// The indexes of compressed files are in memory.
+    #[error("the layer has more than 64 GiB of files, which can't be compressed: leave out `compress`, or split it")]
+    TooLargeToCompress,
     /// Inode numbers that other programs see have 32 bits.
     #[error("the layer has {inodes} inodes, but 4294967295 are possible: split it")]
     TooManyInodes {
@@ -49,8 +59,12 @@ pub(super) struct Placed {
     pub(super) size: u64,
     /// Whether the last `size % BLOCK_SIZE` bytes stand behind the attributes.
     pub(super) inline: bool,
+    /// Whether room is left for the index of a compressed file.
+    pub(super) indexed: bool,
     /// First whole block of the data; 0 if there is none.
     pub(super) block: u32,
+    /// If it is compressed, how many blocks each extent has.
+    pub(super) extents: Option<Vec<u8>>,
     /// Subdirectories, for the link count.
     pub(super) subdirectories: u32,
     /// The directory above; the root's is itself.
@@ -61,6 +75,11 @@ impl Placed {
     /// Bytes of the data that stand in whole blocks, rounded up.
     fn blocks(&self) -> u64 {
         if self.inline { self.size / BLOCK_SIZE as u64 } else { self.size.div_ceil(BLOCK_SIZE as u64) }
+    }
+
+    /// Where the header of the index is.
+    pub(super) fn index(&self) -> u64 {
+        (self.offset + (INODE_SIZE + self.xattrs.len()) as u64).next_multiple_of(CLUSTER_SIZE as u64)
     }
 
     /// The inode's number.
@@ -78,13 +97,13 @@ pub(super) struct Layout {
     pub(super) of_index: Vec<usize>,
     /// Bytes before the first file's block, a multiple of the block size.
     pub(super) head_size: u64,
-    /// Blocks in all.
+    /// Blocks in all; of a layer with compressed files, as if none were.
     pub(super) blocks: u32,
 }
 
 impl Layout {
-    /// Lays out `tree`.
-    pub(super) fn new(tree: &Tree) -> Result<Self, LayoutError> {
+    /// Lays out `tree`, leaving room for indexes if files are to be compressed.
+    pub(super) fn new(tree: &Tree, compressed: bool) -> Result<Self, LayoutError> {
         let mut layout = Self {
             placed: Vec::with_capacity(tree.inodes()),
             of_index: vec![usize::MAX; tree.inodes()],
@@ -94,7 +113,7 @@ impl Layout {
         if u32::try_from(tree.inodes()).is_err() {
             return Err(LayoutError::TooManyInodes { inodes: tree.inodes() });
         }
-        let end = layout.place_inodes(tree)?;
+        let end = layout.place_inodes(tree, compressed)?;
         layout.place_blocks(tree, end)?;
         Ok(layout)
     }
@@ -104,8 +123,9 @@ impl Layout {
     }
 
     /// Gives every inode its offset; returns where they end.
-    fn place_inodes(&mut self, tree: &Tree) -> Result<u64, LayoutError> {
-        let mut cursor = (SUPER_OFFSET + SUPER_SIZE) as u64;
+    fn place_inodes(&mut self, tree: &Tree, compressed: bool) -> Result<u64, LayoutError> {
+        let mut cursor = (SUPER_OFFSET + SUPER_SIZE + if compressed { ZSTD_CONFIG.len() } else { 0 }) as u64;
+        let (mut indexes, mut inlined) = (0_u64, 0);
         // (inode, directory above, path). A stack, not recursion: depth comes from archives.
         let mut stack = vec![(ROOT, ROOT, Vec::new())];
         while let Some((index, parent, path)) = stack.pop() {
@@ -121,7 +141,9 @@ impl Layout {
                 xattrs,
                 size: data_size(entry),
                 inline: false,
+                indexed: false,
                 block: 0,
+                extents: None,
                 subdirectories: 0,
                 parent,
             };
@@ -130,7 +152,22 @@ impl Layout {
                 let slash = if path.is_empty() { &b""[..] } else { b"/" };
                 stack.push((child, index, [&path, slash, name].concat()));
             }
-            cursor = place(&mut placed, &entry.node.kind, cursor);
+            let is_file = matches!(entry.node.kind, Kind::File(_));
+            // One block can't become less.
+            placed.indexed = compressed && is_file && placed.size > BLOCK_SIZE as u64;
+            let tail = (INODE_SIZE + placed.xattrs.len()) as u64 + placed.size % BLOCK_SIZE as u64;
+            placed.inline = !placed.size.is_multiple_of(BLOCK_SIZE as u64) && tail <= BLOCK_SIZE as u64;
+            if is_file {
+                placed.inline &= compressed && !placed.indexed && inlined + placed.size <= MAX_INLINE;
+                inlined += if placed.inline { placed.size } else { 0 };
+            }
+            if placed.indexed {
+                indexes = indexes.saturating_add(index_size(placed.size));
+                if indexes > MAX_INDEX {
+                    return Err(LayoutError::TooLargeToCompress);
+                }
+            }
+            cursor = place(&mut placed, cursor);
             self.of_index[index] = self.placed.len();
             self.placed.push(placed);
         }
@@ -159,19 +196,24 @@ impl Layout {
 }
 
 /// Puts an inode at the first fitting place from `cursor` on; returns where it ends.
-fn place(placed: &mut Placed, kind: &Kind, cursor: u64) -> u64 {
+fn place(placed: &mut Placed, cursor: u64) -> u64 {
     let block_size = BLOCK_SIZE as u64;
     let fixed = INODE_SIZE as u64 + placed.xattrs.len() as u64;
     let tail = placed.size % block_size;
-    placed.inline = !matches!(kind, Kind::File(_)) && tail > 0 && fixed + tail <= block_size;
     let length = if placed.inline { fixed + tail } else { fixed };
+    let index = if placed.indexed { index_size(placed.size) } else { 0 };
     let mut offset = cursor.next_multiple_of(SLOT_SIZE);
     // What fits into a block stays within one: inline data must, and readers are simpler for the rest.
     if offset % block_size + length.min(block_size) > block_size {
         offset = offset.next_multiple_of(block_size);
     }
     placed.offset = offset;
-    offset + length
+    if index > 0 { placed.index() + index } else { offset + length }
+}
+
+/// Bytes of the index of a compressed file of `size` bytes, with its header.
+fn index_size(size: u64) -> u64 {
+    MAP_HEADER.len() as u64 + size.div_ceil(BLOCK_SIZE as u64).saturating_mul(CLUSTER_SIZE as u64)
 }
 
 fn data_size(entry: &Entry) -> u64 {

@@ -1,12 +1,15 @@
 //! Reader of layers that somebody else may have written: what the kernel would find in them. Knows the form that the writer
 //! beside it gives them, no other. Every number is checked; nothing is in memory but the directories on the way to a file.
 
+mod content;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     BLOCK_SIZE,
     format::{
-        self, DIRENT_SIZE, FLAT_INLINE, FLAT_PLAIN, INODE_SIZE, SLOT_SIZE, SUPER_OFFSET, SUPER_SIZE, XATTR_HEADER_SIZE,
+        self, ALGORITHMS, CLUSTER_SIZE, COMPRESSED_FULL, DIRENT_SIZE, FLAT_INLINE, FLAT_PLAIN, INCOMPAT_COMPRESSED,
+        INODE_SIZE, MAP_HEADER, SLOT_SIZE, SUPER_OFFSET, SUPER_SIZE, XATTR_HEADER_SIZE, ZSTD_CONFIG,
     },
     tree::{Device, Mtime},
     xattr,
@@ -16,6 +19,9 @@ use crate::{
     view::{ReadError, View, ensure},
 };
 
+use content::Place;
+pub use content::{Content, Pieces};
+
 const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Most bytes of a directory: half a million names.
 const MAX_DIRECTORY: u64 = 16 << 20;
@@ -24,7 +30,8 @@ const MAX_NAMES: u32 = 1 << 21;
 /// Deepest path, in directories: longer ones than `PATH_MAX` can't be named.
 const MAX_DEPTH: usize = 2048;
 /// Longest target of a link, as the writer has it.
-const MAX_TARGET: u64 = 4095;
+pub(super) const MAX_TARGET: u64 = 4095;
+const OUTSIDE: &str = "its data lie outside of the layer";
 
 /// A layer.
 #[derive(Debug)]
@@ -35,6 +42,8 @@ pub struct Layer<'a> {
     pub inodes: u64,
     /// UUID of the file system.
     pub uuid: Guid,
+    /// Whether its files may be compressed.
+    pub compressed: bool,
 }
 
 /// What an inode is.
@@ -60,7 +69,7 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inode {
     /// Its place in units of 32 bytes.
-    nid: u64,
+    pub(super) nid: u64,
     /// What it is.
     pub kind: Kind,
     /// Permission bits with set-id and sticky bits.
@@ -75,10 +84,19 @@ pub struct Inode {
     pub links: u32,
     /// Bytes of its data.
     pub size: u64,
-    /// Whether the last, partial block follows the inode.
-    inline: bool,
+    form: Form,
+    /// First block of its data or, if they are compressed, how many they have.
     block: u32,
     xattrs: u16,
+}
+
+/// How an inode's data lie in the layer (`i_format`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Plain,
+    /// The last, partial block follows the inode.
+    Inline,
+    Compressed,
 }
 
 /// A name in a directory.
@@ -104,13 +122,16 @@ impl<'a> Layer<'a> {
             word(sb, 8) == format::COMPAT_SB_CHKSUM | format::COMPAT_MTIME && format::checksum(&block) == word(sb, 4);
         require(checked, "its superblock's checksum is wrong")?;
         require(usize::from(sb[12]) == BLOCK_SIZE.trailing_zeros() as usize, "its blocks are not of 4096 bytes")?;
+        let config = &block[SUPER_OFFSET + SUPER_SIZE..][..ZSTD_CONFIG.len()];
+        let compressed = word(sb, 80) == INCOMPAT_COMPRESSED && short(sb, 84) == ALGORITHMS && *config == ZSTD_CONFIG;
         // meta_blkaddr, xattr_blkaddr, then what newer features need.
-        let plain = sb[40..48].iter().chain(&sb[80..]).chain(&sb[13..14]).all(|byte| *byte == 0);
+        let features = if compressed { &sb[86..] } else { &sb[80..] };
+        let plain = sb[40..48].iter().chain(features).chain(&sb[13..14]).all(|byte| *byte == 0);
         require(plain, "it has features that Rackstick's layers have not")?;
         require(u64::from(word(sb, 36)) * BLOCK == view.length(), "it has another size than its superblock says")?;
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&sb[48..64]);
-        Ok(Self { root: u64::from(short(sb, 14)), inodes: long(sb, 16), uuid: Guid(uuid), view })
+        Ok(Self { root: u64::from(short(sb, 14)), inodes: long(sb, 16), uuid: Guid(uuid), compressed, view })
     }
 
     /// The root directory.
@@ -144,10 +165,21 @@ impl<'a> Layer<'a> {
     ///
     /// # Errors
     /// [`ReadError`].
-    pub fn content(&self, inode: &Inode) -> Result<View<'a>, ReadError> {
-        let outside = || ReadError::Damaged { at: inode.at(), what: "its data lie outside of the layer" };
+    pub fn content(&self, inode: &Inode) -> Result<Content<'a>, ReadError> {
+        let place = match inode.form {
+            Form::Compressed => {
+                Place::Compressed { layer: self.view.clone(), index: self.index(inode)?, blocks: inode.block }
+            }
+            Form::Plain | Form::Inline => Place::Plain(self.plain(inode)?),
+        };
+        Ok(Content { length: inode.size, place })
+    }
+
+    /// Data that are not compressed.
+    fn plain(&self, inode: &Inode) -> Result<View<'a>, ReadError> {
+        let outside = || ReadError::Damaged { at: inode.at(), what: OUTSIDE };
         let mut content = self.view.nothing();
-        let inlined = if inode.inline { inode.size % BLOCK } else { 0 };
+        let inlined = if inode.form == Form::Inline { inode.size % BLOCK } else { 0 };
         let whole = inode.size - inlined;
         if whole > 0 {
             let part = self.view.part(u64::from(inode.block) * BLOCK, whole);
@@ -159,6 +191,17 @@ impl<'a> Layer<'a> {
             content.append(&self.view.part(at, inlined).ok_or_else(outside)?)?;
         }
         Ok(content)
+    }
+
+    /// Where the index of a compressed file's blocks begins, which lies in the layer then.
+    fn index(&self, inode: &Inode) -> Result<u64, ReadError> {
+        let at = (inode.at() + INODE_SIZE as u64 + inode.xattr_area()).next_multiple_of(CLUSTER_SIZE as u64);
+        let header: [u8; MAP_HEADER.len()] = self.view.array(at)?;
+        ensure(header == MAP_HEADER, at, "a file is compressed in a way that Rackstick's layers have not")?;
+        let start = at + header.len() as u64;
+        let end = inode.size.div_ceil(BLOCK).checked_mul(CLUSTER_SIZE as u64).and_then(|size| start.checked_add(size));
+        ensure(end.is_some_and(|end| end <= self.view.length()), at, OUTSIDE)?;
+        Ok(start)
     }
 
     /// An inode's extended attributes by full name.
@@ -179,13 +222,35 @@ impl<'a> Layer<'a> {
         Walk { layer: self, path: Vec::new(), folders: Vec::new(), state: State::Begin, left: MAX_NAMES }
     }
 
+    /// Bytes of all its files, as guests see them.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn file_bytes(&self) -> Result<u64, ReadError> {
+        let (mut linked, mut bytes) = (BTreeSet::new(), 0_u64);
+        for step in self.walk() {
+            let (_, inode) = step?;
+            if inode.kind == Kind::File && (inode.links == 1 || linked.insert(inode.nid)) {
+                bytes = bytes.saturating_add(inode.size);
+            }
+        }
+        Ok(bytes)
+    }
+
     fn inode(&self, nid: u64) -> Result<Inode, ReadError> {
         let place = nid.checked_mul(SLOT_SIZE).filter(|at| *at >= (SUPER_OFFSET + SUPER_SIZE) as u64);
         let at = place.ok_or(ReadError::Damaged { at: 0, what: "it names an inode that is not there" })?;
         let raw: [u8; INODE_SIZE] = self.view.array(at)?;
         let require = |holds, what| ensure(holds, at, what);
         let (form, mode) = (short(&raw, 0), short(&raw, 4));
-        require(matches!(form, FLAT_PLAIN | FLAT_INLINE), "an inode has a form that Rackstick's layers have not")?;
+        let form = match form {
+            FLAT_PLAIN => Some(Form::Plain),
+            FLAT_INLINE => Some(Form::Inline),
+            COMPRESSED_FULL if self.compressed => Some(Form::Compressed),
+            _ => None,
+        };
+        let what = "an inode has a form that Rackstick's layers have not";
+        let form = form.ok_or(ReadError::Damaged { at, what })?;
         let unused = [6..8, 48..INODE_SIZE].into_iter().all(|range| raw[range].iter().all(|byte| *byte == 0));
         require(unused, "an inode has something where nothing may be")?;
         let size = long(&raw, 8);
@@ -200,16 +265,19 @@ impl<'a> Layer<'a> {
             0o140_000 => Kind::Socket,
             _ => return Err(ReadError::Damaged { at, what: "an inode is of no kind" }),
         };
-        let inline = form == FLAT_INLINE;
+        require(kind == Kind::File || form != Form::Compressed, "what is no file is compressed")?;
         match kind {
-            Kind::File => require(!inline, "the end of a file is inlined, which takes it off DAX")?,
+            Kind::File => require(
+                self.compressed || form != Form::Inline,
+                "the end of a file is inlined, which takes it off DAX",
+            )?,
             Kind::Directory => {
                 require((1..=MAX_DIRECTORY).contains(&size), "a directory has no size that it can have")?
             }
             Kind::Symlink => {
                 require((1..=MAX_TARGET).contains(&size), "a link's target has no length that it can have")?
             }
-            _ => require(size == 0 && !inline, "a device, pipe or socket has data")?,
+            _ => require(size == 0 && form == Form::Plain, "a device, pipe or socket has data")?,
         }
         let inode = Inode {
             nid,
@@ -220,12 +288,15 @@ impl<'a> Layer<'a> {
             mtime: Mtime { seconds: long(&raw, 32) as i64, nanoseconds: word(&raw, 40) },
             links: word(&raw, 44),
             size,
-            inline,
+            form,
             block: word(&raw, 16),
             xattrs: short(&raw, 2),
         };
         // What can't be a place is an error now, whoever asks for what.
-        self.content(&inode).map(|_| inode)
+        match form {
+            Form::Compressed => self.index(&inode).map(|_| inode),
+            Form::Plain | Form::Inline => self.plain(&inode).map(|_| inode),
+        }
     }
 
     /// A directory's names in order, without `.` and `..`, which are checked as far as they can be.
@@ -235,7 +306,7 @@ impl<'a> Layer<'a> {
 
     /// The same of a directory that lies in `parent`, if that is known.
     fn names_below(&self, directory: &Inode, parent: Option<u64>) -> Result<Vec<Name>, ReadError> {
-        let content = self.content(directory)?;
+        let content = self.plain(directory)?;
         let at = directory.at();
         let require = |holds, what| ensure(holds, at, what);
         let mut names: Vec<Name> = Vec::new();

@@ -1,15 +1,17 @@
-//! From a tree to bytes: one pass, file contents streamed from where they lie, holes skipped.
+//! From a tree to bytes: one pass, file contents streamed from where they lie, holes skipped. What precedes compressed files is
+//! written after them.
 
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom, Write},
+    num::NonZero,
     os::unix::fs::FileExt,
     path::Path,
 };
 
 use super::{
-    BLOCK_SIZE,
-    format::{self, DIRENT_SIZE, INODE_SIZE, Inode, SuperBlock},
+    BLOCK_SIZE, compress,
+    format::{self, CLUSTER_SIZE, Cluster, DIRENT_SIZE, EXTENT_SIZE, INODE_SIZE, Inode, MAP_HEADER, SuperBlock},
     layout::{Layout, LayoutError, Placed, Target, directory_blocks},
     tree::{Kind, Mtime, ROOT, Tree},
     xattr,
@@ -32,6 +34,9 @@ pub enum WriteError {
     /// A source file could not be read, or changed.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// A file could not be compressed.
+    #[error("cannot compress a file: {0}")]
+    Compress(io::Error),
     /// The layer could not be written.
     #[error("cannot write the layer: {0}")]
     Output(#[from] io::Error),
@@ -44,6 +49,9 @@ pub struct WriteOptions {
     pub uuid: Option<Guid>,
     /// Time in the superblock.
     pub build_time: Mtime,
+    /// So many threads compress the files, which changes no byte; none: files are not compressed, so that guests can read them
+    /// from the host's memory.
+    pub compress: Option<NonZero<usize>>,
 }
 
 /// What was written.
@@ -56,47 +64,68 @@ pub struct Summary {
 }
 
 /// Writes `tree` to `out`, which must be empty: holes are skipped, not written. Nothing is synced.
-pub fn write(tree: &Tree, out: impl Write + Seek, options: &WriteOptions) -> Result<Summary, WriteError> {
-    let layout = Layout::new(tree)?;
-    let mut head = encode_head(tree, &layout);
+pub fn write(tree: &Tree, out: impl Write + Seek + Send, options: &WriteOptions) -> Result<Summary, WriteError> {
+    let mut layout = Layout::new(tree, options.compress.is_some())?;
+    let mut out = Output { out, buffer: Vec::with_capacity(BUFFER_SIZE), skipped: false };
+    let uuid = if let Some(threads) = options.compress {
+        out.skip(layout.head_size)?;
+        layout.blocks = compress::write_files(tree, &mut layout, &mut out, threads)?;
+        let (head, uuid) = finished_head(tree, &layout, options)?;
+        out.rewind()?;
+        out.put(&head)?;
+        uuid
+    } else {
+        let (head, uuid) = finished_head(tree, &layout, options)?;
+        out.put(&head)?;
+        for placed in &layout.placed {
+            if let Kind::File(source) = &tree.entry(placed.index).node.kind {
+                copy(source, &mut out)?;
+            }
+        }
+        uuid
+    };
+    out.finish()?;
+    Ok(Summary { size: u64::from(layout.blocks) * BLOCK_SIZE as u64, uuid })
+}
+
+/// Everything before the contents of files that have blocks, and the UUID in it.
+fn finished_head(tree: &Tree, layout: &Layout, options: &WriteOptions) -> Result<(Vec<u8>, Guid), SourceError> {
+    let mut head = encode_head(tree, layout)?;
     let uuid = options.uuid.unwrap_or_else(|| guid::derive(&[b"erofs", &head]));
     let superblock = SuperBlock {
-        root_nid: layout.of(ROOT).nid() as u16, // right behind the superblock: 36
+        root_nid: layout.of(ROOT).nid() as u16, // right behind the superblock: 36 or 37
         inodes: layout.placed.len() as u64,
         build_time: options.build_time,
         blocks: layout.blocks,
         uuid: uuid.0,
         volume_name: [0; 16],
+        compressed: options.compress.is_some(),
     };
     if let Some(block) = head.first_chunk_mut() {
         superblock.put(block);
     }
-    let mut out = Output { out, buffer: Vec::with_capacity(BUFFER_SIZE), skipped: false };
-    out.put(&head)?;
-    for placed in &layout.placed {
-        if let Kind::File(source) = &tree.entry(placed.index).node.kind {
-            copy(source, &mut out)?;
-        }
-    }
-    out.finish()?;
-    Ok(Summary { size: u64::from(layout.blocks) * BLOCK_SIZE as u64, uuid })
+    Ok((head, uuid))
 }
 
-/// Everything before the files' contents, without the superblock.
-fn encode_head(tree: &Tree, layout: &Layout) -> Vec<u8> {
+/// Everything before the contents of files that have blocks, without the superblock.
+fn encode_head(tree: &Tree, layout: &Layout) -> Result<Vec<u8>, SourceError> {
     let mut head = vec![0; layout.head_size as usize];
     for (number, placed) in layout.placed.iter().enumerate() {
         let entry = tree.entry(placed.index);
         let node = &entry.node;
         let at = placed.offset as usize;
         let inode = Inode {
-            format: if placed.inline { format::FLAT_INLINE } else { format::FLAT_PLAIN },
+            format: match placed.extents {
+                Some(_) => format::COMPRESSED_FULL,
+                None if placed.inline => format::FLAT_INLINE,
+                None => format::FLAT_PLAIN,
+            },
             xattr_icount: xattr::icount(&placed.xattrs),
             mode: format::type_bits(&node.kind) | node.mode & 0o7777,
             size: placed.size,
             block_or_device: match node.kind {
                 Kind::CharDevice(device) | Kind::BlockDevice(device) => format::encode_device(device),
-                _ => placed.block,
+                _ => placed.extents.as_ref().map_or(placed.block, |all| all.iter().map(|it| u32::from(*it)).sum()),
             },
             number: number as u32 + 1,
             uid: node.uid,
@@ -107,9 +136,17 @@ fn encode_head(tree: &Tree, layout: &Layout) -> Vec<u8> {
         inode.put(&mut head[at..at + INODE_SIZE]);
         let after = at + INODE_SIZE + placed.xattrs.len();
         head[at + INODE_SIZE..after].copy_from_slice(&placed.xattrs);
+        if let Some(extents) = &placed.extents {
+            encode_index(placed, extents, &mut head);
+        }
         let data = match &node.kind {
             Kind::Symlink(target) => target.clone(),
             Kind::Directory => encode_directory(tree, layout, placed),
+            Kind::File(source) if placed.inline => {
+                let mut data = vec![0; placed.size as usize];
+                source.read_at(&mut data, 0)?;
+                data
+            }
             _ => continue,
         };
         let tail = if placed.inline { data.len() % BLOCK_SIZE } else { 0 };
@@ -118,7 +155,24 @@ fn encode_head(tree: &Tree, layout: &Layout) -> Vec<u8> {
         head[start..start + whole.len()].copy_from_slice(whole);
         head[after..after + inline.len()].copy_from_slice(inline);
     }
-    head
+    Ok(head)
+}
+
+/// A compressed file's index: what is in which of its blocks.
+fn encode_index(placed: &Placed, extents: &[u8], head: &mut [u8]) {
+    let mut at = placed.index() as usize;
+    head[at..at + MAP_HEADER.len()].copy_from_slice(&MAP_HEADER);
+    at += MAP_HEADER.len();
+    let (mut block, mut left) = (placed.block, placed.size);
+    for &blocks in extents {
+        let length = left.min(EXTENT_SIZE as u64);
+        for cluster in Cluster::of_extent(length as usize, block, blocks) {
+            head[at..at + CLUSTER_SIZE].copy_from_slice(&cluster.bytes());
+            at += CLUSTER_SIZE;
+        }
+        block += u32::from(blocks);
+        left -= length;
+    }
 }
 
 /// A directory's data: in each block all entries, then all names.
@@ -182,7 +236,7 @@ fn copy_file<W: Write + Seek>(
 }
 
 /// The output with a buffer that source files are read straight into.
-struct Output<W> {
+pub(super) struct Output<W> {
     out: W,
     buffer: Vec<u8>,
     /// Whether the last bytes were skipped, so that the output is too short.
@@ -195,7 +249,7 @@ enum TakeError {
 }
 
 impl<W: Write + Seek> Output<W> {
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.skipped = false;
         if bytes.len() > BUFFER_SIZE - self.buffer.len() {
             self.flush()?;
@@ -246,6 +300,12 @@ impl<W: Write + Seek> Output<W> {
         self.out.write_all(&self.buffer)?;
         self.buffer.clear();
         Ok(())
+    }
+
+    /// Goes back to the begin, where more than was skipped last is to be written.
+    fn rewind(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.out.seek(SeekFrom::Start(0)).map(|_| ())
     }
 
     fn finish(mut self) -> io::Result<()> {

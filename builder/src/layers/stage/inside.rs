@@ -255,7 +255,8 @@ impl Work<'_> {
         let tree = erofs::scan(folder, &options).map_err(|error| said(&error))?;
         let file = File::create_new(out).map_err(failed(&shown(out)))?;
         let build_time = erofs::Mtime::from_seconds(self.request.epoch);
-        erofs::write(&tree, &file, &WriteOptions { uuid: None, build_time }).map_err(|error| said(&error))?;
+        erofs::write(&tree, &file, &WriteOptions { build_time, ..WriteOptions::default() })
+            .map_err(|error| said(&error))?;
         let written = sum::of(out).map_err(failed(&shown(out)))?;
         if let Some(again) = &self.request.again {
             again::judge(&again.first, out, trees, self.diary)?;

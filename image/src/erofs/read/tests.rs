@@ -191,7 +191,7 @@ fn a_directory_within_itself_is_refused() {
     let layer = Layer::open(View::whole(&file).unwrap()).unwrap();
     let [a, b, c] = ["a", "a/b", "a/b/c"].map(|path| layer.find(path).unwrap().unwrap());
     // In `b`, the name `c` comes to mean `a`, or `b` itself.
-    let place = layer.content(&b).unwrap().place(0).unwrap() + 2 * DIRENT_SIZE as u64;
+    let place = layer.plain(&b).unwrap().place(0).unwrap() + 2 * DIRENT_SIZE as u64;
     let mut block = [0; BLOCK_SIZE];
     file.read_exact_at(&mut block, 0).unwrap();
     assert_eq!(long(&block, place as usize), c.nid);
