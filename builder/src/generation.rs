@@ -87,6 +87,9 @@ pub enum BuildError {
     /// A layer.
     #[error(transparent)]
     Layer(#[from] layers::Error),
+    /// A layer that is compressed.
+    #[error(transparent)]
+    Compress(#[from] layers::CompressError),
     /// The recipe of an image does not fit what is in the image.
     #[error("the recipe of image `{image}` does not fit its packages")]
     Recipe {

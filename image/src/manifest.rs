@@ -163,6 +163,9 @@ pub struct Process {
     pub stop_signal: u8,
 }
 
+/// What the label of a layer ends with whose files are compressed.
+pub const COMPRESSED: &str = ", zstd";
+
 /// One file under `layers/` of the data partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -171,7 +174,7 @@ pub struct Blob {
     pub digest: VerityDigest,
     /// Size in bytes.
     pub size: u64,
-    /// What it is, for people: `base`, `dns`, `kernel 6.12.57+deb13-cloud-amd64`.
+    /// What it is, for people: `base`, `dns, zstd`, `kernel 6.12.57+deb13-cloud-amd64`.
     pub label: String,
 }
 

@@ -31,13 +31,14 @@ image   = "images/ends.toml"
 memory  = "96 MiB"
 "#;
 
-/// Says who and where it is, counts its starts on its volume, leaves an orphan behind, and ends when it is asked to.
+/// Its layers are compressed. Says who and where it is, counts its starts on its volume, leaves an orphan behind, and ends when it is asked to.
 const KEEPER: &str = r#"
 from    = { rootfs = "tiny.tar.gz" }
 command = ["sh", "/bin/keeper"]
 env     = { GREETING = "hello" }
 workdir = "/data"
 user    = "keeper"
+compress = "zstd"
 
 [[files]]
 path    = "/bin/keeper"
@@ -82,6 +83,22 @@ fn build() -> Image {
     Image::only_one_in(&out)
 }
 
+/// Two guests are of one tarball, of which one has its layers compressed.
+fn check_compression(image: &Image) {
+    let layer = |name: &str| {
+        let layers = &image.manifest.images[name].layers;
+        layers.iter().find(|layer| layer.label.starts_with("tiny.tar.gz")).unwrap()
+    };
+    let (packed, plain) = (layer("keeper"), layer("ends"));
+    assert_eq!((packed.label.as_str(), plain.label.as_str()), ("tiny.tar.gz, zstd", "tiny.tar.gz"));
+    println!("{} bytes of layer, {} compressed", plain.size, packed.size);
+    assert!(packed.size * 4 < plain.size * 3);
+    let told = tool::output(tool::rackstick().arg("inspect").arg(&image.path));
+    assert!(told.contains(" tiny.tar.gz, zstd (files of ") && told.contains(" tiny.tar.gz: ends\n"), "{told}");
+    let told = tool::output(tool::rackstick().arg("verify").arg(&image.path));
+    assert!(told.contains(" is whole: "), "{told}");
+}
+
 fn console(rack: &Rack, name: &str) -> String {
     rack.client().text(Request::Console { guest: name.into() }).unwrap_or_default()
 }
@@ -89,6 +106,7 @@ fn console(rack: &Rack, name: &str) -> String {
 #[test]
 fn a_container_and_a_tarball_run_as_guests_like_any_other() {
     let image = build();
+    check_compression(&image);
     let mut rack = Rack::start("inputs", &image, Options::default());
     let status = rack.until_status("page and keeper healthy", HEALTHY_LIMIT, |status| {
         ["page", "keeper"].iter().all(|name| guest(status, name).healthy)

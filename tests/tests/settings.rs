@@ -34,17 +34,30 @@ impl Layers {
 
     /// What a script prints that runs, as root, in what a guest sees of them.
     fn ask(&self, script: &str) -> String {
+        self.mounted("exec chroot /mnt/all sh -ec \"$0\"", script)
+    }
+
+    /// Lets the image's own `fsck.erofs` unpack a layer, and compares what comes of that with what this machine's kernel reads of it.
+    fn compare_readers(&self, name: &str) {
+        let script = "mount --bind . /mnt/all/media; chroot /mnt/all fsck.erofs --extract=/media/unpacked /media/$0; \
+                      diff -r --no-dereference unpacked /mnt/$0; rm -r unpacked";
+        self.mounted(script, name);
+    }
+
+    /// What a script prints that runs, as root and given `argument` as `$0`, beside the layers: each is in `/mnt`, and what a guest sees
+    /// of them in `/mnt/all`.
+    fn mounted(&self, script: &str, argument: &str) -> String {
         let mounts: Vec<String> =
             self.names.iter().map(|name| format!("mkdir /mnt/{name}; mount -o loop,ro {name} /mnt/{name};")).collect();
         let lower: Vec<String> = self.names.iter().map(|name| format!("/mnt/{name}")).collect();
         let around = format!(
             "mount -t tmpfs none /mnt; {} mkdir /mnt/all; mount -t overlay -o ro,lowerdir={} none /mnt/all; \
-             mount --bind /dev /mnt/all/dev; exec chroot /mnt/all sh -ec \"$0\"",
+             mount --bind /dev /mnt/all/dev; {script}",
             mounts.join(" "),
             lower.join(":")
         );
         let mut unshare = Command::new("unshare");
-        tool::output(unshare.args(["-m", "sh", "-ec", &around, script]).current_dir(&self.folder))
+        tool::output(unshare.args(["-m", "sh", "-ec", &around, argument]).current_dir(&self.folder))
     }
 }
 
@@ -88,6 +101,12 @@ fn an_image_has_the_users_files_time_zone_locale_and_commands_of_its_recipe_each
         "/dev/null\nssh.service\n"
     );
     assert!(image.manifest.images["settings"].cmdline.ends_with(" mitigations=off"));
+
+    // Its layers are compressed, as two other readers of EROFS read them.
+    let compressed = image.manifest.images["settings"].layers.iter().filter(|layer| layer.label.ends_with(", zstd"));
+    let compressed: Vec<String> = compressed.map(|layer| layer.digest.to_string()).collect();
+    assert_eq!(compressed.len(), 3);
+    compressed.iter().for_each(|name| layers.compare_readers(name));
 
     // Once more, every layer made anew.
     let (out, caches) = (tempfile::tempdir_in(place::rig()).unwrap(), place::caches_without_layers());

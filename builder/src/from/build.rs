@@ -11,7 +11,7 @@ use rackstick_image::{
     digest::Sha256,
     erofs::{self, Device, Kind, Mtime, Node, TreeError, WriteError, XattrError},
     lock::{self, Blob},
-    recipe::{Diagnostics, From, Image, Owner},
+    recipe::{Compression, Diagnostics, From, Image, Owner},
     source::{Source, SourceError},
 };
 use serde::Serialize;
@@ -181,12 +181,19 @@ pub fn keys(
     from: &From,
     locked: &lock::Input,
     added: &[RecipeFile],
+    compress: Option<Compression>,
 ) -> Result<Vec<String>, FromError> {
     let (_, hashes) = files::collect(added)?;
     let base = identity(locked);
     let own = (&base, &hashes);
     let start = start_of(&own, from);
-    Ok(vec![layers.key(&base)?, layers.key(&own)?, layers.key(&start)?])
+    let mut keys = vec![layers.key(&base)?, layers.key(&own)?];
+    if let Some(how) = compress {
+        let compressed = keys.iter().map(|plain| layers.compressed_key(plain, how));
+        keys.extend(compressed.collect::<Result<Vec<_>, _>>()?);
+    }
+    keys.push(layers.key(&start)?);
+    Ok(keys)
 }
 
 /// What decides the layer of the image itself. Where the input lies decides nothing.

@@ -14,7 +14,7 @@ use rackstick_image::{
     ext4::Kept,
     lock::{Lock, Package as Locked},
     manifest::{self, Blob},
-    recipe::{From, Image, Rack},
+    recipe::{Compression, From, Image, Rack},
     verity,
 };
 use serde::Serialize;
@@ -81,22 +81,22 @@ pub fn build(
         let made = layers(inputs, &now.layers, &package, scratch, progress);
         (made, boot.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     });
-    let (Made { base, modules, own }, boot) = (made?, boot?);
+    let (Made { modules, own }, boot) = (made?, boot?);
 
     let release = String::from_utf8_lossy(&boot.read(RELEASE)?).into_owned();
     let modules = images.add(&format!("kernel {release}"), &modules);
     let kernel = images.add_file("vmlinux", &boot.file(VMLINUX))?;
     let initrd = images.add_file("initrd", &boot.file(INITRD))?;
     for (name, own) in own {
-        let mut blobs = Vec::new();
-        if own.on_base {
-            blobs.push(images.add("base", &base));
-        }
-        blobs.push(modules.clone());
-        for (label, layer) in &own.layers {
-            blobs.push(images.add(label, layer));
-        }
         let recipe = inputs.rack.images.get(&name);
+        let compressed = recipe.is_some_and(|recipe| recipe.compress.is_some());
+        let add = |images: &mut Images, label: &str, layer| {
+            let suffix = if compressed { manifest::COMPRESSED } else { "" };
+            images.add(&format!("{label}{suffix}"), layer)
+        };
+        let mut blobs: Vec<Blob> = own.base.iter().map(|base| add(&mut images, "base", base)).collect();
+        blobs.push(modules.clone());
+        blobs.extend(own.layers.iter().map(|(label, layer)| add(&mut images, label, layer)));
         let image = manifest::Image {
             secrets: recipe.map_or(Ok(Vec::new()), |recipe| secrets::of(recipe, &blobs, &images.files))?,
             layers: blobs,
@@ -122,7 +122,7 @@ pub fn cmdline(image: Option<&Image>) -> String {
 /// What an image has above the base or, if it does not stand on that, above the kernel's modules: an image that is not made of
 /// packages may have a link where the modules' layer has folders, and what is above wins.
 struct Own {
-    on_base: bool,
+    base: Option<Layer>,
     /// Lowest first, each with its label.
     layers: Vec<(String, Layer)>,
     start: Start,
@@ -145,7 +145,6 @@ fn boot(inputs: &Inputs, parts: &Parts, package: &Package, epoch: u32) -> Result
 
 /// All layers of a recipe.
 struct Made {
-    base: Layer,
     modules: Layer,
     /// By the image's name.
     own: BTreeMap<String, Own>,
@@ -188,6 +187,10 @@ fn layers(
                 None => own_layer(inputs, layers, &base, image, scratch, progress)?,
                 Some(from) => foreign_layers(inputs, layers, image, from, scratch, progress)?,
             };
+            let own = match image.compress {
+                None => own,
+                Some(how) => own.compressed(layers, how, &image.name, progress)?,
+            };
             Ok((Some((image.name.clone(), own)), None))
         }
     };
@@ -201,7 +204,6 @@ fn layers(
     let (own, modules): (Vec<_>, Vec<_>) = done.into_iter().unzip();
     let missing = || BuildError::Missing { set: sets::KERNEL.to_owned(), what: "kernel" };
     Ok(Made {
-        base: base.layer,
         modules: modules.into_iter().flatten().next().ok_or_else(missing)?,
         own: own.into_iter().flatten().collect(),
     })
@@ -222,7 +224,26 @@ fn own_layer(
     let layers = layers.image(name, base, &additions, &|_| ()).map_err(|error| marks.place(name, error))?;
     job.done(&label);
     let start = Start { init: vec![INIT.to_owned()], process: None };
-    Ok(Own { on_base: true, layers, start })
+    Ok(Own { base: Some(base.layer.clone()), layers, start })
+}
+
+impl Own {
+    /// The same image with its own layers and the base compressed. The layer of the kernel's modules is not: all guests have that one.
+    fn compressed(
+        self,
+        layers: &Layers,
+        how: Compression,
+        name: &str,
+        progress: &Progress,
+    ) -> Result<Self, BuildError> {
+        let label = format!("compressed layers of {name}");
+        let job = progress.spinner("building", &label);
+        let base = self.base.map(|base| layers.compressed(&base, how)).transpose()?;
+        let own = self.layers.into_iter().map(|(label, layer)| Ok((label, layers.compressed(&layer, how)?)));
+        let own = own.collect::<Result<_, BuildError>>()?;
+        job.done(&label);
+        Ok(Self { base, layers: own, start: self.start })
+    }
 }
 
 /// The layers of an image that is not made of packages.
@@ -251,7 +272,7 @@ fn foreign_layers(
     for note in built.notes {
         progress.say(&format!("image {name}: {note}"));
     }
-    Ok(Own { on_base: false, layers: built.layers, start: built.start })
+    Ok(Own { base: None, layers: built.layers, start: built.start })
 }
 
 impl Images {
@@ -327,7 +348,7 @@ pub fn keys(rack: &Rack, lock: &Lock, store: &Store, layers: &Layers, parts: &Pa
     let of_packages = rack.images.iter().filter(|(_, image)| image.from.is_none());
     let images = of_packages.map(|(name, image)| {
         let packages = packages_of(lock, &sets::image(name), store);
-        additions::of(image, packages, &scratch).map(|(additions, _)| additions)
+        additions::of(image, packages, &scratch).map(|(additions, _)| (additions, image.compress))
     });
     let images = images.collect::<Result<Vec<_>, _>>()?;
     (keys.layers, keys.own) = layers.keys_of(&packages_of(lock, sets::BASE, store), &kernel, &images)?;
@@ -335,7 +356,7 @@ pub fn keys(rack: &Rack, lock: &Lock, store: &Store, layers: &Layers, parts: &Pa
         let from = image.from.as_ref().filter(|_| image.boot().is_none());
         let (Some(from), Some(locked)) = (from, lock.inputs.get(name)) else { continue };
         let files = additions::of(image, Vec::new(), &scratch)?.0.files;
-        keys.own.extend(from::keys(layers, from, locked, &files)?);
+        keys.own.extend(from::keys(layers, from, locked, &files, image.compress)?);
     }
     Ok(keys)
 }

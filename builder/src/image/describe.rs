@@ -49,7 +49,7 @@ pub fn describe(opened: &Opened<'_>) -> Result<String, DescribeError> {
         writeln!(out, "  {}", printable(&format!("{}: {}", guest.name, of_guest(manifest, guest).join(", "))))?;
     }
     secrets(&mut out, opened)?;
-    layers(&mut out, manifest)?;
+    layers(&mut out, opened)?;
     all_packages(&mut out, opened)?;
     writeln!(out, "\nsignatures: {UNSIGNED}")?;
     Ok(out)
@@ -182,15 +182,24 @@ pub fn of_guest(manifest: &Manifest, guest: &Guest) -> Vec<String> {
     parts
 }
 
-fn layers(out: &mut String, manifest: &Manifest) -> Result<(), DescribeError> {
-    let blobs = open::blobs(manifest);
+fn layers(out: &mut String, opened: &Opened<'_>) -> Result<(), DescribeError> {
+    let blobs = open::blobs(&opened.host.manifest);
     let all: u64 = blobs.iter().map(|used| used.blob.size).fold(0, u64::saturating_add);
     writeln!(out, "\nlayers, and what boots guests: {}", size(all))?;
     for used in &blobs {
         let guests: Vec<&str> = used.guests.iter().copied().collect();
         let guests = if guests.is_empty() { "no guest".to_owned() } else { guests.join(", ") };
         let (digest, blob) = (used.blob.digest, used.blob);
-        writeln!(out, "  {digest} {:>9} {}", size(blob.size), printable(&format!("{}: {guests}", blob.label)))?;
+        let layer = if used.layer { Some(opened.layer(digest)?) } else { None };
+        let files = match layer.filter(|layer| layer.compressed) {
+            Some(layer) => {
+                let files = layer.file_bytes().map_err(|error| opened.in_layer(blob, &error))?;
+                format!(" (files of {})", size(files))
+            }
+            None => String::new(),
+        };
+        let what = format!("{}{files}: {guests}", blob.label);
+        writeln!(out, "  {digest} {:>9} {}", size(blob.size), printable(&what))?;
     }
     Ok(())
 }

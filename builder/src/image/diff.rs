@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rackstick::layers::compare::{Difference, How, Pair, Part, same};
 use rackstick_image::{
     erofs::read::{Inode, Kind},
-    manifest::{Blob, Image, Manifest},
+    manifest::{self, Blob, Image, Manifest},
     view::{ReadError, View},
 };
 
@@ -171,7 +171,14 @@ impl<'a> Diff<'_, 'a> {
     fn layers(&mut self) -> Result<(), ImageError> {
         let (left, right) = (open::blobs(&self.a.host.manifest), open::blobs(&self.b.host.manifest));
         let by_label = |blobs: &[open::Used<'_>]| -> BTreeMap<String, (Blob, bool)> {
-            blobs.iter().map(|used| (role(&used.blob.label).to_owned(), (used.blob.clone(), used.layer))).collect()
+            let mut found = BTreeMap::new();
+            for used in blobs {
+                let label = &used.blob.label;
+                // Where guests have a layer both compressed and plain, the second has its own name.
+                let role = if found.contains_key(role(label)) { label } else { role(label) };
+                found.insert(role.to_owned(), (used.blob.clone(), used.layer));
+            }
+            found
         };
         let (left, right) = (by_label(&left), by_label(&right));
         for role in names(&left, &right) {
@@ -224,8 +231,9 @@ impl<'a> Diff<'_, 'a> {
     }
 }
 
-/// What a file of the manifest is for, whatever its version.
+/// What a file of the manifest is for, whatever its version and whether it is compressed.
 fn role(label: &str) -> &str {
+    let label = label.strip_suffix(manifest::COMPRESSED).unwrap_or(label);
     if label.starts_with("kernel ") { "kernel" } else { label }
 }
 

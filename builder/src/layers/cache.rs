@@ -188,7 +188,7 @@ impl Slot {
             Ok(if unchanged { sum::crc(&file)? == written.crc } else { verity::digest(&file)? == written.digest })
         };
         let whole = is_whole().map_err(failed("read", &path))?;
-        Ok(whole.then_some(Layer { path, digest: written.digest, size: written.size, crc: written.crc }))
+        Ok(whole.then(|| self.as_layer(path, written)))
     }
 
     /// Whether the layer's file has the digest that was noted.
@@ -250,7 +250,12 @@ impl Slot {
             fs::rename(&new, &note)
         };
         store().map_err(failed("written", &note))?;
-        Ok(Layer { path, digest: written.digest, size: written.size, crc: written.crc })
+        Ok(self.as_layer(path, written))
+    }
+
+    fn as_layer(&self, path: PathBuf, written: Written) -> Layer {
+        let Written { digest, size, crc } = written;
+        Layer { key: self.key.clone(), path, digest, size, crc }
     }
 }
 

@@ -9,6 +9,7 @@ mod accounts;
 mod cache;
 mod clean;
 pub mod compare;
+mod compressed;
 mod configure;
 mod database;
 pub mod deb;
@@ -32,7 +33,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use rackstick_image::digest::{Sha256, VerityDigest};
+use rackstick_image::{
+    digest::{Sha256, VerityDigest},
+    recipe::Compression,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::{
@@ -43,6 +47,7 @@ use self::{
     },
 };
 
+pub use compressed::CompressError;
 pub use files::RecipeFile;
 pub use tidy::Swept;
 
@@ -84,6 +89,8 @@ impl Additions {
 /// A finished layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
+    /// Under which the cache has it.
+    pub key: String,
     /// The EROFS file, in the cache; not to be changed.
     pub path: PathBuf,
     /// Its fs-verity digest.
@@ -106,7 +113,6 @@ impl Layer {
 pub struct Base {
     /// The layer.
     pub layer: Layer,
-    key: String,
     tree: PathBuf,
 }
 
@@ -224,7 +230,7 @@ impl Layers {
     }
 
     fn packages(&self, name: &str, base: &Base, packages: &[Package], step: &dyn Fn(&str)) -> Result<Base, Error> {
-        self.with_tree(name, self.packages_key(&base.key, packages)?, step, |tree, slot| {
+        self.with_tree(name, self.packages_key(&base.layer.key, packages)?, step, |tree, slot| {
             let (base, work, out) = (base.tree.clone(), slot.work(), slot.partial());
             Task::Packages { base, tree, work, packages: staged(packages), out }
         })
@@ -239,7 +245,7 @@ impl Layers {
         additions: &Additions,
         step: &dyn Fn(&str),
     ) -> Result<Layer, Error> {
-        let (key, files) = self.own_key(&packed.unwrap_or(base).key, additions)?;
+        let (key, files) = self.own_key(&packed.unwrap_or(base).layer.key, additions)?;
         let slot = self.cache.slot(&key)?;
         let task = || Task::Image {
             below: packed.into_iter().chain([base]).map(|below| below.tree.clone()).collect(),
@@ -272,12 +278,12 @@ impl Layers {
             None => self.make(label, task(tree.clone(), &slot), &slot, step)?,
         };
         self.again(label, &layer, &slot, step, || task(slot.again(), &slot))?;
-        Ok(Base { layer, key, tree })
+        Ok(Base { layer, tree })
     }
 
     /// The modules of the kernel in `package`, indexed by the `depmod` of `base`.
     pub fn kernel(&self, base: &Base, package: &Package, step: &dyn Fn(&str)) -> Result<Layer, Error> {
-        let slot = self.cache.slot(&self.kernel_key(&base.key, package)?)?;
+        let slot = self.cache.slot(&self.kernel_key(&base.layer.key, package)?)?;
         let task = || {
             let (work, out) = (slot.work(), slot.partial());
             let package = protocol::Package { name: package.name.clone(), deb: package.deb.clone() };
@@ -356,25 +362,33 @@ impl Layers {
         self.epoch
     }
 
-    /// The keys of all layers that are made of this: those of packages alone, and those of what images add to them.
+    /// The keys of all layers that are made of this, images with how they are compressed: those of packages alone, and those of
+    /// what else is made of them.
     pub fn keys_of(
         &self,
         base: &[Package],
         kernel: &Package,
-        images: &[Additions],
+        images: &[(Additions, Option<Compression>)],
     ) -> Result<(Vec<String>, Vec<String>), Error> {
         let base = self.base_key(&sorted(base))?;
-        let (mut of_packages, mut own) = (vec![self.kernel_key(&base, kernel)?], Vec::new());
-        for additions in images {
+        let (mut of_packages, mut others) = (vec![self.kernel_key(&base, kernel)?], Vec::new());
+        for (additions, compress) in images {
             let packages = sorted(&additions.packages);
             let packed = if packages.is_empty() { None } else { Some(self.packages_key(&base, &packages)?) };
-            if additions.is_more_than_packages() {
-                own.push(self.own_key(packed.as_ref().unwrap_or(&base), additions)?.0);
+            let own = match additions.is_more_than_packages() {
+                true => Some(self.own_key(packed.as_ref().unwrap_or(&base), additions)?.0),
+                false => None,
+            };
+            if let Some(how) = *compress {
+                for plain in [Some(&base), packed.as_ref(), own.as_ref()].into_iter().flatten() {
+                    others.push(self.compressed_key(plain, how)?);
+                }
             }
+            others.extend(own);
             of_packages.extend(packed);
         }
         of_packages.push(base);
-        Ok((of_packages, own))
+        Ok((of_packages, others))
     }
 
     fn base_key(&self, packages: &[Package]) -> Result<String, Error> {

@@ -19,7 +19,8 @@ use crate::source::Source;
 
 /// zstd's level, its default: of Debian's base 9 makes 4 % less in four times the time, 15 makes 9 % less in 37 times.
 const LEVEL: i32 = 3;
-/// Extents that a thread compresses before it writes: threads take turns at that, and extents take different times.
+/// Extents that a thread compresses before it writes: threads take turns at that, and extents take different times. So a thread
+/// has twice these bytes in memory, whatever a file's size.
 const RUN: u64 = 16 * EXTENT_SIZE as u64;
 
 /// A piece of a file, which one thread reads, compresses and writes.

@@ -24,7 +24,7 @@ const OF_FROM: [&str; 4] = ["command", "env", "workdir", "user"];
 const OF_PACKAGES: [&str; 7] = ["packages", "services", "users", "groups", "timezone", "locale", "commands"];
 
 /// Keys that no image has that is a whole disk.
-const NOT_OF_DISKS: [&str; 7] = ["files", "vars", "secrets", "command", "env", "workdir", "user"];
+const NOT_OF_DISKS: [&str; 8] = ["files", "vars", "secrets", "compress", "command", "env", "workdir", "user"];
 /// What `from` of a whole disk has beside it.
 const OF_DISKS: [&str; 2] = ["kernel", "initrd"];
 

@@ -39,8 +39,17 @@ pub struct Image {
     pub commands: Vec<Placed<Vec<String>>>,
     /// Further parameters of the guests' kernel.
     pub cmdline: Vec<String>,
+    /// How the files in its layers are compressed; none: not at all, so that guests read them from the host's memory.
+    pub compress: Option<Compression>,
     /// What its guests are given at deploy time, by name.
     pub secrets: BTreeMap<String, Secret>,
+}
+
+/// How files in layers are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// By Zstandard.
+    Zstd,
 }
 
 /// What an image is made from that is not made of packages, and what it starts.

@@ -13,7 +13,7 @@ use super::{
     accounts, cmdline, commands,
     error::{Placed, Source},
     from,
-    image::{Content, File, Image},
+    image::{Compression, Content, File, Image},
     names::{self, shown},
     reader::{Report, Table, Text},
     region, secrets, shapes,
@@ -51,6 +51,7 @@ pub(super) fn read(
     let locale = region::locale(report, &table);
     let commands = commands::read(report, &table);
     let cmdline = cmdline::read(report, &table, from::is_disk(&table));
+    let compress = compress(report, &table);
     let secrets = secrets::read(report, &table);
     let image = Image {
         name: name.to_owned(),
@@ -66,6 +67,7 @@ pub(super) fn read(
         locale,
         commands,
         cmdline,
+        compress,
         secrets,
     };
     (image, templates)
@@ -85,6 +87,17 @@ fn packages(report: &mut Report, table: &Table<'_>) -> Vec<Placed<String>> {
         }
     }
     packages
+}
+
+/// How its layers are compressed, if at all.
+fn compress(report: &mut Report, table: &Table<'_>) -> Option<Compression> {
+    let text = table.text(report, "compress")?;
+    if text.value == "zstd" {
+        return Some(Compression::Zstd);
+    }
+    let message = format!("layers can't be compressed with `{}`", shown(text.value));
+    report.wrong(text.span, message, "`zstd` is the only way; leave `compress` out for layers that are not compressed");
+    None
 }
 
 fn services(report: &mut Report, table: &Table<'_>) -> Vec<Placed<String>> {

@@ -110,6 +110,7 @@ pub const IMAGE: Shape = Shape {
         optional("locale", r#"locale = "de_DE.UTF-8""#),
         optional("commands", r#"commands = ["a2enmod rewrite"]"#),
         optional("cmdline", r#"cmdline = ["mitigations=off"]"#),
+        optional("compress", r#"compress = "zstd""#),
         optional("from", r#"from = { oci = "app.tar" }"#),
         optional("command", r#"command = ["/usr/bin/server", "--port", "80"]"#),
         optional("env", r#"env = { MODE = "production" }"#),

@@ -83,8 +83,11 @@ fn compressed(tree: &Tree, threads: usize, path: &Path) -> File {
     file
 }
 
-/// What the reader finds in a layer, with each file's content if it is not larger than 16 MiB.
-fn contents(file: &File) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ReadError> {
+/// Paths with what is in the files there.
+type Contents = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// What the reader finds in a layer, whose files must not be larger than 16 MiB.
+fn contents(file: &File) -> Result<Contents, ReadError> {
     let layer = Layer::open(View::whole(file).unwrap())?;
     let content = |(path, inode): (Vec<u8>, read::Inode)| {
         let file = inode.kind == read::Kind::File;

@@ -116,7 +116,9 @@ pub(super) fn mount_root(devices: &[PathBuf], root: &Path) -> Result<(), InitErr
 /// EROFS only logs it when DAX is not to be had and reads into the guest's own memory then: it works, at a price.
 fn report_dax(target: &str) {
     match fs::read_to_string("/proc/self/mounts") {
-        Ok(mounts) if has_dax(&mounts, target) => log::info!("{target} is read from the host's memory (DAX)"),
+        Ok(mounts) if has_dax(&mounts, target) => {
+            log::info!("{target} is read from the host's memory (DAX), but for files that are compressed")
+        }
         Ok(_) => {
             log::warn!(
                 "{target} is mounted without DAX: this guest keeps its own copy of what it reads; dmesg says why"
