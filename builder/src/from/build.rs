@@ -175,18 +175,54 @@ pub struct Built {
     pub notes: Vec<String>,
 }
 
-/// The keys under which the cache holds all that is made of this.
-pub fn keys(
-    layers: &Layers,
-    from: &From,
-    locked: &lock::Input,
-    added: &[RecipeFile],
-) -> Result<Vec<String>, FromError> {
-    let (_, hashes) = files::collect(added)?;
-    let base = identity(locked);
-    let own = (&base, &hashes);
-    let start = start_of(&own, from);
-    Ok(vec![layers.key(&base)?, layers.key(&own)?, layers.key(&start)?])
+/// The keys under which the cache holds what is made of an image.
+#[derive(Debug, Serialize)]
+pub struct Keys {
+    /// The layer of the image itself.
+    base: String,
+    /// The layer of the recipe's files, if it has any.
+    own: Option<String>,
+    /// What is started.
+    start: String,
+}
+
+impl Keys {
+    /// Those of what is made of this. `added` are the recipe's files.
+    pub fn of(
+        layers: &Layers,
+        from: &From,
+        locked: &lock::Input,
+        added: &[RecipeFile],
+    ) -> Result<Self, FromError> {
+        Self::with(layers, from, locked, &files::collect(added)?.1)
+    }
+
+    /// `hashes` is what of the recipe's files decides a layer.
+    fn with(layers: &Layers, from: &From, locked: &lock::Input, hashes: &[PlacedFile]) -> Result<Self, FromError> {
+        let base = identity(locked);
+        let own = (&base, hashes);
+        let start = layers.key(&start_of(&own, from))?;
+        Ok(Self { base: layers.key(&base)?, own: (!hashes.is_empty()).then(|| layers.key(&own)).transpose()?, start })
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &String> {
+        [&self.base, &self.start].into_iter().chain(&self.own)
+    }
+
+    /// Whether the cache lacks anything of it, so that what the image is made from is needed.
+    pub fn lack_anything(&self, layers: &Layers) -> Result<bool, FromError> {
+        Ok(self.kept(layers)?.is_none())
+    }
+
+    /// The layers of image and recipe, and what is started, if the cache has all of it.
+    fn kept(&self, layers: &Layers) -> Result<Option<(Layer, Option<Layer>, Start)>, FromError> {
+        let own = self.own.as_ref().map(|key| layers.kept(key)).transpose()?;
+        Ok(match (layers.kept(&self.base)?, own, layers.recall(&self.start)?) {
+            (_, Some(None), _) => None,
+            (base, own, start) => base.zip(start).map(|(base, start)| (base, own.flatten(), start)),
+        })
+    }
 }
 
 /// What decides the layer of the image itself. Where the input lies decides nothing.
@@ -219,31 +255,25 @@ pub fn build(
     scratch: &Path,
 ) -> Result<Built, FromError> {
     let (placed, hashes) = files::collect(added)?;
-    let base = identity(locked);
-    let own = (&base, &hashes);
-    let start = start_of(&own, from);
-
-    let kept = (layers.kept(&base)?, layers.kept(&own)?, layers.recall::<Start>(&start)?);
-    if let (Some(base), own, Some(start)) = kept
-        && own.is_some() != placed.is_empty()
-    {
+    let keys = Keys::with(layers, from, locked, &hashes)?;
+    if let Some((base, own, start)) = keys.kept(layers)? {
         return Ok(Built { layers: labelled(image, from, base, own), start, notes: Vec::new() });
     }
     let mut notes = Notes::default();
     let (mut files, config) = unpack(from, locked, blobs, scratch, layers.epoch(), &mut notes)?;
-    let base = layers.written(&base, |out| write(&files, 0, layers.epoch(), from, out))?;
+    let base = layers.written(&keys.base, |out| write(&files, 0, layers.epoch(), from, out))?;
     files.next_layer();
     let top = files.layer();
     for (number, file) in placed.iter().enumerate() {
         place(&mut files, image, file, &scratch.join(format!("file-{number}")), layers.epoch())?;
     }
-    let own = match placed.is_empty() {
-        true => None,
-        false => Some(layers.written(&own, |out| write(&files, top, layers.epoch(), from, out))?),
+    let own = match &keys.own {
+        None => None,
+        Some(key) => Some(layers.written(key, |out| write(&files, top, layers.epoch(), from, out))?),
     };
     let started = process::start(&files, from, config.as_ref())
         .map_err(|wrong| FromError::Recipe { image: image.name.clone(), source: wrong.into() })?;
-    layers.remember(&start, &started)?;
+    layers.remember(&keys.start, &started)?;
     Ok(Built { layers: labelled(image, from, base, own), start: started, notes: notes.lines() })
 }
 

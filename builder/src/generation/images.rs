@@ -307,17 +307,38 @@ fn packages_of(lock: &Lock, set: &str, store: &Store) -> Vec<Package> {
 pub struct Keys {
     /// Those of layers that are made of packages alone.
     pub layers: Vec<String>,
-    /// Those of other layers.
-    pub own: Vec<String>,
-    /// Those of parts.
+    /// Those of what images add to these.
+    own: Vec<String>,
+    /// Those of images that are made from something else, by name.
+    pub from: BTreeMap<String, from::Keys>,
+    /// Those of parts that are made of packages alone.
     pub parts: Vec<Sha256>,
+    /// Those of whole disks.
+    disks: Vec<Sha256>,
+}
+
+impl Keys {
+    /// All under which the cache of layers has something.
+    pub fn all_layers(&self) -> impl Iterator<Item = &String> {
+        self.layers.iter().chain(&self.own).chain(self.from.values().flat_map(from::Keys::all))
+    }
+
+    /// All under which there are parts.
+    pub fn all_parts(&self) -> impl Iterator<Item = &Sha256> {
+        self.parts.iter().chain(&self.disks)
+    }
 }
 
 /// The keys of all that a recipe needs.
 pub fn keys(rack: &Rack, lock: &Lock, store: &Store, layers: &Layers, parts: &Parts) -> Result<Keys, BuildError> {
     let epoch = super::epoch(lock)?;
-    let mut keys = Keys { layers: Vec::new(), own: Vec::new(), parts: vec![parts.key(&host::made_of(lock, epoch))?] };
-    keys.parts.extend(disks::keys(rack, lock, parts)?);
+    let mut keys = Keys {
+        layers: Vec::new(),
+        own: Vec::new(),
+        from: BTreeMap::new(),
+        parts: vec![parts.key(&host::made_of(lock, epoch))?],
+        disks: disks::keys(rack, lock, parts)?,
+    };
     if rack.images.values().all(|image| image.boot().is_some()) {
         return Ok(keys);
     }
@@ -335,7 +356,7 @@ pub fn keys(rack: &Rack, lock: &Lock, store: &Store, layers: &Layers, parts: &Pa
         let from = image.from.as_ref().filter(|_| image.boot().is_none());
         let (Some(from), Some(locked)) = (from, lock.inputs.get(name)) else { continue };
         let files = additions::of(image, Vec::new(), &scratch)?.0.files;
-        keys.own.extend(from::keys(layers, from, locked, &files)?);
+        keys.from.insert(name.clone(), from::Keys::of(layers, from, locked, &files)?);
     }
     Ok(keys)
 }

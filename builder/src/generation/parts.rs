@@ -149,9 +149,9 @@ impl Parts {
     }
 
     /// Counts the parts under these keys as used now, as far as they are there.
-    pub fn touch(&self, keys: &[Sha256]) -> Result<(), PartsError> {
-        let locks = keys.iter().map(|key| self.folder.join(key.to_string()).with_extension(LOCK));
-        locks.into_iter().try_for_each(|lock| locked::touch_if_there(&lock).map_err(failed("touch", &lock)))
+    pub fn touch<'a>(&self, keys: impl IntoIterator<Item = &'a Sha256>) -> Result<(), PartsError> {
+        let mut locks = keys.into_iter().map(|key| self.folder.join(key.to_string()).with_extension(LOCK));
+        locks.try_for_each(|lock| locked::touch_if_there(&lock).map_err(failed("touch", &lock)))
     }
 
     /// Removes the parts under keys that are not to be kept, given each key and when it was last used (seconds since 1970), and

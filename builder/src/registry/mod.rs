@@ -125,10 +125,15 @@ fn ask(text: &str) -> Result<Input, RegistryError> {
     Err(RegistryError::Oci { reference: text.to_owned(), source })
 }
 
-/// Sees to it that what a lock has from registries is in the store, unaltered. `given` are the mirrors of the command line, of
+/// Sees to it that what a lock's inputs have from registries is in the store, unaltered. `given` are the mirrors of the command line, of
 /// which folders may have it too. Needs no network if it is there already.
-pub fn obtain(lock: &Lock, given: &[String], store: &Store, progress: &Progress) -> Result<(), RegistryError> {
-    for input in lock.inputs.values().filter(|input| input.format() == Format::Registry) {
+pub fn obtain<'a>(
+    inputs: impl IntoIterator<Item = &'a Input>,
+    given: &[String],
+    store: &Store,
+    progress: &Progress,
+) -> Result<(), RegistryError> {
+    for input in inputs.into_iter().filter(|input| input.format() == Format::Registry) {
         let reference = parse(input.path())?;
         let client = Client::of_registry(Session::new(&reference));
         let mirrors = Mirrors::of_registry(given, FOLDER, &root(&reference));
