@@ -17,5 +17,5 @@ mod tree;
 mod users;
 
 pub use build::{Built, FromError, Keys, build};
-pub use pin::{PinError, differences, made_from, pin};
+pub use pin::{PinError, Pinned, differences, made_from, pin};
 pub use process::Start;
