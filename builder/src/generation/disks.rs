@@ -2,16 +2,17 @@
 //! rack's own is put into them.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, BufWriter},
     path::{Path, PathBuf},
 };
 
 use rackstick::{
     from::{
-        FromError,
+        self, FromError,
         disk::{self, DiskError},
     },
+    hashed::Hashed,
     stamp::Stamp,
 };
 use rackstick_image::{
@@ -115,7 +116,7 @@ pub fn add(images: &mut Images, inputs: &Inputs, parts: &Parts, progress: &Progr
         let part = parts.get(&made_of(locked), |folder| -> Result<(), BuildError> {
             unchanged(&disk.file, locked_disk, |file| pack(&disk.file, file, &folder.join(DISK)))?;
             unchanged(&kernel.file, locked_kernel, |file| unpack(&kernel.file, file, &folder.join(KERNEL)))?;
-            unchanged(&initrd.file, locked_initrd, |mut file| copy(&mut file, &folder.join(INITRD)))
+            copy(&initrd.file, locked_initrd, &folder.join(INITRD))
         })?;
         // Two images may name files alike, and who compares generations goes by labels.
         let label = |file: &str| format!("{file} of {name}");
@@ -164,9 +165,9 @@ fn unchanged(
     with: impl FnOnce(&File) -> Result<(), BuildError>,
 ) -> Result<(), BuildError> {
     let failed = |source: io::Error| FromError::Open { path: path.to_owned(), source };
-    let check = |file: &File| match Sha256::of_open(file).map_err(failed)? {
-        found if found == locked.sha256 => Ok(()),
-        found => Err(FromError::Changed { what: path.display().to_string(), found, locked: locked.sha256 }),
+    let check = |file: &File| {
+        let found = Sha256::of_open(file).map_err(failed)?;
+        from::unchanged(path.display().to_string(), found, locked.sha256)
     };
     let file = File::open(path).map_err(failed)?;
     let stamp = |file: &File| file.metadata().map(Stamp::from).map_err(failed);
@@ -191,11 +192,11 @@ fn unpack(path: &Path, file: &File, to: &Path) -> Result<(), BuildError> {
     write(to, &kernel)
 }
 
-/// Copies a file from its begin on.
-fn copy(file: &mut &File, to: &Path) -> Result<(), BuildError> {
+/// Copies a file that is what the lock says.
+fn copy(path: &Path, locked: &InputFile, to: &Path) -> Result<(), BuildError> {
     let failed = |source| BuildError::Write { path: to.to_owned(), source };
-    io::Seek::rewind(file).map_err(failed)?;
-    let mut out = fs::File::create_new(to).map_err(failed)?;
-    io::copy(file, &mut out).map_err(failed)?;
-    Ok(())
+    let mut file = Hashed::new(File::open(path).map_err(|source| FromError::Open { path: path.to_owned(), source })?);
+    let mut out = File::create_new(to).map_err(failed)?;
+    io::copy(&mut file, &mut out).map_err(failed)?;
+    Ok(from::unchanged(path.display().to_string(), file.finish(), locked.sha256)?)
 }
