@@ -204,7 +204,8 @@ fn an_image_of_a_registry_is_that_of_its_archive_and_stays_what_it_was_locked_as
     let said = tool::run(&mut build());
     assert!(!said.success && said.stderr.contains("the registry no longer has all files of"), "{said:?}");
     drop(registry);
-    let above = |layers: &Value| layers.as_array().unwrap().strip_prefix(&of_archive.as_array().unwrap()[..]).unwrap().len();
+    let above =
+        |layers: &Value| layers.as_array().unwrap().strip_prefix(&of_archive.as_array().unwrap()[..]).unwrap().len();
     assert_eq!(above(&layers(&recipes, &[&vendored])), 1, "the recipe's file");
 
     // So is one that rots in the store: it is found when it is needed, and fetched again.
