@@ -13,7 +13,7 @@ use std::{
 
 use rackstick_image::{
     lock::{FORMAT, Input, Lock},
-    recipe::{self, Diagnostic, Diagnostics, Format, Place, Rack, Source},
+    recipe::{self, Diagnostic, Diagnostics, Place, Rack, Source},
     reference::Reference,
 };
 
@@ -280,8 +280,10 @@ fn fault(lock: &Lock) -> Option<(String, String)> {
         }
     }
     for input in lock.inputs.values() {
-        if input.format() == Format::Registry && input.path().parse::<Reference>().is_err() {
-            return Some((input.path().to_owned(), format!("`{}` names no image in a registry", input.path())));
+        if let Input::Registry { reference, .. } = input
+            && reference.parse::<Reference>().is_err()
+        {
+            return Some((reference.clone(), format!("`{reference}` names no image in a registry")));
         }
         if let Some(blob) = input.blobs().find(|blob| blob.size > MAX_PACKAGE) {
             let message = format!("a file of {} has {} bytes; {MAX_PACKAGE} are the most", input.path(), blob.size);

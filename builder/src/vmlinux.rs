@@ -5,6 +5,7 @@
 
 use std::{fs::File, io::Read, os::unix::fs::FileExt};
 
+use rackstick::compression::Compression;
 use thiserror::Error;
 
 /// The most a payload may unpack to: a decompression bomb in a kernel package stops here. Debian's are below 64 MiB.
@@ -19,8 +20,6 @@ const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
 const SECTOR: usize = 512;
 
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-const XZ_MAGIC: [u8; 4] = [0xfd, b'7', b'z', b'X'];
 const ELF_MAGIC: [u8; 4] = [0x7f, b'E', b'L', b'F'];
 
 /// Why a `vmlinuz` can't be unpacked.
@@ -82,14 +81,13 @@ pub fn unpack(vmlinuz: &[u8]) -> Result<Vec<u8>, VmlinuxError> {
         .and_then(|end| vmlinuz.get(offset..end))
         .ok_or(VmlinuxError::Truncated { offset, length, size: vmlinuz.len() })?;
 
-    let magic = payload.first_chunk::<4>().copied().unwrap_or_default();
-    let vmlinux = match magic {
-        ELF_MAGIC => payload.to_vec(),
-        ZSTD_MAGIC => {
+    let vmlinux = match Compression::of(payload) {
+        Some(Compression::Zstd) => {
             read(ruzstd::decoding::StreamingDecoder::new(payload).map_err(|e| VmlinuxError::Unpack(e.to_string()))?)?
         }
-        XZ_MAGIC => read(lzma_rust2::XzReader::new(payload, false))?,
-        other => return Err(VmlinuxError::UnknownCompression(other)),
+        Some(Compression::Xz) => read(lzma_rust2::XzReader::new(payload, false))?,
+        None if payload.starts_with(&ELF_MAGIC) => payload.to_vec(),
+        _ => return Err(VmlinuxError::UnknownCompression(payload.first_chunk().copied().unwrap_or_default())),
     };
     if !vmlinux.starts_with(&ELF_MAGIC) {
         return Err(VmlinuxError::NotElf);

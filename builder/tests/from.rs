@@ -10,7 +10,7 @@ use std::{
 };
 
 use rackstick::{
-    from::{self, Built, FromError},
+    from::{self, Built, FromError, Pinned},
     layers::{Layers, RecipeFile, stage::protocol::Marked},
 };
 use rackstick_image::recipe;
@@ -81,8 +81,7 @@ impl Bench {
         from::build(
             &self.layers,
             image,
-            image.from.as_ref().unwrap(),
-            &pinned["app"],
+            Pinned::of(image.root().unwrap(), &pinned["app"]).unwrap(),
             &files,
             scratch.path(),
             scratch.path(),

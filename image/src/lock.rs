@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{digest::Sha256, recipe::Format};
+use crate::digest::Sha256;
 
 /// The only format this version reads.
 pub const FORMAT: u32 = 1;
@@ -96,16 +96,6 @@ impl Input {
             Self::Rootfs { sha256, .. } | Self::Oci { sha256, .. } => *sha256,
             Self::Registry { manifest, .. } => manifest.sha256,
             Self::Disk { disk, .. } => disk.sha256,
-        }
-    }
-
-    /// In which format it is.
-    pub fn format(&self) -> Format {
-        match self {
-            Self::Rootfs { .. } => Format::Rootfs,
-            Self::Oci { .. } => Format::Oci,
-            Self::Registry { .. } => Format::Registry,
-            Self::Disk { .. } => Format::Disk,
         }
     }
 

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, os::unix::fs::symlink, process::Command, time::Duration};
 
 use rackstick_api::rack::{Process, Request, State};
 use rackstick_tests::{
@@ -17,6 +17,8 @@ use rackstick_tests::{
 
 /// How long a guest may take to stop, or the rack to notice something.
 const CHANGE_LIMIT: Duration = Duration::from_secs(120);
+/// A mirror on a port where nobody listens.
+const NOBODY: &str = "http://127.0.0.1:1/debian";
 /// The data partition's number.
 const DATA: u32 = 2;
 
@@ -111,17 +113,38 @@ fn build() -> Image {
     fs::write(&rack, fs::read_to_string(recipes.path("bare.toml")).unwrap() + GUEST).unwrap();
     // The disk is all that is missing in the lock, and no archive is asked for that.
     fs::copy(recipes.path("bare.lock"), recipes.path("disk.lock")).unwrap();
-    let said = tool::output(tool::rackstick().arg("lock").arg(&rack).args(["--mirror", "http://127.0.0.1:1/debian"]));
+    let cache = place::caches_without_layers();
+    let rackstick = |command: &str| {
+        let mut rackstick = tool::rackstick();
+        rackstick.arg(command).arg(&rack).args(["--mirror", NOBODY]).env("RACKSTICK_CACHE", cache.path());
+        rackstick
+    };
+    let said = tool::output(&mut rackstick("lock"));
     assert!(said.contains("images not made of packages: 1"), "{said}");
     let out = place::test_folder("images/disk");
-    println!("{}", tool::output(tool::rackstick().arg("build").arg(&rack).arg("-o").arg(&out)));
+    println!("{}", tool::output(rackstick("build").arg("-o").arg(&out)));
     println!("{}", tool::output(Command::new("ls").args(["-ls"]).arg(&folder)));
+
+    // Another initrd: no package is needed for that, and none is there any more, only what was once read in them.
+    let store = cache.path().join("store");
+    fs::remove_file(&store).unwrap();
+    fs::create_dir(&store).unwrap();
+    symlink(place::cache().join("store/copyright-1"), store.join("copyright-1")).unwrap();
+    let mut initrd = fs::read(folder.join("initrd.img")).unwrap();
+    initrd.extend_from_slice(&[0; 512]);
+    fs::write(folder.join("initrd.img"), initrd).unwrap();
+    tool::output(&mut rackstick("lock"));
+    let other = tempfile::tempdir_in(place::rig()).unwrap();
+    tool::output(rackstick("build").arg("-o").arg(other.path()));
+    let (image, other) = (Image::only_one_in(&out), Image::only_one_in(other.path()));
+    let [before, after] = [&image, &other].map(|image| &image.manifest.images["server"]);
+    assert!(before.initrd != after.initrd && before.kernel == after.kernel && before.disk == after.disk);
 
     // A kernel that has changed is named, and not built.
     fs::write(folder.join("vmlinuz"), "another").unwrap();
-    let said = tool::run(tool::rackstick().arg("build").arg(&rack).arg("-o").arg(&out));
+    let said = tool::run(rackstick("build").arg("-o").arg(&out));
     assert!(!said.success && said.stderr.contains("server/vmlinuz of image `server` has changed"), "{}", said.stderr);
-    Image::only_one_in(&out)
+    image
 }
 
 fn console(rack: &Rack) -> String {

@@ -1,18 +1,26 @@
-//! Ring 3: guests that are not made of packages: a container image, and root file systems that are as small as they can be.
+//! Ring 3: what guests are made of: a container image, root file systems that are as small as they can be, and packages from
+//! somebody else's repository and from another suite of Debian's. Needs the network: the base is Debian's, from this machine's mirrors.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command},
+    time::Duration,
+};
 
 use rackstick_api::rack::{Request, State};
+use rackstick_image::lock::Lock;
 use rackstick_tests::{
     client::curl,
     image::Image,
     place,
     rack::{HEALTHY_LIMIT, Options, Rack, guest},
     recipe::Recipes,
-    tool,
+    tool, wait,
 };
+use tempfile::TempDir;
 
 /// How long a guest may take to stop, or to be started again.
 const CHANGE_LIMIT: Duration = Duration::from_secs(120);
@@ -64,8 +72,98 @@ const TINY: &str = r#"set -euo pipefail; mkdir -p tiny/bin tiny/etc tiny/data; c
     printf 'keeper:x:1235:\nextra:x:77:keeper\n' > tiny/etc/group; echo of-the-image > tiny/data/seed; chown -R 1234:1235 tiny/data
     tar --numeric-owner -C tiny -czf tiny.tar.gz ."#;
 
-/// The rack, with its container made as a user makes it, and pinned without asking an archive.
-fn build() -> Image {
+/// A guest of packages that the base does not have, or not like this; and where they are.
+const PACKAGED: &str = r#"
+[guests.packaged]
+image   = "images/packaged.toml"
+memory  = "192 MiB"
+address = { inside = "10.20.0.81" }
+forward = ["lan:8081/tcp -> 80"]
+
+[repositories.example]
+url   = "URL"
+suite = "./"
+key   = "example.asc"
+
+[repositories.backports]
+suite    = "trixie-backports"
+packages = ["wireguard-tools"]
+"#;
+
+const PACKAGES: &str = "packages = [\"example-agent\", \"wireguard-tools\"]\nservices = [\"example-agent.socket\"]\n";
+
+/// Makes a repository of one package and signs it. The package's service tells by HTTP what the guest's dpkg and its programs say.
+const REPOSITORY: &str = r#"set -euo pipefail; export GNUPGHOME=$PWD/gnupg; mkdir -m 700 gnupg
+    mkdir -p tree/DEBIAN tree/usr/bin tree/usr/lib/systemd/system repository
+    cat > tree/DEBIAN/control <<'END'
+Package: example-agent
+Version: 2.0-1
+Architecture: all
+Maintainer: Nobody <nobody@example.org>
+Description: says what is installed
+END
+    cat > tree/usr/bin/example-agent <<'END'
+#!/bin/sh
+while read -r line && [ ${#line} -gt 1 ]; do :; done
+printf 'HTTP/1.0 200 OK\r\n\r\n'
+dpkg-query -W example-agent wireguard-tools; wg --version
+END
+    chmod 755 tree/usr/bin/example-agent
+    printf '[Socket]\nListenStream=80\nAccept=yes\n[Install]\nWantedBy=sockets.target\n' \
+        > tree/usr/lib/systemd/system/example-agent.socket
+    printf '[Service]\nExecStart=/usr/bin/example-agent\nStandardInput=socket\n' \
+        > tree/usr/lib/systemd/system/example-agent@.service
+    dpkg-deb --root-owner-group --build tree repository >&2
+    cd repository; apt-ftparchive packages . > Packages
+    apt-ftparchive -o APT::FTPArchive::Release::Suite=./ release . > ../Release
+    gpg --batch --quiet --passphrase '' --quick-generate-key Example ed25519 sign never
+    gpg --batch --quiet --output InRelease --clear-sign ../Release; gpg --armor --export > ../example.asc; gpgconf --kill all"#;
+
+/// Somebody's repository behind a web server, gone when dropped.
+struct Repository {
+    folder: TempDir,
+    address: SocketAddr,
+    server: Child,
+}
+
+impl Repository {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        tool::output(Command::new("bash").args(["-c", REPOSITORY]).current_dir(folder.path()));
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut server = Command::new("busybox");
+        server.args(["httpd", "-f", "-p", &address.to_string(), "-h"]).arg(folder.path().join("repository"));
+        let new = Self { folder, address, server: server.spawn().unwrap() };
+        wait::until("the repository's server", CHANGE_LIMIT, || TcpStream::connect(address).ok());
+        new
+    }
+}
+
+impl Drop for Repository {
+    fn drop(&mut self) {
+        self.server.kill().expect("it is ours");
+        self.server.wait().expect("it is ours");
+    }
+}
+
+/// Gives the rack a guest of packages from elsewhere, and locks it. Returns the versions of those packages.
+fn add_packaged(recipes: &Recipes, repository: &Repository) -> [String; 2] {
+    let rack = recipes.path("appliance.toml");
+    let url = format!("http://{}", repository.address);
+    fs::write(&rack, fs::read_to_string(&rack).unwrap() + &PACKAGED.replace("URL", &url)).unwrap();
+    fs::write(recipes.path("images/packaged.toml"), PACKAGES).unwrap();
+    fs::copy(repository.folder.path().join("example.asc"), recipes.path("example.asc")).unwrap();
+    tool::output(tool::rackstick().arg("lock").arg(&rack));
+    let lock: Lock = toml::from_str(&fs::read_to_string(recipes.path("appliance.lock")).unwrap()).unwrap();
+    [("example-agent", "example"), ("wireguard-tools", "backports")].map(|(name, archive)| {
+        let package = &lock.packages[name];
+        assert_eq!(package.archive, archive, "{name}");
+        package.version.clone()
+    })
+}
+
+/// The rack, with its container made as a user makes it, and pinned without asking an archive; and the versions of packages from elsewhere.
+fn build() -> (Image, [String; 2]) {
     let recipes = Recipes::copy();
     let images = recipes.path("images");
     tool::output(Command::new(place::clone().join("ci/appliance")).arg(images.join("appliance.tar")));
@@ -78,9 +176,15 @@ fn build() -> Image {
     fs::copy(place::clone().join("tests/recipes/bare.lock"), recipes.path("appliance.lock")).unwrap();
     let said = tool::output(tool::rackstick().arg("lock").arg(&rack).args(["--mirror", "http://127.0.0.1:1/debian"]));
     assert!(said.contains("images not made of packages: 3"), "{said}");
+    let repository = Repository::start();
+    let versions = add_packaged(&recipes, &repository);
     let out = place::test_folder("images/appliance");
-    println!("{}", tool::output(tool::rackstick().arg("build").arg(&rack).arg("-o").arg(&out)));
-    Image::only_one_in(&out)
+    // The archive has another base next week: its layers are no use to anybody then.
+    let cache = place::caches_without_layers();
+    let mut build = tool::rackstick();
+    build.arg("build").arg(&rack).arg("-o").arg(&out).env("RACKSTICK_CACHE", cache.path());
+    println!("{}", tool::output(&mut build));
+    (Image::only_one_in(&out), versions)
 }
 
 /// Two guests are of one tarball, of which one has its layers compressed.
@@ -104,12 +208,12 @@ fn console(rack: &Rack, name: &str) -> String {
 }
 
 #[test]
-fn a_container_and_a_tarball_run_as_guests_like_any_other() {
-    let image = build();
+fn a_container_a_tarball_and_packages_from_elsewhere_run_as_guests_like_any_other() {
+    let (image, [example, wireguard]) = build();
     check_compression(&image);
     let mut rack = Rack::start("inputs", &image, Options::default());
-    let status = rack.until_status("page and keeper healthy", HEALTHY_LIMIT, |status| {
-        ["page", "keeper"].iter().all(|name| guest(status, name).healthy)
+    let status = rack.until_status("page, keeper and packaged healthy", HEALTHY_LIMIT, |status| {
+        ["page", "keeper", "packaged"].iter().all(|name| guest(status, name).healthy)
     });
     println!("healthy {:.1} s after power-on", rack.seconds());
     assert_eq!(guest(&status, "page").restarts, 0);
@@ -128,6 +232,18 @@ fn a_container_and_a_tarball_run_as_guests_like_any_other() {
         "keeper: zombies 0, tmp 1777, keeper, resolver 1.",
     ] {
         assert!(said.contains(line), "`{line}` is not in:\n{said}");
+    }
+
+    // The packages: those that the lock names, by dpkg's word and by the program's own; trixie's program says v1.0.20210914.
+    assert!(wireguard.contains("~bpo13"), "{wireguard}");
+    let said = rack.until("packaged to answer", HEALTHY_LIMIT, |rack| curl(rack.address("8081/tcp"), "/").ok());
+    let upstream = wireguard.split('-').next().unwrap();
+    for line in [
+        format!("example-agent\t{example}\n"),
+        format!("wireguard-tools\t{wireguard}\n"),
+        format!("wireguard-tools v{upstream} "),
+    ] {
+        assert!(said.contains(&line), "`{line}` is not in:\n{said}");
     }
 
     // A command that ends is started again, by the rule for every guest, and the rack says how it ended.

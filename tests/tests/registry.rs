@@ -137,6 +137,14 @@ fn layers(recipes: &Recipes, mirror: &[&Path]) -> Value {
     digests.into()
 }
 
+/// Puts a file into the image that no build has seen: to make its layer, the image's own files are needed.
+fn add_a_file(recipes: &Recipes, name: &str) {
+    let image = recipes.path("images/appliance.toml");
+    // The folder has a random name.
+    let file = format!("\n[[files]]\npath = \"/srv/{name}\"\ncontent = \"{}\"\n", image.display());
+    fs::write(&image, fs::read_to_string(&image).unwrap() + &file).unwrap();
+}
+
 /// The hashes and sizes of the image's files in the lock, the manifest first.
 fn pinned(recipes: &Recipes) -> Vec<(Sha256, u64)> {
     let text = fs::read_to_string(recipes.path("appliance.lock")).unwrap();
@@ -172,10 +180,16 @@ fn an_image_of_a_registry_is_that_of_its_archive_and_stays_what_it_was_locked_as
     let vendored = recipes.path("vendored");
     tool::output(rackstick(&nobody).arg("vendor").arg(&vendored).arg(recipes.path("appliance.toml")));
     let store = place::cache().join("store/sha256");
-    let lose = || first.iter().for_each(|(hash, _)| fs::remove_file(store.join(hash.to_string())).unwrap());
+    let stored = |hash: &Sha256| store.join(hash.to_string());
+    let lose = || first.iter().for_each(|(hash, _)| fs::remove_file(stored(hash)).unwrap());
     lose();
 
+    // As long as all that is made of it is kept, nothing of it is needed.
+    assert_eq!(layers(&recipes, &[]), of_archive);
+    assert!(!first.iter().any(|(hash, _)| stored(hash).exists()));
+
     // A damaged file is refused with its hash, wherever it comes from.
+    add_a_file(&recipes, "one");
     let (layer, size) = first[2];
     fs::write(registry.file(layer), vec![7; usize::try_from(size).unwrap()]).unwrap();
     let out = tempfile::tempdir().unwrap();
@@ -190,7 +204,17 @@ fn an_image_of_a_registry_is_that_of_its_archive_and_stays_what_it_was_locked_as
     let said = tool::run(&mut build());
     assert!(!said.success && said.stderr.contains("the registry no longer has all files of"), "{said:?}");
     drop(registry);
-    assert_eq!(layers(&recipes, &[&vendored]), of_archive);
+    let above =
+        |layers: &Value| layers.as_array().unwrap().strip_prefix(&of_archive.as_array().unwrap()[..]).unwrap().len();
+    assert_eq!(above(&layers(&recipes, &[&vendored])), 1, "the recipe's file");
+
+    // So is one that rots in the store: it is found when it is needed, and fetched again.
+    fs::write(stored(&layer), vec![7; usize::try_from(size).unwrap()]).unwrap();
+    assert_eq!(above(&layers(&recipes, &[&vendored])), 1);
+    assert_ne!(Sha256::of_file(&stored(&layer)).unwrap(), layer, "nobody needed it");
+    add_a_file(&recipes, "two");
+    assert_eq!(above(&layers(&recipes, &[&vendored])), 1);
+    assert_eq!(Sha256::of_file(&stored(&layer)).unwrap(), layer);
     lose();
 }
 

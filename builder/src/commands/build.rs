@@ -104,7 +104,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
             if !now.needs_no_packages(&inputs)? {
                 archive::obtain(&lock, &mirrors, &store, &progress)?;
             }
-            registry::obtain(&lock, &args.from.mirror, &store, &progress)?;
+            registry::obtain(now.needed(&inputs)?, &args.from.mirror, &store, &progress)?;
             generation::build(&inputs, now, &args.output, &progress)?
         }
     };

@@ -143,8 +143,8 @@ fn gc(args: &GcArgs) -> Result<ExitCode, report::Error> {
         hashes.extend(lock.inputs.values().flat_map(Input::blobs).map(|blob| blob.sha256));
         let layers = Layers::new(&store.layers(), &env::current_exe()?, lock.epoch, 1)?;
         let keys = generation::keys(&rack, &lock, &store, &layers, &parts)?;
-        kept_layers.extend(keys.layers.into_iter().chain(keys.own));
-        kept_parts.extend(keys.parts);
+        kept_layers.extend(keys.all_layers().cloned());
+        kept_parts.extend(keys.all_parts().copied());
     }
     // What was used in this very second counts as older than 0.
     let before = clock::now().saturating_add(1).saturating_sub(args.older_than.0);

@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
     let store = Store::open()?;
     let lock = lock::for_build(&args.recipe, &rack, &args.from.mirror, &store, &progress)?;
     archive::obtain(&lock, &args.from.mirrors(&lock)?, &store, &progress)?;
-    registry::obtain(&lock, &args.from.mirror, &store, &progress)?;
+    registry::obtain(lock.inputs.values(), &args.from.mirror, &store, &progress)?;
     let wanted: Vec<Want> =
         archive::wants(&lock).into_iter().chain(lock.inputs.values().flat_map(registry::wants)).collect();
     let what = format!("{} files", wanted.len());

@@ -10,8 +10,7 @@ use std::{
 use rackstick_image::{
     digest::Sha256,
     erofs::{self, Device, Kind, Mtime, Node, TreeError, WriteError, XattrError},
-    lock::{self, Blob},
-    recipe::{Compression, Diagnostics, From, Image, Owner},
+    recipe::{Compression, Diagnostics, Image, Owner, Root},
     source::{Source, SourceError},
 };
 use serde::Serialize;
@@ -19,6 +18,7 @@ use serde::Serialize;
 use super::{
     notes::Notes,
     oci::{self, OciError},
+    pin::{OciPlace, Pinned, PinnedArchive},
     process::{self, Start},
     spool::{self, SpoolError, Spooled},
     tar::{self, Entries, TarError},
@@ -51,39 +51,38 @@ pub enum FromError {
     },
     /// The input is not what was locked.
     #[error(
-        "{} has changed since the rack was locked: it is {found} now, the lock says {locked}; run `rackstick lock` on the rack's \
-         recipe to take it as it is now",
-        .path.display()
+        "{what} has changed since the rack was locked: it is {found} now, the lock says {locked}; run `rackstick lock` on the rack's \
+         recipe to take it as it is now"
     )]
     Changed {
         /// Which.
-        path: PathBuf,
+        what: String,
         /// Its hash.
         found: Sha256,
         /// The lock's.
         locked: Sha256,
     },
     /// An archive can't be unpacked.
-    #[error("{} {source}", .path.display())]
+    #[error("{what} {source}")]
     Spool {
         /// Which.
-        path: PathBuf,
+        what: String,
         /// Why.
         source: SpoolError,
     },
     /// What stands in an archive.
-    #[error("{} {source}", .path.display())]
+    #[error("{what} {source}")]
     Archive {
         /// Which.
-        path: PathBuf,
+        what: String,
         /// What is wrong.
         source: ArchiveError,
     },
     /// An OCI image.
-    #[error("{} {source}", .path.display())]
+    #[error("{what} {source}")]
     Oci {
         /// Where.
-        path: PathBuf,
+        what: String,
         /// What is wrong.
         source: OciError,
     },
@@ -94,12 +93,6 @@ pub enum FromError {
         image: String,
         /// What and where.
         source: Diagnostics,
-    },
-    /// A whole disk.
-    #[error("{} is a whole disk: no layer is made of it", .path.display())]
-    NoLayers {
-        /// Which.
-        path: PathBuf,
     },
     /// A file of the recipe has no place.
     #[error("a file of image `{image}` has no place: {source}")]
@@ -119,18 +112,18 @@ pub enum FromError {
     #[error(transparent)]
     Layer(#[from] layers::Error),
     /// The layer can't hold it.
-    #[error("{} can't become a layer: {source}", .path.display())]
+    #[error("{what} can't become a layer: {source}")]
     Tree {
         /// The input.
-        path: PathBuf,
+        what: String,
         /// Why.
         source: TreeError,
     },
     /// The layer can't be written.
-    #[error("the layer of {} can't be written: {source}", .path.display())]
+    #[error("the layer of {what} can't be written: {source}")]
     Write {
         /// The input.
-        path: PathBuf,
+        what: String,
         /// Why.
         source: WriteError,
     },
@@ -175,121 +168,147 @@ pub struct Built {
     pub notes: Vec<String>,
 }
 
-/// The keys under which the cache holds all that is made of this.
-pub fn keys(
-    layers: &Layers,
-    from: &From,
-    locked: &lock::Input,
-    added: &[RecipeFile],
-    compress: Option<Compression>,
-) -> Result<Vec<String>, FromError> {
-    let (_, hashes) = files::collect(added)?;
-    let base = identity(locked);
-    let own = (&base, &hashes);
-    let start = start_of(&own, from);
-    let mut keys = vec![layers.key(&base)?, layers.key(&own)?];
-    if let Some(how) = compress {
-        let compressed = keys.iter().map(|plain| layers.compressed_key(plain, how));
-        keys.extend(compressed.collect::<Result<Vec<_>, _>>()?);
+/// The keys under which the cache holds what is made of an image.
+#[derive(Debug, Serialize)]
+pub struct Keys {
+    /// The layer of the image itself.
+    base: String,
+    /// The layer of the recipe's files, if it has any.
+    own: Option<String>,
+    /// What is started.
+    start: String,
+    /// The layers once more, if they are compressed.
+    compressed: Vec<String>,
+}
+
+impl Keys {
+    /// Those of what is made of this. `added` are the recipe's files, `compress` says how its layers are compressed.
+    pub fn of(
+        layers: &Layers,
+        pinned: Pinned,
+        added: &[RecipeFile],
+        compress: Option<Compression>,
+    ) -> Result<Self, FromError> {
+        let mut keys = Self::with(layers, pinned, &files::collect(added)?.1)?;
+        let compressed = compress.into_iter().flat_map(|how| {
+            [&keys.base].into_iter().chain(&keys.own).map(move |plain| layers.compressed_key(plain, how))
+        });
+        keys.compressed = compressed.collect::<Result<_, _>>()?;
+        Ok(keys)
     }
-    keys.push(layers.key(&start)?);
-    Ok(keys)
+
+    /// `hashes` is what of the recipe's files decides a layer.
+    fn with(layers: &Layers, pinned: Pinned, hashes: &[PlacedFile]) -> Result<Self, FromError> {
+        let base = identity(pinned.archive);
+        let own = (&base, hashes);
+        let start = layers.key(&start_of(&own, pinned.root))?;
+        let own = (!hashes.is_empty()).then(|| layers.key(&own)).transpose()?;
+        Ok(Self { base: layers.key(&base)?, own, start, compressed: Vec::new() })
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &String> {
+        [&self.base, &self.start].into_iter().chain(&self.own).chain(&self.compressed)
+    }
+
+    /// Whether the cache lacks anything of it, so that what the image is made from is needed.
+    pub fn lack_anything(&self, layers: &Layers) -> Result<bool, FromError> {
+        Ok(self.kept(layers)?.is_none())
+    }
+
+    /// The layers of image and recipe, and what is started, if the cache has all of it.
+    fn kept(&self, layers: &Layers) -> Result<Option<(Layer, Option<Layer>, Start)>, FromError> {
+        let own = self.own.as_ref().map(|key| layers.kept(key)).transpose()?;
+        Ok(match (layers.kept(&self.base)?, own, layers.recall(&self.start)?) {
+            (_, Some(None), _) => None,
+            (base, own, start) => base.zip(start).map(|(base, start)| (base, own.flatten(), start)),
+        })
+    }
 }
 
 /// What decides the layer of the image itself. Where the input lies decides nothing.
-fn identity(locked: &lock::Input) -> impl Serialize + use<> {
-    match locked {
-        lock::Input::Rootfs { sha256, .. } => ("rootfs", *sha256),
-        lock::Input::Oci { sha256, .. } => ("oci", *sha256),
-        // The same image, wherever it was found.
-        lock::Input::Registry { manifest, .. } => ("oci", manifest.sha256),
-        lock::Input::Disk { disk, .. } => ("disk", disk.sha256),
+fn identity(archive: PinnedArchive) -> impl Serialize + use<> {
+    match archive {
+        PinnedArchive::Rootfs(_, sha256) => ("rootfs", sha256),
+        // The same image, wherever it is.
+        PinnedArchive::Oci(_, sha256) => ("oci", sha256),
     }
 }
 
 /// What decides how the image is started, beside what is in it.
-fn start_of<'a, T: Serialize>(own: &'a T, from: &'a From) -> impl Serialize + use<'a, T> {
-    let command = from.command.as_ref().map(|command| &command.value);
-    let user = from.user.as_ref().map(|user| &user.value);
-    (own, command, &from.env, &from.workdir, user)
+fn start_of<'a, T: Serialize>(own: &'a T, root: &'a Root) -> impl Serialize + use<'a, T> {
+    let command = root.command.as_ref().map(|command| &command.value);
+    let user = root.user.as_ref().map(|user| &user.value);
+    (own, command, &root.env, &root.workdir, user)
 }
 
-/// Makes the image: its layers and what is started in it. `locked` says what it is made from, `added` are the recipe's files,
+/// Makes the image: its layers and what is started in it. `pinned` is what it is made from, `added` are the recipe's files,
 /// in the folder `blobs` is what came from a registry, by its hash, `scratch` is a folder for what is needed meanwhile.
 pub fn build(
     layers: &Layers,
     image: &Image,
-    from: &From,
-    locked: &lock::Input,
+    pinned: Pinned,
     added: &[RecipeFile],
     blobs: &Path,
     scratch: &Path,
 ) -> Result<Built, FromError> {
     let (placed, hashes) = files::collect(added)?;
-    let base = identity(locked);
-    let own = (&base, &hashes);
-    let start = start_of(&own, from);
-
-    let kept = (layers.kept(&base)?, layers.kept(&own)?, layers.recall::<Start>(&start)?);
-    if let (Some(base), own, Some(start)) = kept
-        && own.is_some() != placed.is_empty()
-    {
-        return Ok(Built { layers: labelled(image, from, base, own), start, notes: Vec::new() });
+    let keys = Keys::with(layers, pinned, &hashes)?;
+    if let Some((base, own, start)) = keys.kept(layers)? {
+        return Ok(Built { layers: labelled(image, pinned.root, base, own), start, notes: Vec::new() });
     }
     let mut notes = Notes::default();
-    let (mut files, config) = unpack(from, locked, blobs, scratch, layers.epoch(), &mut notes)?;
-    let base = layers.written(&base, |out| write(&files, 0, layers.epoch(), from, out))?;
+    let (mut files, config) = unpack(pinned.archive, blobs, scratch, layers.epoch(), &mut notes)?;
+    let base = layers.written(&keys.base, |out| write(&files, 0, layers.epoch(), pinned.archive, out))?;
     files.next_layer();
     let top = files.layer();
     for (number, file) in placed.iter().enumerate() {
         place(&mut files, image, file, &scratch.join(format!("file-{number}")), layers.epoch())?;
     }
-    let own = match placed.is_empty() {
-        true => None,
-        false => Some(layers.written(&own, |out| write(&files, top, layers.epoch(), from, out))?),
+    let own = match &keys.own {
+        None => None,
+        Some(key) => Some(layers.written(key, |out| write(&files, top, layers.epoch(), pinned.archive, out))?),
     };
-    let started = process::start(&files, from, config.as_ref())
+    let started = process::start(&files, pinned.root, config.as_ref())
         .map_err(|wrong| FromError::Recipe { image: image.name.clone(), source: wrong.into() })?;
-    layers.remember(&start, &started)?;
-    Ok(Built { layers: labelled(image, from, base, own), start: started, notes: notes.lines() })
+    layers.remember(&keys.start, &started)?;
+    Ok(Built { layers: labelled(image, pinned.root, base, own), start: started, notes: notes.lines() })
 }
 
-fn labelled(image: &Image, from: &From, base: Layer, own: Option<Layer>) -> Vec<(String, Layer)> {
+fn labelled(image: &Image, root: &Root, base: Layer, own: Option<Layer>) -> Vec<(String, Layer)> {
     let own = own.map(|layer| (image.name.clone(), layer));
-    [(from.path.value.clone(), base)].into_iter().chain(own).collect()
+    [(root.archive.name().value.clone(), base)].into_iter().chain(own).collect()
 }
 
 /// The image's files, and what it says of itself.
 fn unpack(
-    from: &From,
-    locked: &lock::Input,
+    archive: PinnedArchive,
     blobs: &Path,
     scratch: &Path,
     epoch: i64,
     notes: &mut Notes,
 ) -> Result<(Files, Option<oci::Config>), FromError> {
-    let path = &from.file;
-    let in_archive = |source| FromError::Archive { path: path.clone(), source };
+    let in_archive = |source| FromError::Archive { what: archive.shown(), source };
     let mut files = Files::new(Mtime::from_seconds(epoch));
     let mut xattr_bytes = 0;
-    let config = match locked {
-        lock::Input::Rootfs { sha256, .. } => {
-            let file = File::open(path).map_err(|source| FromError::Open { path: path.clone(), source })?;
+    let config = match archive {
+        PinnedArchive::Rootfs(path, sha256) => {
+            let file = File::open(path).map_err(|source| FromError::Open { path: path.to_owned(), source })?;
             let spooled = spool::spool(file, scratch.join("rootfs"))
-                .map_err(|source| FromError::Spool { path: path.clone(), source })?;
-            changed(path, spooled.packed, *sha256)?;
+                .map_err(|source| FromError::Spool { what: archive.shown(), source })?;
+            unchanged(archive.shown(), spooled.packed, sha256)?;
             apply(&mut files, &spooled, false, epoch, notes, &mut xattr_bytes).map_err(in_archive)?;
             None
         }
-        lock::Input::Oci { sha256, .. } | lock::Input::Registry { manifest: Blob { sha256, .. }, .. } => {
-            let in_image = |source| FromError::Oci { path: path.clone(), source };
-            let place = match locked {
-                lock::Input::Registry { .. } => oci::Place::of_blobs(blobs, *sha256, scratch),
-                _ => oci::Place::open(path, scratch),
+        PinnedArchive::Oci(place, sha256) => {
+            let in_image = |source| FromError::Oci { what: archive.shown(), source };
+            let place = match place {
+                OciPlace::File(path) => oci::Place::open(path, scratch),
+                OciPlace::Registry(_) => oci::Place::of_blobs(blobs, sha256, scratch),
             };
             let place = place.map_err(in_image)?;
             let found = oci::find(&place).map_err(in_image)?;
-            changed(path, found.digest(), *sha256)?;
+            unchanged(archive.shown(), found.digest(), sha256)?;
             let mut plain_bytes = 0_u64;
             for number in 0..found.layers() {
                 let spooled = found.spool(&place, number, scratch).map_err(in_image)?;
@@ -306,7 +325,6 @@ fn unpack(
             }
             Some(found.into_config())
         }
-        lock::Input::Disk { .. } => return Err(FromError::NoLayers { path: path.clone() }),
     };
     if files.is_empty() {
         return Err(in_archive(ArchiveError::Empty));
@@ -317,8 +335,9 @@ fn unpack(
     Ok((files, config))
 }
 
-fn changed(path: &Path, found: Sha256, locked: Sha256) -> Result<(), FromError> {
-    if found == locked { Ok(()) } else { Err(FromError::Changed { path: path.to_owned(), found, locked }) }
+/// An error unless the input is what was locked.
+pub fn unchanged(what: String, found: Sha256, locked: Sha256) -> Result<(), FromError> {
+    if found == locked { Ok(()) } else { Err(FromError::Changed { what, found, locked }) }
 }
 
 /// The guest's kernel has its modules in /usr/lib: an image whose /lib is another folder finds them by a link.
@@ -450,12 +469,11 @@ fn id(
 }
 
 /// Writes all that archives from `layer` on put there.
-fn write(files: &Files, layer: u32, epoch: i64, from: &From, out: &Path) -> Result<Written, FromError> {
-    let path = || from.file.clone();
-    let failed = |source: io::Error| FromError::Write { path: path(), source: source.into() };
-    let tree = files.export(layer).map_err(|source| FromError::Tree { path: path(), source })?;
+fn write(files: &Files, layer: u32, epoch: i64, archive: PinnedArchive, out: &Path) -> Result<Written, FromError> {
+    let failed = |source: io::Error| FromError::Write { what: archive.shown(), source: source.into() };
+    let tree = files.export(layer).map_err(|source| FromError::Tree { what: archive.shown(), source })?;
     let file = File::create_new(out).map_err(failed)?;
     let options = erofs::WriteOptions { build_time: Mtime::from_seconds(epoch), ..Default::default() };
-    erofs::write(&tree, &file, &options).map_err(|source| FromError::Write { path: path(), source })?;
+    erofs::write(&tree, &file, &options).map_err(|source| FromError::Write { what: archive.shown(), source })?;
     sum::of(out).map_err(failed)
 }

@@ -16,6 +16,6 @@ mod tests;
 mod tree;
 mod users;
 
-pub use build::{Built, FromError, build, keys};
-pub use pin::{PinError, differences, made_from, pin};
+pub use build::{Built, FromError, Keys, build, unchanged};
+pub use pin::{PinError, Pinned, differences, made_from, pin};
 pub use process::Start;

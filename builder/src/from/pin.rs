@@ -9,8 +9,8 @@ use std::{
 
 use rackstick_image::{
     digest::Sha256,
-    lock::{Input, InputFile, Lock},
-    recipe::{Format, From, Named, Placed, Rack},
+    lock::{Blob, Input, InputFile, Lock},
+    recipe::{Archive, Disk, From, Named, Rack, Root},
 };
 
 use super::oci::{self, OciError};
@@ -38,16 +38,22 @@ pub enum PinError {
 
 /// All inputs of a rack that lie beside its recipes as they are now, by image. `scratch` is a folder for what is needed meanwhile.
 pub fn pin(rack: &Rack, scratch: &Path) -> Result<BTreeMap<String, Input>, PinError> {
-    // Images that share an input have it read once.
-    let mut known: Vec<(&From, Input)> = Vec::new();
+    let mut known = Known::default();
     let mut pinned = BTreeMap::new();
-    for (name, from) in made_from(rack).filter(|(_, from)| from.format != Format::Registry) {
-        let same = |other: &From| other.file == from.file && other.format == from.format && other.boot == from.boot;
-        let input = match known.iter().find(|(other, _)| same(other)) {
-            Some((_, input)) => input.clone(),
-            None => one(from, scratch)?,
+    for (name, from) in made_from(rack) {
+        let input = match from {
+            From::Root(Root { archive: Archive::Registry(_), .. }) => continue,
+            From::Root(Root { archive: Archive::Rootfs(named), .. }) => {
+                let InputFile { path, size, sha256 } = known.file(named)?;
+                Input::Rootfs { path, size, sha256 }
+            }
+            From::Root(Root { archive: Archive::Oci(named), .. }) => {
+                Input::Oci { path: named.path.value.clone(), sha256: known.oci(named, scratch)? }
+            }
+            From::Disk(Disk { disk, kernel, initrd }) => {
+                Input::Disk { disk: known.file(disk)?, kernel: known.file(kernel)?, initrd: known.file(initrd)? }
+            }
         };
-        known.push((from, input.clone()));
         pinned.insert(name.clone(), input);
     }
     Ok(pinned)
@@ -58,44 +64,113 @@ pub fn made_from(rack: &Rack) -> impl Iterator<Item = (&String, &From)> {
     rack.images.iter().filter_map(|(name, image)| Some((name, image.from.as_ref()?)))
 }
 
-fn one(from: &From, scratch: &Path) -> Result<Input, PinError> {
-    let path = from.path.value.clone();
-    match (from.format, &from.boot) {
-        (Format::Rootfs, _) => {
-            let InputFile { path, size, sha256 } = file(&from.path, &from.file)?;
-            Ok(Input::Rootfs { path, size, sha256 })
-        }
-        (Format::Disk, Some(boot)) => {
-            let named = |Named { path, file: at }: &Named| file(path, at);
-            let (kernel, initrd) = (named(&boot.kernel)?, named(&boot.initrd)?);
-            Ok(Input::Disk { disk: file(&from.path, &from.file)?, kernel, initrd })
-        }
-        (Format::Oci | Format::Registry | Format::Disk, _) => {
-            let failed = |source| PinError::Oci { path: from.file.clone(), source };
-            let folder =
-                tempfile::tempdir_in(scratch).map_err(|source| PinError::Read { path: scratch.to_owned(), source })?;
-            let place = oci::Place::open(&from.file, folder.path()).map_err(failed)?;
-            Ok(Input::Oci { path, sha256: oci::find(&place).map_err(failed)?.digest() })
+/// What was read of files and of container images: those that several images share are read once.
+#[derive(Default)]
+struct Known<'a> {
+    files: BTreeMap<&'a Path, (u64, Sha256)>,
+    oci: BTreeMap<&'a Path, Sha256>,
+}
+
+impl<'a> Known<'a> {
+    fn file(&mut self, named: &'a Named) -> Result<InputFile, PinError> {
+        let read = || -> io::Result<(u64, Sha256)> {
+            let file = File::open(&named.file)?;
+            Ok((file.metadata()?.len(), Sha256::of_open(&file)?))
+        };
+        let (size, sha256) = match self.files.get(&*named.file) {
+            Some(known) => *known,
+            None => read().map_err(|source| PinError::Read { path: named.file.clone(), source })?,
+        };
+        self.files.insert(&named.file, (size, sha256));
+        Ok(InputFile { path: named.path.value.clone(), size, sha256 })
+    }
+
+    fn oci(&mut self, named: &'a Named, scratch: &Path) -> Result<Sha256, PinError> {
+        let failed = |source| PinError::Oci { path: named.file.clone(), source };
+        let sha256 = match self.oci.get(&*named.file) {
+            Some(known) => *known,
+            None => {
+                let folder = tempfile::tempdir_in(scratch)
+                    .map_err(|source| PinError::Read { path: scratch.to_owned(), source })?;
+                let place = oci::Place::open(&named.file, folder.path()).map_err(failed)?;
+                oci::find(&place).map_err(failed)?.digest()
+            }
+        };
+        self.oci.insert(&named.file, sha256);
+        Ok(sha256)
+    }
+}
+
+/// A root file system by its recipe and its lock.
+#[derive(Debug, Clone, Copy)]
+pub struct Pinned<'a> {
+    /// The recipe's words.
+    pub(super) root: &'a Root,
+    /// Where it is, and as what it is locked.
+    pub(super) archive: PinnedArchive<'a>,
+}
+
+/// What holds it, and the hash that it is locked with.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum PinnedArchive<'a> {
+    /// The tarball.
+    Rootfs(&'a Path, Sha256),
+    Oci(OciPlace<'a>, Sha256),
+}
+
+/// Where a container image is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum OciPlace<'a> {
+    /// A file or folder.
+    File(&'a Path),
+    /// In the store, from a registry: by its reference.
+    Registry(&'a str),
+}
+
+impl PinnedArchive<'_> {
+    /// What messages call it.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Rootfs(path, _) | Self::Oci(OciPlace::File(path), _) => path.display().to_string(),
+            Self::Oci(OciPlace::Registry(reference), _) => (*reference).to_owned(),
         }
     }
 }
 
-fn file(path: &Placed<String>, at: &Path) -> Result<InputFile, PinError> {
-    let read = || -> io::Result<InputFile> {
-        let file = File::open(at)?;
-        Ok(InputFile { path: path.value.clone(), size: file.metadata()?.len(), sha256: Sha256::of_open(&file)? })
+impl<'a> Pinned<'a> {
+    /// None if it is locked as something else.
+    pub fn of(root: &'a Root, locked: &Input) -> Option<Self> {
+        let archive = match (&root.archive, locked) {
+            (Archive::Rootfs(named), Input::Rootfs { sha256, .. }) => PinnedArchive::Rootfs(&named.file, *sha256),
+            (Archive::Oci(named), Input::Oci { sha256, .. }) => {
+                PinnedArchive::Oci(OciPlace::File(&named.file), *sha256)
+            }
+            (Archive::Registry(reference), Input::Registry { manifest: Blob { sha256, .. }, .. }) => {
+                PinnedArchive::Oci(OciPlace::Registry(&reference.value), *sha256)
+            }
+            _ => return None,
+        };
+        Some(Self { root, archive })
+    }
+}
+
+/// Whether the lock names what the recipe names.
+fn is_same(from: &From, locked: &Input) -> bool {
+    let same_format = match (from, locked) {
+        (From::Root(root), locked) => Pinned::of(root, locked).is_some(),
+        (From::Disk(_), locked) => matches!(locked, Input::Disk { .. }),
     };
-    read().map_err(|source| PinError::Read { path: at.to_owned(), source })
+    same_format && from.name().value == locked.path()
 }
 
 /// How the inputs differ from a lock's, one line each. `now` are those that [`pin`] found; no registry is asked.
 pub fn differences(rack: &Rack, now: &BTreeMap<String, Input>, lock: &Lock) -> Vec<String> {
     let mut lines = Vec::new();
     for (name, from) in made_from(rack) {
-        let path = &from.path.value;
+        let path = &from.name().value;
         match (lock.inputs.get(name), now.get(name)) {
             (None, _) => lines.push(format!("image `{name}` is made from {path}, which the lock does not have")),
-            (Some(locked), _) if locked.format() != from.format || locked.path() != path => {
+            (Some(locked), _) if !is_same(from, locked) => {
                 lines.push(format!("image `{name}` is made from {path}, in the lock from {}", locked.path()));
             }
             (Some(locked), Some(now)) if locked != now => {

@@ -9,7 +9,7 @@ use std::{
 use rackstick_image::{
     erofs::Kind,
     manifest::Process,
-    recipe::{Diagnostic, Format, From},
+    recipe::{Archive, Diagnostic, Root},
 };
 use serde::{Deserialize, Serialize};
 
@@ -50,16 +50,16 @@ pub struct Start {
 }
 
 /// What the recipe and the image's `config` say.
-pub fn start(files: &Files, from: &From, config: Option<&Config>) -> Result<Start, Diagnostic> {
-    let wrong = |message: String, hint: &str| Diagnostic::new(from.path.place.clone(), message).hint(hint);
+pub fn start(files: &Files, root: &Root, config: Option<&Config>) -> Result<Start, Diagnostic> {
+    let wrong = |message: String, hint: &str| Diagnostic::new(root.archive.name().place.clone(), message).hint(hint);
     let none = Config::default();
     let config = config.unwrap_or(&none);
-    let named = from.command.as_ref();
+    let named = root.command.as_ref();
     let own = [config.entrypoint.clone().unwrap_or_default(), config.cmd.clone().unwrap_or_default()].concat();
     let command = match named {
         Some(command) => command.value.clone(),
         None if !own.is_empty() => own,
-        None if from.format == Format::Rootfs && files.get(INIT.as_bytes()).is_some() => {
+        None if matches!(root.archive, Archive::Rootfs(_)) && files.get(INIT.as_bytes()).is_some() => {
             return Ok(Start { init: vec![INIT.to_owned()], process: None });
         }
         None => {
@@ -71,9 +71,9 @@ pub fn start(files: &Files, from: &From, config: Option<&Config>) -> Result<Star
         }
     };
 
-    let name = from.user.as_ref().map(|user| user.value.as_str()).or(config.user.as_deref()).unwrap_or_default();
+    let name = root.user.as_ref().map(|user| user.value.as_str()).or(config.user.as_deref()).unwrap_or_default();
     let user = users::find(files, name).map_err(|error| {
-        let place = from.user.as_ref().unwrap_or(&from.path).place.clone();
+        let place = root.user.as_ref().unwrap_or(root.archive.name()).place.clone();
         Diagnostic::new(place, error.to_string()).hint("give the number, as in `user = \"33:33\"`, or another user")
     })?;
     let mut env = BTreeMap::from([("PATH".to_owned(), PATH.to_owned()), ("HOME".to_owned(), user.home.clone())]);
@@ -82,8 +82,8 @@ pub fn start(files: &Files, from: &From, config: Option<&Config>) -> Result<Star
         let (name, value) = variable.split_once('=')?;
         (!name.is_empty()).then(|| (name.to_owned(), value.to_owned()))
     }));
-    env.extend(from.env.clone());
-    let workdir = from.workdir.clone().or_else(|| config.working_dir.clone()).filter(|folder| !folder.is_empty());
+    env.extend(root.env.clone());
+    let workdir = root.workdir.clone().or_else(|| config.working_dir.clone()).filter(|folder| !folder.is_empty());
     let workdir = workdir.map_or_else(|| "/".to_owned(), |folder| format!("/{}", folder.trim_start_matches('/')));
     let stop_signal = match config.stop_signal.as_deref().filter(|name| !name.is_empty()) {
         None => SIGTERM,
@@ -95,7 +95,7 @@ pub fn start(files: &Files, from: &From, config: Option<&Config>) -> Result<Star
         return Err(wrong("the image's command has a NUL in it".to_owned(), "give another `command`"));
     }
     check(files, &command[0], &workdir, &env).map_err(|message| {
-        let place = named.map_or(&from.path.place, |command| &command.place).clone();
+        let place = named.map_or(&root.archive.name().place, |command| &command.place).clone();
         Diagnostic::new(place, message).hint("`command` begins with a program in the image, by its path or its name")
     })?;
     let process = Process { env, workdir, uid: user.uid, gid: user.gid, groups: user.groups, stop_signal };

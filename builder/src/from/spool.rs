@@ -14,6 +14,8 @@ use ruzstd::decoding::{
 };
 use sha2::Digest;
 
+use crate::{compression::Compression, hashed::Hashed};
+
 /// Bytes of an unpacked archive at most: stops one that fills the disk.
 pub const MAX_PLAIN_BYTES: u64 = 64 << 30;
 /// How often an archive may be larger than its compressed form, once it is larger than [`SMALL_BYTES`]: stops one that consists of
@@ -41,7 +43,7 @@ pub enum SpoolError {
     },
     /// Compressed in a way that is not known.
     #[error("is compressed with {0}; pack it with gzip, zstd or xz")]
-    Compression(&'static str),
+    Compression(Compression),
     /// Larger than anything that makes sense.
     #[error("unpacks to more than {most} bytes from {packed}: that is no archive of files")]
     Bomb {
@@ -83,45 +85,24 @@ pub fn spool(source: impl Read, path: PathBuf) -> Result<Spooled, SpoolError> {
 /// [`spool`], with another size up to which no ratio counts.
 pub(super) fn spool_within(source: impl Read, path: PathBuf, small: u64) -> Result<Spooled, SpoolError> {
     let mut source = BufReader::with_capacity(BUFFER_SIZE, Hashed::new(source));
-    let format = format(source.fill_buf().map_err(SpoolError::Read)?)?;
+    // By its first bytes, whatever its name says.
+    let compression = Compression::of(source.fill_buf().map_err(SpoolError::Read)?);
     let failed = |source| SpoolError::Write { path: path.clone(), source };
     let file = File::create_new(&path).map_err(failed)?;
     let mut plain = Plain { out: Hashing { file, hasher: sha2::Sha256::new() }, size: 0, small, path: &path };
-    match format {
-        Format::Plain => plain.copy("tar", &mut source)?,
-        Format::Gzip => plain.copy("gzip", &mut flate2::bufread::MultiGzDecoder::new(&mut source))?,
-        Format::Xz => plain.copy("xz", &mut lzma_rust2::XzReader::new(&mut source, true))?,
-        Format::Zstd => frames(&mut plain, &mut source)?,
+    match compression {
+        None => plain.copy("tar", &mut source)?,
+        Some(Compression::Gzip) => plain.copy("gzip", &mut flate2::bufread::MultiGzDecoder::new(&mut source))?,
+        Some(Compression::Xz) => plain.copy("xz", &mut lzma_rust2::XzReader::new(&mut source, true))?,
+        Some(Compression::Zstd) => frames(&mut plain, &mut source)?,
+        Some(other) => return Err(SpoolError::Compression(other)),
     }
     // What stands behind the archive belongs to the file's hash, too.
     io::copy(&mut source, &mut io::sink()).map_err(SpoolError::Read)?;
     let Plain { out: Hashing { hasher, .. }, size: plain_size, .. } = plain;
     let plain = Sha256(hasher.finalize().into());
-    let Hashed { hasher, bytes: packed_size, .. } = source.into_inner();
-    Ok(Spooled { packed_size, packed: Sha256(hasher.finalize().into()), plain, plain_size, path })
-}
-
-enum Format {
-    Plain,
-    Gzip,
-    Zstd,
-    Xz,
-}
-
-/// By its first bytes, whatever its name says.
-fn format(begin: &[u8]) -> Result<Format, SpoolError> {
-    const KNOWN: [(&[u8], Format); 3] = [
-        (&[0x1f, 0x8b], Format::Gzip),
-        (&[0x28, 0xb5, 0x2f, 0xfd], Format::Zstd),
-        (&[0xfd, b'7', b'z', b'X', b'Z', 0], Format::Xz),
-    ];
-    const OTHERS: [(&[u8], &str); 4] =
-        [(b"BZh", "bzip2"), (&[0x04, 0x22, 0x4d, 0x18], "lz4"), (&[0x1f, 0x9d], "compress"), (b"LZIP", "lzip")];
-    if let Some((_, name)) = OTHERS.iter().find(|(magic, _)| begin.starts_with(magic)) {
-        return Err(SpoolError::Compression(name));
-    }
-    let found = KNOWN.into_iter().find(|(magic, _)| begin.starts_with(magic));
-    Ok(found.map_or(Format::Plain, |(_, format)| format))
+    let source = source.into_inner();
+    Ok(Spooled { packed_size: source.length(), packed: source.finish(), plain, plain_size, path })
 }
 
 /// Unpacks one zstd frame after the other.
@@ -181,7 +162,7 @@ trait Packed {
 
 impl<R> Packed for BufReader<Hashed<R>> {
     fn packed(&self) -> u64 {
-        self.get_ref().bytes
+        self.get_ref().length()
     }
 }
 
@@ -200,28 +181,6 @@ impl<R: Read> Packed for lzma_rust2::XzReader<&mut BufReader<Hashed<R>>> {
 impl<R: Read> Packed for StreamingDecoder<&mut BufReader<Hashed<R>>, ruzstd::decoding::FrameDecoder> {
     fn packed(&self) -> u64 {
         self.get_ref().packed()
-    }
-}
-
-/// Hashes and counts what is read through it.
-struct Hashed<R> {
-    inner: R,
-    hasher: sha2::Sha256,
-    bytes: u64,
-}
-
-impl<R> Hashed<R> {
-    fn new(inner: R) -> Self {
-        Self { inner, hasher: sha2::Sha256::new(), bytes: 0 }
-    }
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..read]);
-        self.bytes += read as u64;
-        Ok(read)
     }
 }
 

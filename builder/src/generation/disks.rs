@@ -2,16 +2,17 @@
 //! rack's own is put into them.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, BufWriter},
     path::{Path, PathBuf},
 };
 
 use rackstick::{
     from::{
-        FromError,
+        self, FromError,
         disk::{self, DiskError},
     },
+    hashed::Hashed,
     stamp::Stamp,
 };
 use rackstick_image::{
@@ -19,7 +20,7 @@ use rackstick_image::{
     lock::{Input, InputFile, Lock},
     manifest::{self, Blob},
     packed::{self, PackedError},
-    recipe::{Boot, Image, Rack},
+    recipe::{self, Image, Rack},
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -86,8 +87,8 @@ pub enum WholeDiskError {
 }
 
 /// The images of a recipe that are whole disks, by name.
-fn of(rack: &Rack) -> impl Iterator<Item = (&str, &Image, &Boot)> {
-    rack.images.iter().filter_map(|(name, image)| Some((name.as_str(), image, image.boot()?)))
+fn of(rack: &Rack) -> impl Iterator<Item = (&str, &Image, &recipe::Disk)> {
+    rack.images.iter().filter_map(|(name, image)| Some((name.as_str(), image, image.disk()?)))
 }
 
 /// What decides the part of such an image.
@@ -104,30 +105,31 @@ pub fn keys(rack: &Rack, lock: &Lock, parts: &Parts) -> Result<Vec<Sha256>, Buil
 
 /// Builds them all.
 pub fn add(images: &mut Images, inputs: &Inputs, parts: &Parts, progress: &Progress) -> Result<(), BuildError> {
-    for (name, image, boot) in of(inputs.rack) {
+    for (name, image, recipe::Disk { disk, kernel, initrd }) in of(inputs.rack) {
         let missing = || BuildError::Missing { set: sets::image(name), what: "input" };
-        let from = image.from.as_ref().ok_or_else(missing)?;
         let locked = inputs.lock.inputs.get(name).ok_or_else(missing)?;
-        let Input::Disk { disk, kernel, initrd } = locked else { return Err(missing()) };
-        let what = format!("image {name} from {}", from.path.value);
+        let Input::Disk { disk: locked_disk, kernel: locked_kernel, initrd: locked_initrd } = locked else {
+            return Err(missing());
+        };
+        let what = format!("image {name} from {}", disk.path.value);
         let job = progress.spinner("building", &what);
         let part = parts.get(&made_of(locked), |folder| -> Result<(), BuildError> {
-            unchanged(&from.file, disk, |file| pack(&from.file, file, &folder.join(DISK)))?;
-            unchanged(&boot.kernel.file, kernel, |file| unpack(&boot.kernel.file, file, &folder.join(KERNEL)))?;
-            unchanged(&boot.initrd.file, initrd, |mut file| copy(&mut file, &folder.join(INITRD)))
+            unchanged(&disk.file, locked_disk, |file| pack(&disk.file, file, &folder.join(DISK)))?;
+            unchanged(&kernel.file, locked_kernel, |file| unpack(&kernel.file, file, &folder.join(KERNEL)))?;
+            copy(&initrd.file, locked_initrd, &folder.join(INITRD))
         })?;
         // Two images may name files alike, and who compares generations goes by labels.
         let label = |file: &str| format!("{file} of {name}");
-        let blob = images.add_file(&label(&from.path.value), &part.file(DISK))?;
+        let blob = images.add_file(&label(&disk.path.value), &part.file(DISK))?;
         let image = manifest::Image {
             layers: Vec::new(),
-            kernel: images.add_file(&label(&boot.kernel.path.value), &part.file(KERNEL))?,
-            initrd: images.add_file(&label(&boot.initrd.path.value), &part.file(INITRD))?,
+            kernel: images.add_file(&label(&kernel.path.value), &part.file(KERNEL))?,
+            initrd: images.add_file(&label(&initrd.path.value), &part.file(INITRD))?,
             cmdline: images::cmdline(Some(image)),
             init: Vec::new(),
             process: None,
             secrets: Vec::new(),
-            disk: Some(packed_disk(blob, &part, &from.file)?),
+            disk: Some(packed_disk(blob, &part, &disk.file)?),
         };
         large_enough(inputs.rack, name, &image)?;
         images.manifests.insert(name.to_owned(), image);
@@ -163,9 +165,9 @@ fn unchanged(
     with: impl FnOnce(&File) -> Result<(), BuildError>,
 ) -> Result<(), BuildError> {
     let failed = |source: io::Error| FromError::Open { path: path.to_owned(), source };
-    let check = |file: &File| match Sha256::of_open(file).map_err(failed)? {
-        found if found == locked.sha256 => Ok(()),
-        found => Err(FromError::Changed { path: path.to_owned(), found, locked: locked.sha256 }),
+    let check = |file: &File| {
+        let found = Sha256::of_open(file).map_err(failed)?;
+        from::unchanged(path.display().to_string(), found, locked.sha256)
     };
     let file = File::open(path).map_err(failed)?;
     let stamp = |file: &File| file.metadata().map(Stamp::from).map_err(failed);
@@ -190,11 +192,11 @@ fn unpack(path: &Path, file: &File, to: &Path) -> Result<(), BuildError> {
     write(to, &kernel)
 }
 
-/// Copies a file from its begin on.
-fn copy(file: &mut &File, to: &Path) -> Result<(), BuildError> {
+/// Copies a file that is what the lock says.
+fn copy(path: &Path, locked: &InputFile, to: &Path) -> Result<(), BuildError> {
     let failed = |source| BuildError::Write { path: to.to_owned(), source };
-    io::Seek::rewind(file).map_err(failed)?;
-    let mut out = fs::File::create_new(to).map_err(failed)?;
-    io::copy(file, &mut out).map_err(failed)?;
-    Ok(())
+    let mut file = Hashed::new(File::open(path).map_err(|source| FromError::Open { path: path.to_owned(), source })?);
+    let mut out = File::create_new(to).map_err(failed)?;
+    io::copy(&mut file, &mut out).map_err(failed)?;
+    Ok(from::unchanged(path.display().to_string(), file.finish(), locked.sha256)?)
 }

@@ -64,13 +64,14 @@ impl Now {
         Ok(Self { image, place, layers, parts, keys, made_of, inputs })
     }
 
-    fn key(&self) -> impl Serialize + use<'_> {
-        ("image", &self.place)
+    /// Under which key the cache has the note.
+    fn key(&self) -> Result<String, BuildError> {
+        Ok(self.layers.key(&("image", &self.place))?)
     }
 
     /// The image that is there, if building it would make the same one. What it is made of counts as used then.
     pub fn is_there(&self, inputs: &Inputs) -> Result<Option<Built>, BuildError> {
-        let Some(finished) = self.layers.recall::<Finished>(&self.key())? else { return Ok(None) };
+        let Some(finished) = self.layers.recall::<Finished>(&self.key()?)? else { return Ok(None) };
         if finished.inputs != self.inputs {
             return Ok(None);
         }
@@ -82,10 +83,10 @@ impl Now {
         }
         let failed = |source| BuildError::Write { path: self.image.clone(), source };
         let allocated = fs::metadata(&self.image).map_err(failed)?.blocks() * 512;
-        touch_fetched(inputs)?;
-        self.layers.touch(&self.keys.layers)?;
-        self.layers.touch(&self.keys.own)?;
-        self.parts.touch(&self.keys.parts)?;
+        touch_packages(inputs)?;
+        inputs.lock.inputs.values().try_for_each(|input| touch_blobs(inputs, input))?;
+        self.layers.touch(self.keys.all_layers())?;
+        self.parts.touch(self.keys.all_parts())?;
         Ok(Some(Built { image: self.image.clone(), allocated, uki_size: finished.uki_size, up_to_date: true }))
     }
 
@@ -95,15 +96,29 @@ impl Now {
         if inputs.twice || !artifacts::copyrights_are_kept(inputs.lock, inputs.store) {
             return Ok(false);
         }
-        let layers = parallel::each_by(inputs.jobs, &self.keys.layers, |key| self.layers.is_there(key));
+        let layers = parallel::each_by(inputs.jobs, &self.keys.layers, |key| self.layers.kept(key));
         let layers = layers.into_iter().collect::<Result<Vec<_>, _>>()?;
         let parts = parallel::each_by(inputs.jobs, &self.keys.parts, |key| self.parts.is_there(key));
         let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let there = layers.into_iter().chain(parts).all(|there| there);
+        let there = layers.iter().all(Option::is_some) && parts.into_iter().all(|there| there);
         if there {
-            touch_fetched(inputs)?;
+            touch_packages(inputs)?;
         }
         Ok(there)
+    }
+
+    /// What images are made from of which the cache lacks something, so that they are made anew. All others count as used then.
+    pub fn needed<'a>(&self, inputs: &Inputs<'a>) -> Result<Vec<&'a Input>, BuildError> {
+        let mut needed = Vec::new();
+        for (name, keys) in &self.keys.from {
+            let Some(input) = inputs.lock.inputs.get(name) else { continue };
+            if keys.lack_anything(&self.layers)? {
+                needed.push(input);
+            } else {
+                touch_blobs(inputs, input)?;
+            }
+        }
+        Ok(needed)
     }
 
     /// Whether the inputs are still what they were.
@@ -119,13 +134,16 @@ impl Now {
         }
         let files = files.into_iter().map(|(path, stamp)| Ok((absolute(path)?, stamp)));
         let files = files.collect::<io::Result<_>>().map_err(failed)?;
-        Ok(self.layers.remember(&self.key(), &Finished { inputs: self.inputs, uki_size, files })?)
+        Ok(self.layers.remember(&self.key()?, &Finished { inputs: self.inputs, uki_size, files })?)
     }
 }
 
-/// Counts all that the lock names of archives and registries as used now.
-fn touch_fetched(inputs: &Inputs) -> Result<(), BuildError> {
-    let packages = inputs.lock.packages.values().map(|package| package.sha256);
-    let blobs = inputs.lock.inputs.values().flat_map(Input::blobs).map(|blob| blob.sha256);
-    Ok(inputs.store.touch(packages.chain(blobs))?)
+/// Counts the lock's packages as used now.
+fn touch_packages(inputs: &Inputs) -> Result<(), BuildError> {
+    Ok(inputs.store.touch(inputs.lock.packages.values().map(|package| package.sha256))?)
+}
+
+/// Counts what comes of an input from a registry as used now.
+fn touch_blobs(inputs: &Inputs, input: &Input) -> Result<(), BuildError> {
+    Ok(inputs.store.touch(input.blobs().map(|blob| blob.sha256))?)
 }

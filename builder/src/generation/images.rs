@@ -8,13 +8,13 @@ use std::{
     thread,
 };
 
-use rackstick::from::{self, FromError, Start};
+use rackstick::from::{self, FromError, Pinned, Start};
 use rackstick_image::{
     digest::{Sha256, VerityDigest},
     ext4::Kept,
     lock::{Lock, Package as Locked},
     manifest::{self, Blob},
-    recipe::{Compression, From, Image, Rack},
+    recipe::{From, Image, Rack, Root},
     verity,
 };
 use serde::Serialize;
@@ -71,7 +71,7 @@ pub fn build(
 ) -> Result<Images, BuildError> {
     let mut images = Images { manifests: BTreeMap::new(), files: BTreeMap::new(), parts: Vec::new() };
     disks::add(&mut images, inputs, &now.parts, progress)?;
-    if inputs.rack.images.values().all(|image| image.boot().is_some()) {
+    if inputs.rack.images.values().all(|image| image.disk().is_some()) {
         return Ok(images);
     }
     let package = kernel_of(&inputs.set(sets::KERNEL))
@@ -153,7 +153,10 @@ struct Made {
 /// What is made above the base.
 enum Job<'a> {
     Modules,
+    /// Of an image made of packages.
     Image(&'a Image),
+    /// Of one that is made from a root file system.
+    Root(&'a Image, &'a Root),
 }
 
 /// Makes them: the base first, then all above it, what takes longest first: its scripts run one after the other, and where CPUs are few the
@@ -169,11 +172,16 @@ fn layers(
     let base = layers.base(&inputs.set(sets::BASE), &|_| ())?;
     job.done("layer base");
 
-    let layered = inputs.rack.images.values().filter(|image| image.boot().is_none());
-    let mut jobs: Vec<Job> = layered.map(Job::Image).chain([Job::Modules]).collect();
+    let layered = inputs.rack.images.values().filter_map(|image| match &image.from {
+        None => Some(Job::Image(image)),
+        Some(From::Root(root)) => Some(Job::Root(image, root)),
+        // It has none.
+        Some(From::Disk(_)) => None,
+    });
+    let mut jobs: Vec<Job> = layered.chain([Job::Modules]).collect();
     jobs.sort_by_key(|job| match job {
         Job::Modules => Reverse(inputs.weight(sets::KERNEL)),
-        Job::Image(image) => Reverse(inputs.weight(&sets::image(&image.name))),
+        Job::Image(image) | Job::Root(image, _) => Reverse(inputs.weight(&sets::image(&image.name))),
     });
     let make = |job: &Job| match job {
         Job::Modules => {
@@ -183,15 +191,12 @@ fn layers(
             Ok((None, Some(modules)))
         }
         Job::Image(image) => {
-            let own = match &image.from {
-                None => own_layer(inputs, layers, &base, image, scratch, progress)?,
-                Some(from) => foreign_layers(inputs, layers, image, from, scratch, progress)?,
-            };
-            let own = match image.compress {
-                None => own,
-                Some(how) => own.compressed(layers, how, &image.name, progress)?,
-            };
-            Ok((Some((image.name.clone(), own)), None))
+            let own = own_layer(inputs, layers, &base, image, scratch, progress)?;
+            Ok((Some((image.name.clone(), own.as_asked(layers, image, progress)?)), None))
+        }
+        Job::Root(image, root) => {
+            let own = foreign_layers(inputs, layers, image, root, scratch, progress)?;
+            Ok((Some((image.name.clone(), own.as_asked(layers, image, progress)?)), None))
         }
     };
     let (longest, others) = jobs.split_at(1);
@@ -228,15 +233,11 @@ fn own_layer(
 }
 
 impl Own {
-    /// The same image with its own layers and the base compressed. The layer of the kernel's modules is not: all guests have that one.
-    fn compressed(
-        self,
-        layers: &Layers,
-        how: Compression,
-        name: &str,
-        progress: &Progress,
-    ) -> Result<Self, BuildError> {
-        let label = format!("compressed layers of {name}");
+    /// The same image, with its own layers and the base compressed if its recipe asks for that. The layer of the kernel's modules is not: all guests
+    /// have that one.
+    fn as_asked(self, layers: &Layers, image: &Image, progress: &Progress) -> Result<Self, BuildError> {
+        let Some(how) = image.compress else { return Ok(self) };
+        let label = format!("compressed layers of {}", image.name);
         let job = progress.spinner("building", &label);
         let base = self.base.map(|base| layers.compressed(&base, how)).transpose()?;
         let own = self.layers.into_iter().map(|(label, layer)| Ok((label, layers.compressed(&layer, how)?)));
@@ -251,19 +252,20 @@ fn foreign_layers(
     inputs: &Inputs,
     layers: &Layers,
     image: &Image,
-    from: &From,
+    root: &Root,
     scratch: &Scratch,
     progress: &Progress,
 ) -> Result<Own, BuildError> {
     let name = &image.name;
     let missing = || BuildError::Missing { set: sets::image(name), what: "input" };
-    let locked = inputs.lock.inputs.get(name).ok_or_else(missing)?;
-    let label = format!("image {name} from {}", from.path.value);
+    let locked = inputs.lock.inputs.get(name);
+    let pinned = locked.and_then(|locked| Pinned::of(root, locked)).ok_or_else(missing)?;
+    let label = format!("image {name} from {}", root.archive.name().value);
     let job = progress.spinner("building", &label);
     let (additions, marks) = additions::of(image, Vec::new(), scratch)?;
     let folder = tempfile::tempdir_in(scratch.0.path())
         .map_err(|source| BuildError::Write { path: scratch.0.path().to_owned(), source })?;
-    let built = from::build(layers, image, from, locked, &additions.files, &inputs.store.files(), folder.path());
+    let built = from::build(layers, image, pinned, &additions.files, &inputs.store.files(), folder.path());
     let built = built.map_err(|error| match error {
         FromError::Layer(error) => marks.place(name, error),
         other => other.into(),
@@ -328,18 +330,39 @@ fn packages_of(lock: &Lock, set: &str, store: &Store) -> Vec<Package> {
 pub struct Keys {
     /// Those of layers that are made of packages alone.
     pub layers: Vec<String>,
-    /// Those of other layers.
-    pub own: Vec<String>,
-    /// Those of parts.
+    /// Those of what images add to these.
+    own: Vec<String>,
+    /// Those of images that are made from something else, by name.
+    pub from: BTreeMap<String, from::Keys>,
+    /// Those of parts that are made of packages alone.
     pub parts: Vec<Sha256>,
+    /// Those of whole disks.
+    disks: Vec<Sha256>,
+}
+
+impl Keys {
+    /// All under which the cache of layers has something.
+    pub fn all_layers(&self) -> impl Iterator<Item = &String> {
+        self.layers.iter().chain(&self.own).chain(self.from.values().flat_map(from::Keys::all))
+    }
+
+    /// All under which there are parts.
+    pub fn all_parts(&self) -> impl Iterator<Item = &Sha256> {
+        self.parts.iter().chain(&self.disks)
+    }
 }
 
 /// The keys of all that a recipe needs.
 pub fn keys(rack: &Rack, lock: &Lock, store: &Store, layers: &Layers, parts: &Parts) -> Result<Keys, BuildError> {
     let epoch = super::epoch(lock)?;
-    let mut keys = Keys { layers: Vec::new(), own: Vec::new(), parts: vec![parts.key(&host::made_of(lock, epoch))?] };
-    keys.parts.extend(disks::keys(rack, lock, parts)?);
-    if rack.images.values().all(|image| image.boot().is_some()) {
+    let mut keys = Keys {
+        layers: Vec::new(),
+        own: Vec::new(),
+        from: BTreeMap::new(),
+        parts: vec![parts.key(&host::made_of(lock, epoch))?],
+        disks: disks::keys(rack, lock, parts)?,
+    };
+    if rack.images.values().all(|image| image.disk().is_some()) {
         return Ok(keys);
     }
     let Some(kernel) = kernel_of(&packages_of(lock, sets::KERNEL, store)) else { return Ok(keys) };
@@ -353,10 +376,10 @@ pub fn keys(rack: &Rack, lock: &Lock, store: &Store, layers: &Layers, parts: &Pa
     let images = images.collect::<Result<Vec<_>, _>>()?;
     (keys.layers, keys.own) = layers.keys_of(&packages_of(lock, sets::BASE, store), &kernel, &images)?;
     for (name, image) in &rack.images {
-        let from = image.from.as_ref().filter(|_| image.boot().is_none());
-        let (Some(from), Some(locked)) = (from, lock.inputs.get(name)) else { continue };
+        let pinned = image.root().zip(lock.inputs.get(name)).and_then(|(root, locked)| Pinned::of(root, locked));
+        let Some(pinned) = pinned else { continue };
         let files = additions::of(image, Vec::new(), &scratch)?.0.files;
-        keys.own.extend(from::keys(layers, from, locked, &files, image.compress)?);
+        keys.from.insert(name.clone(), from::Keys::of(layers, pinned, &files, image.compress)?);
     }
     Ok(keys)
 }

@@ -136,10 +136,16 @@ impl Parts {
     }
 
     fn locked(&self, key: &Sha256, open: impl Fn(&Path) -> io::Result<File>) -> Result<Part, PartsError> {
-        let folder = self.folder.join(key.to_string());
-        let lock = folder.with_extension(LOCK);
+        let (folder, lock) = self.places(key);
         let locked = open(&lock).and_then(|lock| locked::touch(&lock).map(|()| lock));
         Ok(Part { _lock: locked.map_err(failed("lock", &lock))?, folder })
+    }
+
+    /// A key's folder and lock.
+    fn places(&self, key: &Sha256) -> (PathBuf, PathBuf) {
+        let folder = self.folder.join(key.to_string());
+        let lock = folder.with_extension(LOCK);
+        (folder, lock)
     }
 
     /// The key of the part that is decided by `inputs`.
@@ -149,9 +155,9 @@ impl Parts {
     }
 
     /// Counts the parts under these keys as used now, as far as they are there.
-    pub fn touch(&self, keys: &[Sha256]) -> Result<(), PartsError> {
-        let locks = keys.iter().map(|key| self.folder.join(key.to_string()).with_extension(LOCK));
-        locks.into_iter().try_for_each(|lock| locked::touch_if_there(&lock).map_err(failed("touch", &lock)))
+    pub fn touch<'a>(&self, keys: impl IntoIterator<Item = &'a Sha256>) -> Result<(), PartsError> {
+        let mut locks = keys.into_iter().map(|key| self.places(key).1);
+        locks.try_for_each(|lock| locked::touch_if_there(&lock).map_err(failed("touch", &lock)))
     }
 
     /// Removes the parts under keys that are not to be kept, given each key and when it was last used (seconds since 1970), and
@@ -205,8 +211,7 @@ impl Parts {
 
     /// The part, unless a build uses it.
     fn unused(&self, key: &Sha256) -> Result<Option<Part>, PartsError> {
-        let folder = self.folder.join(key.to_string());
-        let lock = folder.with_extension(LOCK);
+        let (folder, lock) = self.places(key);
         let locked = locked::try_open(&lock).map_err(failed("lock", &lock))?;
         Ok(locked.map(|lock| Part { folder, _lock: lock }))
     }

@@ -37,7 +37,7 @@ impl Layers {
     /// The layer with its files compressed.
     pub fn compressed(&self, layer: &Layer, how: Compression) -> Result<Layer, CompressError> {
         let failed = |source| CompressError::File { path: layer.path.clone(), source };
-        self.written(&of(&layer.key, how), |out| {
+        self.written(&self.compressed_key(&layer.key, how)?, |out| {
             let file = File::open(&layer.path).map_err(failed)?;
             let view = View::whole(&file).map_err(failed)?;
             let tree = read::Layer::open(view).map_err(CopyError::Read);

@@ -7,9 +7,9 @@ use std::{
 };
 
 use rackstick_image::{digest::Sha256, recipe::Owner};
-use sha2::Digest;
 
 use super::stage::protocol::{Content, Marked, PlacedFile};
+use crate::hashed::Hashed;
 
 /// Files that one entry of a recipe may bring: stops a source such as `/`.
 const MAX_FILES: usize = 100_000;
@@ -84,26 +84,12 @@ pub fn collect(entries: &[RecipeFile]) -> Result<(Vec<PlacedFile>, Vec<PlacedFil
 /// Copies a file of a recipe, as `write` writes it. It must still be what it was when it was hashed, for that decided under which key
 /// the layer is kept.
 pub fn copy(source: &Path, sha256: Sha256, write: &mut dyn FnMut(&mut dyn Read) -> io::Result<()>) -> io::Result<()> {
-    let mut file = Hashed { file: File::open(source)?, hasher: sha2::Sha256::new() };
+    let mut file = Hashed::new(File::open(source)?);
     write(&mut file)?;
-    match Sha256(file.hasher.finalize().into()) {
-        found if found == sha256 => Ok(()),
-        _ => Err(io::Error::other("it changed while the image was built: build it again")),
+    if file.finish() == sha256 {
+        return Ok(());
     }
-}
-
-/// A file, and the hash of what was read of it.
-struct Hashed {
-    file: File,
-    hasher: sha2::Sha256,
-}
-
-impl Read for Hashed {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        Ok(count)
-    }
+    Err(io::Error::other("it changed while the image was built: build it again"))
 }
 
 fn add(placed: &mut Vec<PlacedFile>, end: usize, path: &Path, source: &Path, entry: &RecipeFile) -> Result<(), Error> {

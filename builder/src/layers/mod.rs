@@ -297,29 +297,23 @@ impl Layers {
         Ok(layer)
     }
 
-    /// The layer that `inputs` decide, if it is in the cache.
-    pub fn kept(&self, inputs: &impl Serialize) -> Result<Option<Layer>, Error> {
-        self.finished(&self.cache.slot(&self.key(inputs)?)?)
+    /// The layer under this key, if there is a whole one.
+    pub fn kept(&self, key: &str) -> Result<Option<Layer>, Error> {
+        self.finished(&self.cache.slot(key)?)
     }
 
-    /// The layer that `inputs` decide: from the cache, or as `write` writes it to the new file whose path it is given.
+    /// The layer under this key: from the cache, or as `write` writes it to the new file whose path it is given.
     pub fn written<E: From<Error>>(
         &self,
-        inputs: &impl Serialize,
+        key: &str,
         write: impl FnOnce(&Path) -> Result<Written, E>,
     ) -> Result<Layer, E> {
-        let slot = self.cache.slot(&self.key(inputs)?)?;
+        let slot = self.cache.slot(key)?;
         if let Some(layer) = self.finished(&slot)? {
             return Ok(layer);
         }
         slot.forget_partial()?;
         Ok(slot.finish(write(&slot.partial())?)?)
-    }
-
-    /// Whether there is a whole layer under this key.
-    pub fn is_there(&self, key: &str) -> Result<bool, Error> {
-        let slot = self.cache.slot(key)?;
-        Ok(self.finished(&slot)?.is_some())
     }
 
     fn finished(&self, slot: &cache::Slot) -> Result<Option<Layer>, Error> {
@@ -337,19 +331,19 @@ impl Layers {
         self.cache.builder
     }
 
-    /// What [`Layers::remember`] was told of `inputs`; none if nothing.
-    pub fn recall<T: DeserializeOwned>(&self, inputs: &impl Serialize) -> Result<Option<T>, Error> {
-        self.cache.slot(&self.key(inputs)?)?.recall()
+    /// What [`Layers::remember`] was told under this key; none if nothing.
+    pub fn recall<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
+        self.cache.slot(key)?.recall()
     }
 
-    /// Keeps what was found out from `inputs`.
-    pub fn remember(&self, inputs: &impl Serialize, found: &impl Serialize) -> Result<(), Error> {
-        self.cache.slot(&self.key(inputs)?)?.remember(found)
+    /// Keeps what was found out from what decides the key.
+    pub fn remember(&self, key: &str, found: &impl Serialize) -> Result<(), Error> {
+        self.cache.slot(key)?.remember(found)
     }
 
     /// Counts what lies under these keys as used now, as far as there is something.
-    pub fn touch(&self, keys: &[String]) -> Result<(), Error> {
-        keys.iter().try_for_each(|key| self.cache.touch(key))
+    pub fn touch<'a>(&self, keys: impl IntoIterator<Item = &'a String>) -> Result<(), Error> {
+        keys.into_iter().try_for_each(|key| self.cache.touch(key))
     }
 
     /// The key of what `inputs` decide.

@@ -14,7 +14,7 @@ use rackstick::from::{
 use rackstick_image::{
     digest::Sha256,
     lock::{Blob, Input, Lock},
-    recipe::{Format, Rack},
+    recipe::{Archive, From, Rack, Root},
     reference::{Reference, ReferenceError, Version},
 };
 
@@ -87,9 +87,10 @@ pub enum RegistryError {
 /// it is now.
 pub fn pin(rack: &Rack, previous: Option<&Lock>) -> Result<BTreeMap<String, Input>, RegistryError> {
     let mut pinned: BTreeMap<String, Input> = BTreeMap::new();
-    for (name, from) in made_from(rack).filter(|(_, from)| from.format == Format::Registry) {
-        let reference = &from.path.value;
-        let same = |input: &&Input| input.format() == Format::Registry && input.path() == reference;
+    for (name, from) in made_from(rack) {
+        let From::Root(Root { archive: Archive::Registry(reference), .. }) = from else { continue };
+        let reference = &reference.value;
+        let same = |input: &&Input| matches!(input, Input::Registry { reference: other, .. } if other == reference);
         // Under whatever name: one lock has one digest for a reference.
         let before = previous.into_iter().flat_map(|lock| lock.inputs.values());
         let known = before.chain(pinned.values()).find(same).cloned();
@@ -125,15 +126,21 @@ fn ask(text: &str) -> Result<Input, RegistryError> {
     Err(RegistryError::Oci { reference: text.to_owned(), source })
 }
 
-/// Sees to it that what a lock has from registries is in the store, unaltered. `given` are the mirrors of the command line, of
+/// Sees to it that what a lock's inputs have from registries is in the store, unaltered. `given` are the mirrors of the command line, of
 /// which folders may have it too. Needs no network if it is there already.
-pub fn obtain(lock: &Lock, given: &[String], store: &Store, progress: &Progress) -> Result<(), RegistryError> {
-    for input in lock.inputs.values().filter(|input| input.format() == Format::Registry) {
-        let reference = parse(input.path())?;
+pub fn obtain<'a>(
+    inputs: impl IntoIterator<Item = &'a Input>,
+    given: &[String],
+    store: &Store,
+    progress: &Progress,
+) -> Result<(), RegistryError> {
+    for input in inputs {
+        let Input::Registry { reference: name, .. } = input else { continue };
+        let reference = parse(name)?;
         let client = Client::of_registry(Session::new(&reference));
         let mirrors = Mirrors::of_registry(given, FOLDER, &root(&reference));
         match store.obtain(&client, &wants(input), &mirrors, progress) {
-            Err(StoreError::Gone(_)) => return Err(RegistryError::Gone { reference: input.path().to_owned() }),
+            Err(StoreError::Gone(_)) => return Err(RegistryError::Gone { reference: name.clone() }),
             result => result?,
         }
     }

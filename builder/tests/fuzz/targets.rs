@@ -10,7 +10,7 @@ use std::{
 };
 
 use rackstick::{
-    from::{self, disk::DiskError},
+    from::{self, Pinned, disk::DiskError},
     layers::{Layers, deb},
 };
 use rackstick_image::{
@@ -122,8 +122,8 @@ impl Place {
         let scratch = tempfile::tempdir_in(&self.folder).unwrap();
         let Ok(pinned) = from::pin(&rack, scratch.path()) else { return false };
         let image = &rack.images["app"];
-        let input = image.from.as_ref().unwrap();
-        let built = from::build(&self.layers, image, input, &pinned["app"], &[], scratch.path(), scratch.path());
+        let input = Pinned::of(image.root().unwrap(), &pinned["app"]).unwrap();
+        let built = from::build(&self.layers, image, input, &[], scratch.path(), scratch.path());
         let Ok(built) = built else { return false };
         for (_, layer) in built.layers {
             read_erofs(&layer.path).expect("what was written can be read");

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod accounts;
+mod cache;
+mod hostile;
 mod mini;
 mod ordinary_user;
 mod twice;
@@ -16,18 +18,14 @@ use std::{
     sync::Mutex,
 };
 
-use mini::{Workshop, entry};
-use rackstick::{
-    layers::{
-        Additions, Base, Error, Layer, Layers, Package, RecipeFile, Swept,
-        stage::{
-            self,
-            protocol::{Changes, Marked},
-        },
+use mini::Workshop;
+use rackstick::layers::{
+    Additions, Base, Error, Layer, Layers, Package, RecipeFile,
+    stage::{
+        self,
+        protocol::{Changes, Marked},
     },
-    stamp::Stamp,
 };
-use tar::EntryType;
 
 /// Every layer's date. Before any file that a test makes.
 const EPOCH: i64 = 1_700_000_000;
@@ -249,41 +247,6 @@ fn what_is_drawn_at_random_is_left_to_the_guest() {
 }
 
 #[test]
-fn the_same_inputs_give_the_same_bytes_and_are_not_built_twice() {
-    let (one, two) = (Bench::new(), Bench::new());
-    let layers = [&one, &two].map(|bench| {
-        let base = bench.base();
-        let draft = bench.workshop.draft("same");
-        draft
-            .file("/usr/share/same/x", b"x", 0o644)
-            .script("postinst", "echo $RANDOM; id > /etc/id; env > /etc/env; mkdir /var/new");
-        fs::write(bench.dir.path().join("page"), "page").unwrap();
-        let source = bench.dir.path().join("page");
-        // The second is a file that a build would clean away if a script had left it.
-        let files = [("/srv/www/page", None), ("/etc/resolv.conf", Some(0o600))]
-            .map(|(path, mode)| RecipeFile { path: path.into(), source: source.clone(), mode, ..RecipeFile::default() })
-            .to_vec();
-        let additions = Additions { packages: vec![draft.build()], files, ..Additions::default() };
-        let steps = Mutex::new(0);
-        let count = |_: &str| *steps.lock().unwrap() += 1;
-        let made = bench.layers.image("same", &base, &additions, &count).unwrap();
-        let first = std::mem::take(&mut *steps.lock().unwrap());
-        assert_eq!(bench.layers.image("same", &base, &additions, &count).unwrap(), made);
-        assert_eq!((first > 0, *steps.lock().unwrap()), (true, 0), "the second time there is nothing to do");
-        for (path, mode) in [("srv/www/page", 0o644), ("etc/resolv.conf", 0o600)] {
-            let page = bench.unpacked(&made[1].1).join(path);
-            let metadata = fs::metadata(&page).unwrap();
-            assert_eq!((read(page), metadata.mode() & 0o7777, metadata.uid()), ("page".to_owned(), mode, 0));
-        }
-        [base.layer, made[0].1.clone(), made[1].1.clone()]
-    });
-    for (one, two) in layers[0].iter().zip(&layers[1]) {
-        assert_eq!(one.digest, two.digest);
-        assert_eq!(fs::read(&one.path).unwrap(), fs::read(&two.path).unwrap());
-    }
-}
-
-#[test]
 fn what_a_recipe_asks_for_beside_packages_is_a_small_layer_of_its_own_above_theirs() {
     let bench = Bench::new();
     let ground = bench.workshop.draft("ground");
@@ -390,97 +353,6 @@ fn a_script_that_fails_is_shown_and_leaves_no_layer() {
     );
 }
 
-#[test]
-fn no_script_reaches_the_machine_through_the_processes_it_sees() {
-    let bench = Bench::new();
-    let base = bench.base();
-    let outside = bench.dir.path().join("outside");
-    fs::create_dir(&outside).unwrap();
-    let draft = bench.workshop.draft("curious");
-    let script = "for process in /proc/[0-9]*; do (echo here > $process/root{}/reached) 2>/dev/null || true; done";
-    draft.script("postinst", &script.replace("{}", outside.to_str().unwrap()));
-    bench.image(&base, &[draft.build()]).unwrap();
-    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
-}
-
-#[test]
-fn no_archive_reaches_what_is_outside_of_the_tree() {
-    let bench = Bench::new();
-    let base = bench.base();
-    let outside = bench.dir.path().join("outside");
-    fs::create_dir(&outside).unwrap();
-    fs::write(outside.join("secret"), "secret").unwrap();
-    let there = outside.to_str().unwrap();
-    let up = format!("{}{there}", "../".repeat(9));
-    // A name, the archive's entries with their targets, and what is said of it.
-    type Case<'a> = (&'a str, &'a [(EntryType, &'a str, &'a str)], &'a str);
-    let cases: &[Case] = &[
-        ("dots", &[(EntryType::Regular, "./usr/../../../x", "")], "leads out of the file system"),
-        ("device", &[(EntryType::Char, "./etc/null", "")], "a device or another kind of file"),
-        ("fifo", &[(EntryType::Fifo, "./etc/fifo", "")], "a device or another kind of file"),
-        ("steal", &[(EntryType::Link, "./etc/mine", "./etc/passwd")], "`./etc/passwd`"),
-        ("steal-dots", &[(EntryType::Link, "./etc/mine", "../../secret")], "leads out"),
-        ("overwrite", &[(EntryType::Regular, "./etc/passwd", "")], "is in package mini-base and in package overwrite"),
-        ("alias", &[(EntryType::Regular, "./bin/true", "")], "/usr/bin/true is in package mini-base"),
-        (
-            "twice",
-            &[(EntryType::Regular, "./etc/a", ""), (EntryType::Regular, "./etc/a", "")],
-            "/etc/a is in package twice",
-        ),
-    ];
-    for (name, entries, expected) in cases {
-        let mut data = tar::Builder::new(Vec::new());
-        entries.iter().for_each(|(kind, path, link)| entry(&mut data, *kind, path, link, b""));
-        let package = bench.workshop.draft(name).build_hostile(&data.into_inner().unwrap());
-        let error = bench.image(&base, &[package]).unwrap_err();
-        let Error::Stage { source, .. } = &error else { panic!("{error}") };
-        assert!(source.to_string().contains(expected), "{name}: {source}");
-    }
-    // Symlinks are followed, as dpkg does, but inside: their targets are made there.
-    let mut data = tar::Builder::new(Vec::new());
-    for (number, target) in [there, &up].into_iter().enumerate() {
-        entry(&mut data, EntryType::Symlink, &format!("./etc/door{number}"), target, b"");
-    }
-    entry(&mut data, EntryType::Directory, &format!(".{there}"), "", b"");
-    entry(&mut data, EntryType::Regular, "./etc/door0/secret", "", b"taken");
-    entry(&mut data, EntryType::Regular, "./etc/door1/other", "", b"taken");
-    entry(&mut data, EntryType::Regular, "//etc/absolute", "", b"taken");
-    let package = bench.workshop.draft("doors").build_hostile(&data.into_inner().unwrap());
-    let root = bench.unpacked(&bench.image(&base, &[package]).unwrap());
-    let mut data = tar::Builder::new(Vec::new());
-    entry(&mut data, EntryType::GNULongName, "././@LongLink", "", &vec![b'a'; 1 << 20]);
-    let error =
-        bench.image(&base, &[bench.workshop.draft("long").build_hostile(&data.into_inner().unwrap())]).unwrap_err();
-    let Error::Stage { source, .. } = &error else { panic!("{error}") };
-    assert!(source.to_string().contains("longer than 4096 bytes"), "{source}");
-    assert_eq!(read(outside.join("secret")), "secret");
-    assert!(!outside.join("other").exists() && !Path::new("/etc/absolute").exists());
-    assert_eq!(read(root.join(there.strip_prefix('/').unwrap()).join("secret")), "taken");
-    assert_eq!(read(root.join("etc/absolute")), "taken");
-}
-
-#[test]
-fn a_damaged_package_is_named() {
-    let bench = Bench::new();
-    let base = bench.base();
-    let draft = bench.workshop.draft("damaged");
-    draft.file(
-        "/usr/share/noise",
-        &(0..200_000_u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect::<Vec<_>>(),
-        0o644,
-    );
-    let whole = draft.build();
-    let bytes = fs::read(&whole.deb).unwrap();
-    for (what, bytes) in [("cut short", &bytes[..bytes.len() / 2]), ("no archive", b"<html>"), ("empty", b"")] {
-        let deb = bench.dir.path().join("damaged.deb");
-        fs::write(&deb, bytes).unwrap();
-        let error = bench.image(&base, &[Package { deb, ..whole.clone() }]).unwrap_err();
-        let Error::Stage { source, .. } = &error else { panic!("{error}") };
-        assert!(source.to_string().contains("package damaged"), "{what}: {source}");
-        assert_eq!(bench.leftovers(), [""; 0]);
-    }
-}
-
 /// The stage's process sees a tmpfs of 8 MiB in place of the cache.
 #[test]
 fn a_full_disk_is_said_and_leaves_nothing() {
@@ -500,159 +372,4 @@ fn a_full_disk_is_said_and_leaves_nothing() {
     let error = layers.base(&[draft.build()], &|_| ()).unwrap_err();
     let Error::Stage { source: stage::Error::NoSpace(what), .. } = &error else { panic!("{error:?}") };
     assert!(what.contains("/usr/share/large"), "{what}");
-}
-
-#[test]
-fn leftovers_of_a_build_that_was_cut_off_are_no_hindrance() {
-    let bench = Bench::new();
-    let base = bench.base();
-    let sleeper = bench.workshop.draft("sleeper");
-    sleeper.script("postinst", "echo > /etc/half; test -e /etc/nothing || sleep 1000");
-    let package = sleeper.build();
-    // The builder is killed while the script sleeps: its stage must not outlive it.
-    let mut builder = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_build_that_never_ends", "--ignored", "--nocapture"])
-        .env("BENCH", bench.dir.path())
-        .env("DEB", &package.deb)
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let output = std::io::BufReader::new(builder.stdout.take().unwrap());
-    let began = std::io::BufRead::lines(output).map_while(Result::ok).any(|line| line.contains("configure sleeper"));
-    assert!(began, "the script was never started");
-    assert!(!bench.leftovers().is_empty());
-    let nothing = Swept::default();
-    assert_eq!(bench.layers.sweep(|_, _| true, false).unwrap(), nothing, "what a builder works on stays");
-    builder.kill().unwrap();
-    builder.wait().unwrap();
-    // Waits for the lock, which the dead builder's processes do not hold, and clears away.
-    let fine = bench.workshop.draft("fine").build();
-    bench.image(&base, &[fine]).unwrap();
-    let mended = bench.workshop.draft("sleeper");
-    mended.script("postinst", "echo > /etc/half");
-    let again = Package { sha256: package.sha256, ..mended.build() };
-    let layer = bench.image(&base, &[again]).unwrap();
-    assert!(bench.unpacked(&layer).join("etc/half").exists());
-    assert_eq!(bench.leftovers(), [""; 0]);
-}
-
-#[test]
-fn what_a_killed_build_left_and_what_is_not_kept_goes() {
-    let bench = Bench::new();
-    let draft = bench.workshop.draft("owned");
-    draft.script("postinst", "mkdir /srv; echo > /srv/x; chown -R daemon /srv; chmod 700 /srv");
-    let base = bench.layers.base(&[bench.workshop.base(), draft.build()], &|_| ()).unwrap();
-    let image = bench.image(&base, &[bench.workshop.draft("a").build()]).unwrap();
-    let cache = bench.dir.path().join("cache");
-    fs::create_dir_all(cache.join(format!("{}.work/upper", "0".repeat(64)))).unwrap();
-    fs::write(cache.join(format!("{}.partial", "0".repeat(64))), "half").unwrap();
-    let key = |layer: &Layer| layer.path.file_stem().unwrap().to_str().unwrap().to_owned();
-
-    let expected = Swept { layers: 1, leftovers: 1 };
-    let kept = key(&image);
-    assert_eq!(bench.layers.sweep(|key, _| key == kept, true).unwrap(), expected);
-    assert!(base.layer.path.exists(), "pretended only");
-    assert_eq!(bench.layers.sweep(|key, _| key == kept, false).unwrap(), expected);
-    let left = fs::read_dir(&cache).unwrap();
-    let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    left.sort();
-    assert_eq!(left, ["erofs", "json", "leaves", "lock", "tree"].map(|suffix| format!("{kept}.{suffix}")));
-    let again = bench.layers.base(&[bench.workshop.base(), draft.build()], &|_| ()).unwrap();
-    assert_eq!(again.layer, base.layer);
-}
-
-#[test]
-fn a_layer_that_is_no_longer_what_it_was_is_found_and_built_again() {
-    let bench = Bench::new();
-    let packages = [bench.workshop.base()];
-    let additions = [bench.workshop.draft("a").build()];
-    let base = bench.layers.base(&packages, &|_| ()).unwrap();
-    let image = bench.image(&base, &additions).unwrap();
-    let damage = |layer: &Layer, at: usize| {
-        let mut bytes = fs::read(&layer.path).unwrap();
-        bytes[at] ^= 1;
-        fs::write(&layer.path, bytes).unwrap();
-    };
-    let whole = |layer: &Layer| {
-        let digest = rackstick_image::verity::digest(fs::File::open(&layer.path).unwrap()).unwrap();
-        digest == layer.digest && fs::metadata(&layer.path).unwrap().len() == layer.size
-    };
-    damage(&base.layer, 4000);
-    damage(&image, usize::try_from(image.size).unwrap() - 1);
-    let again = bench.layers.base(&packages, &|_| ()).unwrap();
-    assert_eq!((&again, whole(&again.layer)), (&base, true));
-    let again = bench.image(&again, &additions).unwrap();
-    assert_eq!((&again, whole(&again)), (&image, true));
-
-    assert_eq!(bench.layers.verify().unwrap(), (2, vec![]));
-    damage(&base.layer, 5000);
-    fs::write(&image.path, "").unwrap();
-    let (count, mut damaged) = bench.layers.verify().unwrap();
-    damaged.sort();
-    let mut expected = vec![base.layer.path.clone(), image.path.clone()];
-    expected.sort();
-    assert_eq!((count, damaged), (2, expected));
-    assert_eq!(fs::read_dir(bench.dir.path().join("cache")).unwrap().count(), 0);
-}
-
-/// What rots leaves no trace in the file system: as if the file had been so when it was noted.
-#[test]
-fn what_rots_is_found_by_its_checksum_and_what_was_only_touched_is_not_built_again() {
-    let bench = Bench::new();
-    let packages = [bench.workshop.base()];
-    let base = bench.base();
-    let (path, note) = (&base.layer.path, base.layer.path.with_extension("json"));
-    let bytes = fs::read(path).unwrap();
-    let again = || {
-        let steps = Mutex::new(0);
-        // Of another build: one looks once.
-        let layers = Layers::new(&bench.dir.path().join("cache"), Path::new(PROGRAM), EPOCH, 2).unwrap();
-        assert_eq!(layers.base(&packages, &|_| *steps.lock().unwrap() += 1).unwrap(), base);
-        assert!(fs::read(path).unwrap() == bytes);
-        let steps = *steps.lock().unwrap();
-        steps > 0
-    };
-    assert!(!again(), "nothing happened to it");
-    for at in [0, 5000, bytes.len() - 1] {
-        let mut rotten = bytes.clone();
-        rotten[at] ^= 4;
-        fs::write(path, rotten).unwrap();
-        let mut noted: serde_json::Value = serde_json::from_slice(&fs::read(&note).unwrap()).unwrap();
-        noted["stamp"] = serde_json::to_value(Stamp::from(fs::metadata(path).unwrap())).unwrap();
-        fs::write(&note, noted.to_string()).unwrap();
-        assert!(again(), "byte {at}");
-    }
-    fs::File::options().write(true).open(path).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
-    assert!(!again(), "all of it was hashed");
-    fs::remove_file(base.layer.leaves()).unwrap();
-    assert!(!again(), "the hashes of its blocks can be made of it");
-}
-
-/// As when somebody made room by hand, and the build that made it anew was killed.
-#[test]
-fn a_base_whose_tree_is_gone_is_no_base_until_all_of_it_is_there_again() {
-    let bench = Bench::new();
-    let packages = [bench.workshop.base()];
-    let base = bench.layers.base(&packages, &|_| ()).unwrap();
-    let tree = base.layer.path.with_extension("tree");
-    fs::remove_dir_all(&tree).unwrap();
-    let broken = Package { deb: bench.dir.path().join("gone.deb"), ..packages[0].clone() };
-    bench.layers.base(&[broken], &|_| ()).unwrap_err();
-    fs::create_dir_all(tree.join("usr")).unwrap();
-    assert_eq!(bench.layers.base(&packages, &|_| ()).unwrap(), base);
-    assert!(tree.join("usr/bin/dpkg").exists());
-}
-
-#[test]
-#[ignore = "run by leftovers_of_a_build_that_was_cut_off_are_no_hindrance, which kills it"]
-fn a_build_that_never_ends() {
-    let dir = PathBuf::from(std::env::var_os("BENCH").unwrap());
-    let layers = Layers::new(&dir.join("cache"), Path::new(PROGRAM), EPOCH, 2).unwrap();
-    let base = layers.base(&[Workshop::new(&dir.join("again")).base()], &|_| ()).unwrap();
-    let deb = PathBuf::from(std::env::var_os("DEB").unwrap());
-    let sha256 = rackstick_image::digest::Sha256::of_file(&deb).unwrap();
-    let packages = vec![Package { name: "sleeper".to_owned(), version: "1".to_owned(), sha256, deb }];
-    let additions = Additions { packages, ..Additions::default() };
-    let ended = layers.image("test", &base, &additions, &|step| println!("{step}"));
-    unreachable!("{ended:?}");
 }

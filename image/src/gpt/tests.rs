@@ -1,6 +1,6 @@
 //! Other people's tools judge the table: sgdisk makes it, and checks what became of it.
 
-use std::{fs, os::unix::fs::FileExt};
+use std::{fs, os::unix::fs::FileExt, sync::OnceLock};
 
 use tempfile::NamedTempFile;
 
@@ -28,11 +28,23 @@ fn path(disk: &NamedTempFile) -> &str {
     disk.path().to_str().unwrap()
 }
 
-/// A disk that sgdisk partitioned; the partition in question is number 2.
+/// A disk that sgdisk partitioned; the partition in question is number 2. All have it once made: sgdisk sleeps a second after it has written.
 fn by_sgdisk() -> NamedTempFile {
+    static ENDS: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
+    let ends = ENDS.get_or_init(|| {
+        let file = NamedTempFile::new().unwrap();
+        file.as_file().set_len(64 * MIB).unwrap();
+        run("sgdisk", &["-n", "1:2048:+8M", "-n", "2:0:0", "-u", &format!("2:{GUID}"), path(&file)]);
+        [0, 63 * MIB].map(|at| {
+            let mut bytes = vec![0; MIB as usize];
+            file.as_file().read_exact_at(&mut bytes, at).unwrap();
+            bytes
+        })
+    });
     let file = NamedTempFile::new().unwrap();
-    file.as_file().set_len(64 * MIB).unwrap();
-    run("sgdisk", &["-n", "1:2048:+8M", "-n", "2:0:0", "-u", &format!("2:{GUID}"), path(&file)]);
+    for (bytes, at) in ends.iter().zip([0, 63 * MIB]) {
+        file.as_file().write_all_at(bytes, at).unwrap();
+    }
     file
 }
 

@@ -15,7 +15,7 @@ use super::{
 pub(super) fn check(rack: &Rack, source: &Arc<Source>, root: &DeTable<'_>) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     for (name, guest) in &rack.guests {
-        let is_disk = rack.images.get(&guest.image).is_some_and(|image| image.boot().is_some());
+        let is_disk = rack.images.get(&guest.image).is_some_and(|image| image.disk().is_some());
         for (key, message, hint) in faults(guest, is_disk) {
             let span = value(root, &["guests", name, key]).map_or(0..0, Spanned::span);
             let place = Place { source: Arc::clone(source), span };

@@ -1,17 +1,13 @@
 //! Reads what an image recipe says of images that are not made of packages: `from`, and what runs in them.
 
-use std::{
-    collections::BTreeMap,
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, ops::Range, path::Path};
 
 use toml::{Spanned, de::DeValue};
 
 use super::{
     error::Placed,
-    image::{Boot, Content, Format, From, Named},
-    images,
+    image::{Archive, Disk, From, Named, Root},
+    images::{Beside, beside, file_beside},
     names::shown,
     reader::{Report, Table, Text, text},
     shapes,
@@ -27,6 +23,9 @@ const OF_PACKAGES: [&str; 7] = ["packages", "services", "users", "groups", "time
 const NOT_OF_DISKS: [&str; 8] = ["files", "vars", "secrets", "compress", "command", "env", "workdir", "user"];
 /// What `from` of a whole disk has beside it.
 const OF_DISKS: [&str; 2] = ["kernel", "initrd"];
+/// The keys of `from` that name archives, and how each is read. A whole `disk` is none.
+const ARCHIVES: [(&str, ReadArchive); 3] = [("rootfs", rootfs), ("oci", oci), ("registry", registry)];
+type ReadArchive = fn(&mut Report, &Text<'_>, &Path) -> Option<Archive>;
 
 /// Whether the image is a whole disk, as far as `from` tells.
 pub(super) fn is_disk(table: &Table<'_>) -> bool {
@@ -62,10 +61,9 @@ pub(super) fn read(report: &mut Report, table: &Table<'_>, folder: &Path) -> Opt
     }
     let at = table.key_span("from").unwrap_or(value.span());
     let from = Table::open(report, &shapes::FROM, "`from`", at.clone(), value)?;
-    let formats =
-        [("rootfs", Format::Rootfs), ("oci", Format::Oci), ("registry", Format::Registry), ("disk", Format::Disk)];
-    let named: Vec<_> = formats.into_iter().filter(|(key, _)| from.get(key).is_some()).collect();
-    let &[(key, format)] = &named[..] else {
+    let formats = ARCHIVES.map(|(key, read)| (key, Some(read))).into_iter().chain([("disk", None)]);
+    let named: Vec<_> = formats.filter(|(key, _)| from.get(key).is_some()).collect();
+    let &[(key, archive)] = &named[..] else {
         let message = format!("`from` names {} formats", if named.is_empty() { "none of the" } else { "several" });
         let hint = "exactly one: `rootfs = \"alpine.tar.gz\"`, `oci = \"app.tar\"`, \
                     `registry = \"registry.example.org/team/app:1.2\"` or `disk = \"server.qcow2\"`";
@@ -73,44 +71,36 @@ pub(super) fn read(report: &mut Report, table: &Table<'_>, folder: &Path) -> Opt
         return None;
     };
     let path = from.text(report, key)?;
-    let boot = match format {
-        Format::Disk => boot(report, &from, &at, folder),
-        _ => {
-            for (key, span) in OF_DISKS.iter().filter_map(|key| Some((key, from.key_span(key)?))) {
-                let hint = "leave it out: the rack's own kernel is booted; only a whole `disk` brings one";
-                report.wrong(span, format!("`{key}` is only for a `disk`"), hint);
-            }
-            None
-        }
+    let Some(archive) = archive else {
+        return whole_disk(report, &from, &at, &path, folder).map(From::Disk);
     };
-    let file = match format {
-        Format::Registry => reference(report, &path)?,
-        Format::Rootfs | Format::Oci | Format::Disk => match images::content(report, &path, folder)? {
-            Content::File(file) => file,
-            Content::Directory(folder) if format == Format::Oci => folder,
-            _ => {
-                let hint = match format {
-                    Format::Disk => "`disk` is a file, raw or qcow2: `qemu-img convert -O qcow2` makes one of a disk",
-                    _ => "`rootfs` is a tar archive: make one with `tar --create --xattrs`",
-                };
-                report.wrong(path.span, format!("`{}` is a directory", shown(path.value)), hint);
-                return None;
-            }
-        },
-    };
-    if format == Format::Rootfs && command.is_none() {
+    for (key, span) in OF_DISKS.iter().filter_map(|key| Some((key, from.key_span(key)?))) {
+        let hint = "leave it out: the rack's own kernel is booted; only a whole `disk` brings one";
+        report.wrong(span, format!("`{key}` is only for a `disk`"), hint);
+    }
+    let archive = archive(report, &path, folder)?;
+    if matches!(archive, Archive::Rootfs(_)) && command.is_none() {
         for (key, span) in OF_FROM[1..].iter().filter_map(|key| Some((key, table.key_span(key)?))) {
             let hint = "name the `command` too; without one, the image's own /sbin/init is started as it is";
             report.wrong(span, format!("`{key}` is for a `command`, and there is none"), hint);
         }
     }
-    Some(From { format, path: report.placed(&path), file, boot, command, env, workdir, user })
+    Some(From::Root(Root { archive, command, env, workdir, user }))
 }
 
-/// An image in a registry: its name stands for the file that it is not.
-fn reference(report: &mut Report, text: &Text<'_>) -> Option<PathBuf> {
+fn rootfs(report: &mut Report, path: &Text<'_>, folder: &Path) -> Option<Archive> {
+    let hint = "`rootfs` is a tar archive: make one with `tar --create --xattrs`";
+    file_beside(report, path, folder, hint).map(Archive::Rootfs)
+}
+
+fn oci(report: &mut Report, path: &Text<'_>, folder: &Path) -> Option<Archive> {
+    let (Beside::File(file) | Beside::Directory(file)) = beside(report, path, folder)?;
+    Some(Archive::Oci(Named { path: report.placed(path), file }))
+}
+
+fn registry(report: &mut Report, text: &Text<'_>, _folder: &Path) -> Option<Archive> {
     match text.value.parse::<Reference>() {
-        Ok(_) => Some(text.value.into()),
+        Ok(_) => Some(Archive::Registry(report.placed(text))),
         Err(error) => {
             let message = format!("`{}` names no image in a registry: {error}", shown(text.value));
             let hint = "host, repository and tag, for example `registry = \"registry.example.org/team/app:1.2\"`";
@@ -120,8 +110,14 @@ fn reference(report: &mut Report, text: &Text<'_>) -> Option<PathBuf> {
     }
 }
 
-/// What boots a whole disk: two files beside the recipe.
-fn boot(report: &mut Report, from: &Table<'_>, at: &Range<usize>, folder: &Path) -> Option<Boot> {
+/// A whole disk, and beside it the two files that boot it.
+fn whole_disk(
+    report: &mut Report,
+    from: &Table<'_>,
+    at: &Range<usize>,
+    path: &Text<'_>,
+    folder: &Path,
+) -> Option<Disk> {
     let [kernel, initrd] = OF_DISKS.map(|key| {
         if from.get(key).is_none() {
             let hint = r#"name both, as the system on the disk has them in its /boot: `kernel = "vmlinuz"`, `initrd = "initrd.img"`"#;
@@ -129,16 +125,11 @@ fn boot(report: &mut Report, from: &Table<'_>, at: &Range<usize>, folder: &Path)
             return None;
         }
         let path = from.text(report, key)?;
-        match images::content(report, &path, folder)? {
-            Content::File(file) => Some(Named { path: report.placed(&path), file }),
-            _ => {
-                let message = format!("`{}` is a directory", shown(path.value));
-                report.wrong(path.span, message, format!("`{key}` is a file"));
-                None
-            }
-        }
+        file_beside(report, &path, folder, &format!("`{key}` is a file"))
     });
-    Some(Boot { kernel: kernel?, initrd: initrd? })
+    let hint = "`disk` is a file, raw or qcow2: `qemu-img convert -O qcow2` makes one of a disk";
+    let disk = file_beside(report, path, folder, hint);
+    Some(Disk { disk: disk?, kernel: kernel?, initrd: initrd? })
 }
 
 fn command(report: &mut Report, table: &Table<'_>) -> Option<Placed<Vec<String>>> {

@@ -52,18 +52,20 @@ pub enum Compression {
     Zstd,
 }
 
-/// What an image is made from that is not made of packages, and what it starts.
+/// What an image is made from that is not made of packages.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct From {
-    /// In which format it is.
-    pub format: Format,
-    /// The file or folder as the recipe names it, relative to the recipe; or an image in a registry by its
-    /// [`crate::reference::Reference`].
-    pub path: Placed<String>,
-    /// The same, openable from where the command runs; what is in a registry can't be opened.
-    pub file: PathBuf,
-    /// What boots it: of a whole disk, and of nothing else.
-    pub boot: Option<Boot>,
+pub enum From {
+    /// A root file system, in which something is started.
+    Root(Root),
+    /// A whole disk with a system of its own.
+    Disk(Disk),
+}
+
+/// A root file system, and what is started in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    /// Where it is, and in which format.
+    pub archive: Archive,
     /// The program that it runs, with its arguments; none: what the image itself says.
     pub command: Option<Placed<Vec<String>>>,
     /// Variables beside the image's own, and before them.
@@ -74,29 +76,29 @@ pub struct From {
     pub user: Option<Placed<String>>,
 }
 
-/// A format of images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// A tarball of a root file system.
-    Rootfs,
+/// What holds a root file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Archive {
+    /// A tarball of it.
+    Rootfs(Named),
     /// An OCI archive or layout folder, or an archive of `docker save`.
-    Oci,
-    /// The same in a registry.
-    Registry,
-    /// A whole disk, raw or qcow2, with a system of its own.
-    Disk,
+    Oci(Named),
+    /// The same in a registry, by its [`crate::reference::Reference`].
+    Registry(Placed<String>),
 }
 
-/// What boots a whole disk.
+/// A whole disk, and what boots it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Boot {
+pub struct Disk {
+    /// The disk, raw or qcow2.
+    pub disk: Named,
     /// Its kernel.
     pub kernel: Named,
     /// Its initrd.
     pub initrd: Named,
 }
 
-/// A file that an image recipe names.
+/// A file or folder that an image recipe names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     /// As the recipe names it, relative to the recipe.
@@ -106,9 +108,40 @@ pub struct Named {
 }
 
 impl Image {
-    /// What boots it, if it is a whole disk.
-    pub fn boot(&self) -> Option<&Boot> {
-        self.from.as_ref()?.boot.as_ref()
+    /// The root file system that it is made from, if it is made from one.
+    pub fn root(&self) -> Option<&Root> {
+        match self.from.as_ref()? {
+            From::Root(root) => Some(root),
+            From::Disk(_) => None,
+        }
+    }
+
+    /// The disk, if it is a whole one.
+    pub fn disk(&self) -> Option<&Disk> {
+        match self.from.as_ref()? {
+            From::Root(_) => None,
+            From::Disk(disk) => Some(disk),
+        }
+    }
+}
+
+impl From {
+    /// What the recipe calls it.
+    pub fn name(&self) -> &Placed<String> {
+        match self {
+            Self::Root(root) => root.archive.name(),
+            Self::Disk(disk) => &disk.disk.path,
+        }
+    }
+}
+
+impl Archive {
+    /// What the recipe calls it.
+    pub fn name(&self) -> &Placed<String> {
+        match self {
+            Self::Rootfs(named) | Self::Oci(named) => &named.path,
+            Self::Registry(reference) => reference,
+        }
     }
 }
 

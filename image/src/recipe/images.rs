@@ -13,7 +13,7 @@ use super::{
     accounts, cmdline, commands,
     error::{Placed, Source},
     from,
-    image::{Compression, Content, File, Image},
+    image::{Compression, Content, File, Image, Named},
     names::{self, shown},
     reader::{Report, Table, Text},
     region, secrets, shapes,
@@ -146,7 +146,10 @@ fn file(report: &mut Report, table: &Table<'_>, folder: &Path, item: &Spanned<De
     let owner = accounts::owner(report, table, "owner");
     let group = accounts::owner(report, table, "group");
     let content = match (table.get("source").is_some(), table.get("content").is_some()) {
-        (true, false) => source.and_then(|text| content(report, &text, folder)),
+        (true, false) => source.and_then(|text| beside(report, &text, folder)).map(|found| match found {
+            Beside::File(path) => Content::File(path),
+            Beside::Directory(path) => Content::Directory(path),
+        }),
         (false, true) => inline.map(|text| Content::Inline(text.value.to_owned())),
         (both, _) => {
             let message = if both {
@@ -221,8 +224,14 @@ pub(super) fn mode(report: &mut Report, table: &Table<'_>, max: u32) -> Option<O
     Some(mode)
 }
 
-/// What `source` names, which must lie beside the recipe or deeper.
-pub(super) fn content(report: &mut Report, text: &Text<'_>, folder: &Path) -> Option<Content> {
+/// What lies beside a recipe or deeper, openable from where the command runs.
+pub(super) enum Beside {
+    File(PathBuf),
+    Directory(PathBuf),
+}
+
+/// What a recipe names, which must lie beside it or deeper.
+pub(super) fn beside(report: &mut Report, text: &Text<'_>, folder: &Path) -> Option<Beside> {
     let relative = Path::new(text.value);
     let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     if text.value.is_empty() || text.value.contains('\0') || !relative.components().all(plain) {
@@ -236,7 +245,7 @@ pub(super) fn content(report: &mut Report, text: &Text<'_>, folder: &Path) -> Op
     }
     let path = folder.join(relative.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>());
     match look(&path, folder) {
-        Ok(content) => Some(content),
+        Ok(found) => Some(found),
         Err(Unusable::Escapes) => {
             let message = format!("`{}` leads out of the recipe's folder through a symbolic link", shown(text.value));
             report.wrong(text.span.clone(), message, "copy what it points to into the recipe's folder");
@@ -260,6 +269,17 @@ pub(super) fn content(report: &mut Report, text: &Text<'_>, folder: &Path) -> Op
     }
 }
 
+/// A file that lies there. A directory is none: `hint` says what to do then.
+pub(super) fn file_beside(report: &mut Report, text: &Text<'_>, folder: &Path, hint: &str) -> Option<Named> {
+    match beside(report, text, folder)? {
+        Beside::File(file) => Some(Named { path: report.placed(text), file }),
+        Beside::Directory(_) => {
+            report.wrong(text.span.clone(), format!("`{}` is a directory", shown(text.value)), hint);
+            None
+        }
+    }
+}
+
 enum Unusable {
     Escapes,
     Special,
@@ -272,7 +292,7 @@ impl From<io::Error> for Unusable {
     }
 }
 
-fn look(path: &Path, folder: &Path) -> Result<Content, Unusable> {
+fn look(path: &Path, folder: &Path) -> Result<Beside, Unusable> {
     let real = path.canonicalize()?;
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     if !real.starts_with(folder.canonicalize()?) {
@@ -280,9 +300,9 @@ fn look(path: &Path, folder: &Path) -> Result<Content, Unusable> {
     }
     let kind = real.metadata()?.file_type();
     if kind.is_dir() {
-        Ok(Content::Directory(path.to_owned()))
+        Ok(Beside::Directory(path.to_owned()))
     } else if kind.is_file() {
-        Ok(Content::File(path.to_owned()))
+        Ok(Beside::File(path.to_owned()))
     } else {
         Err(Unusable::Special)
     }

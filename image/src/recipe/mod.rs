@@ -37,7 +37,7 @@ pub use accounts::{ID_MAX, UID_MAX};
 pub use error::{Diagnostic, Diagnostics, LoadError, Place, Placed, Source};
 pub use generation::{GenerationError, mac, manifest};
 pub use guests::VCPUS_MAX;
-pub use image::{Boot, Compression, Content, File, Format, From, Group, Image, Named, Owner, Secret, User};
+pub use image::{Archive, Compression, Content, Disk, File, From, Group, Image, Named, Owner, Root, Secret, User};
 pub use load::{BASES, RECIPE_MAX, load};
 pub use names::{NAME_MAX, NETWORK_NAME_MAX, VERSION_MAX, closest, is_name, name_rule};
 pub use rack::{Foreign, Guest, Network, Rack, Repository, Volume};

@@ -7,7 +7,7 @@ use toml::{Spanned, de::DeValue};
 
 use super::{
     error::Placed,
-    image::Content,
+    image::Named,
     images,
     names::{self, shown},
     rack::{Foreign, Repository},
@@ -128,14 +128,9 @@ fn foreign(report: &mut Report, url: &Text<'_>, key: &Text<'_>, folder: &Path) -
                     `url = \"https://packages.example.org/debian\"`";
         report.wrong(url.span.clone(), message, hint);
     }
-    match images::content(report, key, folder)? {
-        Content::File(file) => right.then(|| Foreign { url: root.to_owned(), key: report.placed(key), file }),
-        _ => {
-            let message = format!("`{}` is a directory", shown(key.value));
-            report.wrong(key.span.clone(), message, "the file of an OpenPGP public key, `.asc` or `.gpg`");
-            None
-        }
-    }
+    let hint = "the file of an OpenPGP public key, `.asc` or `.gpg`";
+    let Named { path: key, file } = images::file_beside(report, key, folder, hint)?;
+    right.then(|| Foreign { url: root.to_owned(), key, file })
 }
 
 fn check_suite(report: &mut Report, suite: &Text<'_>, foreign: bool) {

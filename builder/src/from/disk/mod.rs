@@ -13,20 +13,18 @@ use rackstick_image::packed::{PackedError, Writer};
 
 pub use qcow2::Qcow2Error;
 
+use crate::compression::Compression;
+
 /// So much of a file's begin tells its format.
 const HEAD: usize = 512;
 /// What is no disk image that can be read here, by where the mark stands, and what it is.
-const OTHERS: [(usize, &[u8], &str); 12] = [
+const OTHERS: [(usize, &[u8], &str); 8] = [
     (0, b"KDMV", "a disk of VMware (VMDK)"),
     (0, b"# Disk DescriptorFile", "the description of a disk of VMware (VMDK)"),
     (0, b"vhdxfile", "a disk of Hyper-V (VHDX)"),
     (0, b"conectix", "a disk of Hyper-V (VHD)"),
     (64, &[0x7f, 0x10, 0xda, 0xbe], "a disk of VirtualBox (VDI)"),
     (0, b"QED\0", "a disk in QED format"),
-    (0, &[0x1f, 0x8b], "packed with gzip"),
-    (0, &[0x28, 0xb5, 0x2f, 0xfd], "packed with zstd"),
-    (0, &[0xfd, b'7', b'z', b'X', b'Z', 0], "packed with xz"),
-    (0, b"BZh", "packed with bzip2"),
     (0, b"PK\x03\x04", "a zip archive"),
     (257, b"ustar", "a tar archive"),
 ];
@@ -39,7 +37,7 @@ pub enum DiskError {
     Read(#[from] io::Error),
     /// Not a disk.
     #[error("is {0}, and neither raw nor qcow2: unpack it, or convert it with `qemu-img convert -O qcow2`")]
-    Other(&'static str),
+    Other(String),
     /// Its size.
     #[error("is no disk: {0}")]
     Size(PackedError),
@@ -64,7 +62,9 @@ pub fn pack<W: Write>(source: &File, out: W) -> Result<(u64, W), DiskError> {
         return Ok((image.size(), writer.finish().map_err(DiskError::Write)?));
     }
     let is = |(at, mark, _): &&(usize, &[u8], &str)| head[*at..].starts_with(mark);
-    if let Some((.., what)) = OTHERS.iter().find(is) {
+    let other = OTHERS.iter().find(is).map(|(.., what)| (*what).to_owned());
+    let packed = || Compression::of(&head).map(|compression| format!("packed with {compression}"));
+    if let Some(what) = other.or_else(packed) {
         return Err(DiskError::Other(what));
     }
     let mut writer = Writer::new(out, length).map_err(DiskError::Size)?;

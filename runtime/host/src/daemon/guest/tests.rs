@@ -3,7 +3,10 @@
 use std::{
     process::Command,
     sync::mpsc::{Receiver, channel},
+    time::Duration,
 };
+
+use rackstick_api::rack;
 
 use super::*;
 use crate::daemon::network::firewall::tests as sample;

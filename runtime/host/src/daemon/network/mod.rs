@@ -117,7 +117,7 @@ pub fn start_uplinks(
     report: impl Fn(News) + Send + Clone + 'static,
 ) -> Result<(), Error> {
     let (taking, records) = (Arc::new(Mutex::new(())), RECORDS.into());
-    let shared = uplink::Shared { taking, gateway, records, link_local_after: uplink::LINK_LOCAL_AFTER };
+    let shared = uplink::Shared { taking, gateway, records, waits: uplink::Waits::default() };
     start_uplinks_with(manifest, &shared, report)
 }
 

@@ -21,12 +21,8 @@ use rackstick_linux::{
 use self::address::{Configuration, Source};
 use super::{Error, News, gateway, linklocal, names, nic};
 
-/// How long a card may take to show its carrier after it was switched on: gigabit negotiation takes three seconds.
-const SETTLE: Duration = Duration::from_secs(5);
 /// How long to wait for a card or its carrier before that is reported; it is waited for ever after.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long DHCP may stay without an answer before the rack takes an address of its own: three tries.
-pub const LINK_LOCAL_AFTER: Duration = Duration::from_secs(20);
 /// The wait before something that the kernel refused is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -48,8 +44,24 @@ pub struct Shared {
     pub gateway: gateway::Handle,
     /// Where leases are remembered for a restarted daemon.
     pub records: PathBuf,
-    /// [`LINK_LOCAL_AFTER`]; tests have less time.
-    pub link_local_after: Duration,
+    /// [`Waits::default`]; tests have less time.
+    pub waits: Waits,
+}
+
+/// How long is waited for what may come late.
+#[derive(Debug, Clone, Copy)]
+pub struct Waits {
+    /// How long a card may take to show its carrier after it was switched on.
+    pub settle: Duration,
+    /// How long DHCP may stay without an answer before the rack takes an address of its own.
+    pub link_local: Duration,
+}
+
+impl Default for Waits {
+    /// Gigabit negotiation takes three seconds, and DHCP tries three times.
+    fn default() -> Self {
+        Self { settle: Duration::from_secs(5), link_local: Duration::from_secs(20) }
+    }
 }
 
 /// The NIC that is the bridge's port.
@@ -190,7 +202,7 @@ impl<'a> Running<'a> {
                 self.failed.as_ref().map(|(_, at)| *at),
                 self.unanswered
                     .filter(|_| self.claim.is_none())
-                    .map(|since| since + self.uplink.shared.link_local_after),
+                    .map(|since| since + self.uplink.shared.waits.link_local),
             ];
             // What has passed was seen to just now, unless the cable is out: the kernel tells when it is back.
             let next = deadlines.into_iter().flatten().filter(|deadline| *deadline > now || self.is_connected()).min();
@@ -242,9 +254,9 @@ impl<'a> Running<'a> {
             Some(Port { unplugged: Some(since), .. }) => *since,
             None => self.missing.0,
         };
-        let settled = now >= since + SETTLE;
+        let settled = now >= since + self.uplink.shared.waits.settle;
         self.take(&links, settled, now)?;
-        let next = [since + SETTLE, since + PATIENCE].into_iter().find(|at| now < *at);
+        let next = [since + self.uplink.shared.waits.settle, since + PATIENCE].into_iter().find(|at| now < *at);
         // After a card was taken, its carrier is looked at once more: it may have come meanwhile.
         Ok(next)
     }
@@ -400,7 +412,7 @@ impl Running<'_> {
 
     /// Claims an address of the rack's own once DHCP was without an answer for long.
     fn claim_address(&mut self, now: Instant) -> std::io::Result<()> {
-        let late = self.unanswered.is_some_and(|since| now >= since + self.uplink.shared.link_local_after);
+        let late = self.unanswered.is_some_and(|since| now >= since + self.uplink.shared.waits.link_local);
         if late
             && self.claim.is_none()
             && let Some(port) = &self.port
@@ -473,7 +485,7 @@ impl Running<'_> {
                 )),
             };
         };
-        if port.unplugged.is_some_and(|since| now >= since + SETTLE) {
+        if port.unplugged.is_some_and(|since| now >= since + self.uplink.shared.waits.settle) {
             return Some(format!("{} ({}) has no carrier; plug its cable in", port.name, port.mac));
         }
         if let Some((why, _)) = &self.failed {
