@@ -309,3 +309,20 @@ fn of_several_platforms_the_racks_own_is_taken_and_of_several_images_none() {
     let error = from::pin(&recipe_of(&bench, "layout"), scratch.path()).unwrap_err().to_string();
     assert!(error.contains("holds 2 images for linux/amd64 (") && error.contains("one"), "{error}");
 }
+
+#[test]
+fn a_file_that_two_images_share_is_locked_by_the_name_that_each_gives_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    fs::create_dir(dir.path().join("sub")).unwrap();
+    write("sub/x.tar", "x");
+    write("a.toml", "from = { rootfs = 'sub/x.tar' }\n");
+    write("sub/b.toml", "from = { rootfs = 'x.tar' }\n");
+    let guests = [("a", "a.toml"), ("b", "sub/b.toml")]
+        .map(|(name, image)| format!("[guests.{name}]\nimage = '{image}'\nmemory = '64 MiB'\n"));
+    write("rack.toml", &format!("[rack]\nname = 'r'\nversion = '1'\nbase = 'debian:trixie'\n{}", guests.concat()));
+    let rack = recipe::load(&dir.path().join("rack.toml")).unwrap();
+    let pinned = from::pin(&rack, dir.path()).unwrap();
+    assert_eq!((pinned["a"].path(), pinned["b"].path()), ("sub/x.tar", "x.tar"));
+    assert_eq!(pinned["a"].sha256(), pinned["b"].sha256());
+}
