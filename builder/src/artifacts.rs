@@ -29,7 +29,7 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 use thiserror::Error;
 
-pub use copyright::are_kept as copyrights_are_kept;
+pub use copyright::{are_kept as copyrights_are_kept, verify as verify_copyrights};
 pub use provenance::made_of;
 
 use crate::{generation::Inputs, package::PackageError, progress::Progress, sets};

@@ -74,11 +74,7 @@ impl From<&(dyn Error + 'static)> for Failure {
         Self {
             message: error.to_string(),
             // The places are told apart below.
-            causes: report::chain(error)
-                .skip(1)
-                .filter(|cause| !cause.is::<Diagnostics>())
-                .map(ToString::to_string)
-                .collect(),
+            causes: report::causes(error),
             problems: found.map(|Diagnostics(all)| all.iter().map(Problem::from).collect()).unwrap_or_default(),
         }
     }
@@ -121,8 +117,9 @@ pub fn result(result: &(impl Display + Serialize)) -> io::Result<()> {
 
 /// As [`result`], for what the command was called to say: `--quiet` does not keep it back.
 pub fn answer(answer: &(impl Display + Serialize)) -> io::Result<()> {
-    if !manner().json {
-        writeln!(io::stdout(), "{answer}")?;
+    let text = answer.to_string();
+    if !manner().json && !text.is_empty() {
+        writeln!(io::stdout(), "{text}")?;
     }
     keep(answer)
 }

@@ -56,7 +56,7 @@ fn text(error: &(dyn std::error::Error + 'static), look: Look) -> String {
         return drawn(all, Severity::Error, look);
     }
     let mut out = format!("error: {error}\n");
-    for cause in chain(error).skip(1) {
+    for cause in causes(error) {
         out.push_str(&format!("  caused by: {cause}\n"));
     }
     // Names in archives and images may be anybody's, and orders to the terminal.
@@ -68,6 +68,20 @@ pub fn chain<'a>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |cause| cause.source())
+}
+
+/// What its causes say, the nearest first, as far as nothing before says it already.
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
+    let mut said = error.to_string();
+    let mut causes = Vec::new();
+    // The places are told apart.
+    for cause in chain(error).skip(1).filter(|cause| !cause.is::<Diagnostics>()).map(ToString::to_string) {
+        if !said.contains(&cause) {
+            causes.push(cause.clone());
+            said = cause;
+        }
+    }
+    causes
 }
 
 fn drawn(all: &[Diagnostic], severity: Severity, look: Look) -> String {
@@ -176,5 +190,13 @@ mod tests {
     fn an_error_without_a_place_is_told_with_its_causes() {
         let error = LoadError::Read(PathBuf::from("lab.toml"), std::io::ErrorKind::NotFound.into());
         assert_eq!(text(&error, LOG), "error: can't read the recipe lab.toml\n  caused by: entity not found\n");
+        #[derive(Debug, thiserror::Error)]
+        #[error("can't do it: {source}")]
+        struct Saying {
+            source: LoadError,
+        }
+        let twice = Saying { source: error };
+        let told = "error: can't do it: can't read the recipe lab.toml\n  caused by: entity not found\n";
+        assert_eq!(text(&twice, LOG), told, "nothing is said twice");
     }
 }

@@ -7,14 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rackstick_image::lock::Lock;
+use rackstick_image::{digest::Sha256, lock::Lock};
 use serde::{Deserialize, Serialize};
 
 use super::ArtifactError;
 use crate::{package, parallel, store::Store};
 
 /// Folder in the store; another format gets another number.
-const FOLDER: &str = "store/copyright-1";
+const FOLDER: &str = "store/copyright-2";
 /// Packages whose file is another's, of which the file is another's, and so on: at most so many. Stops two that name each other.
 const MOST_LINKS: usize = 8;
 
@@ -62,14 +62,44 @@ pub fn texts(
 /// Whether what was found in all packages of the lock is kept, so that none is needed.
 pub fn are_kept(lock: &Lock, store: &Store) -> bool {
     let folder = store.folder().join(FOLDER);
-    lock.packages.values().all(|package| folder.join(package.sha256.to_string()).exists())
+    lock.packages.values().all(|package| {
+        let kept = fs::read(folder.join(package.sha256.to_string()));
+        kept.is_ok_and(|bytes| understand(&bytes).is_some())
+    })
+}
+
+/// Removes what is kept and is not what it was. Says which.
+pub fn verify(store: &Store) -> Result<Vec<PathBuf>, ArtifactError> {
+    let folder = store.folder().join(FOLDER);
+    let entries = match fs::read_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|source| ArtifactError::Read { path: folder.clone(), source })?,
+    };
+    let mut removed = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|source| ArtifactError::Read { path: folder.clone(), source })?.path();
+        let bytes = fs::read(&path).map_err(|source| ArtifactError::Read { path: path.clone(), source })?;
+        if understand(&bytes).is_none() {
+            fs::remove_file(&path).map_err(|source| ArtifactError::Write { path: path.clone(), source })?;
+            removed.push(path);
+        }
+    }
+    Ok(removed)
+}
+
+/// What is kept: the SHA-256 of the rest, and in the rest what was found. None if it was cut off, or is not what it was.
+fn understand(bytes: &[u8]) -> Option<Found> {
+    let (sum, rest) = std::str::from_utf8(bytes).ok()?.split_once('\n')?;
+    if Sha256::of(rest).to_string() != sum {
+        return None;
+    }
+    serde_json::from_str(rest).ok()
 }
 
 fn cached(kept: &Path, name: &str, deb: &Path) -> Result<Found, ArtifactError> {
     match fs::read(kept) {
-        // What can't be understood was cut off, and is found again.
         Ok(bytes) => {
-            if let Ok(found) = serde_json::from_slice(&bytes) {
+            if let Some(found) = understand(&bytes) {
                 return Ok(found);
             }
         }
@@ -77,7 +107,8 @@ fn cached(kept: &Path, name: &str, deb: &Path) -> Result<Found, ArtifactError> {
         Err(source) => return Err(ArtifactError::Read { path: kept.to_owned(), source }),
     }
     let found = find(name, deb)?;
-    super::write(kept, &serde_json::to_vec(&found)?)?;
+    let text = serde_json::to_string(&found)?;
+    super::write(kept, format!("{}\n{text}", Sha256::of(&text)).as_bytes())?;
     Ok(found)
 }
 
@@ -92,4 +123,22 @@ fn find(name: &str, deb: &Path) -> Result<Found, ArtifactError> {
     let of_folder = contents.links.get(&folder).and_then(|target| target.rsplit('/').next());
     let of_file = contents.links.get(&file).and_then(|target| target.rsplit('/').nth(1));
     Ok(of_folder.or(of_file).map_or(Found::Nothing, |other| Found::Of(other.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_kept_is_believed_only_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = folder.path().join("kept");
+        let text = serde_json::to_string(&Found::Text("License: GPL-2".to_owned())).unwrap();
+        fs::write(&kept, format!("{}\n{text}", Sha256::of(&text))).unwrap();
+        let found = || cached(&kept, "a", Path::new("/nowhere.deb")).ok();
+        assert_eq!(found(), Some(Found::Text("License: GPL-2".to_owned())));
+        let damaged = fs::read_to_string(&kept).unwrap().replace("GPL-2", "MIT-9");
+        fs::write(&kept, damaged).unwrap();
+        assert_eq!(found(), None, "the package is asked, which is nowhere");
+    }
 }

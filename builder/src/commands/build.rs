@@ -2,6 +2,7 @@
 
 use std::{fmt, fs, io, path::PathBuf, time::Instant};
 
+use rackstick::layers::stage::ids;
 use rackstick_image::{recipe, sector::SectorSize};
 use serde::Serialize;
 
@@ -102,6 +103,10 @@ pub fn run(args: Args) -> Result<(), report::Error> {
         Some(built) => built,
         None => {
             if !now.needs_no_packages(&inputs)? {
+                // Scripts run as other users; a whole disk has none.
+                if rack.images.values().any(|image| image.disk().is_none()) {
+                    ids::check()?;
+                }
                 archive::obtain(&lock, &mirrors, &store, &progress)?;
             }
             registry::obtain(now.needed(&inputs)?, &args.from.mirror, &store, &progress)?;

@@ -39,10 +39,10 @@ const TROUBLE: u8 = 2;
 /// Compares.
 pub fn run(args: Args) -> Result<ExitCode, report::Error> {
     match compare(&args) {
-        Ok(text) if text.is_empty() => Ok(ExitCode::SUCCESS),
         Ok(text) => {
+            let code = if text.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
             output::answer(&Text { text })?;
-            Ok(ExitCode::FAILURE)
+            Ok(code)
         }
         Err(error) => {
             report::print(&error);

@@ -27,6 +27,8 @@ const FILES: [(&str, &str); 3] = [
 const EXAMPLES: &str = concat!("Examples:\n", "  rackstick new home\n", "  rackstick new recipes/shop\n",);
 
 /// Make a folder with a small rack recipe, to begin with
+///
+/// Folders above it are made, too.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
@@ -68,6 +70,7 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
     }
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let failed = |source| NewError::Io { path: folder.clone(), source };
+    fs::create_dir_all(parent).map_err(failed)?;
     let beside = tempfile::Builder::new().prefix(".rackstick-new-").tempdir_in(parent).map_err(failed)?;
     let new = beside.path().join(name);
     fill(&new, name).map_err(failed)?;

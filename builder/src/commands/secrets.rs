@@ -8,6 +8,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
+    artifacts,
     flash::{self, Refusal, System, Target},
     image, output, report,
     secrets::{Filling, SecretsError, Wanted},
@@ -21,6 +22,9 @@ const EXAMPLES: &str =
 ///
 /// Nothing else on the disk is changed: its guests' volumes stay, and so do secrets that are not given again. The rack, which must be
 /// switched off, takes them over at its next start.
+///
+/// An image that was given secrets is no longer what was built: its block map, its compressed form, SBOM and provenance are removed, and the next
+/// build replaces it by one without any.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
@@ -55,6 +59,7 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
     let secrets = if args.disk.is_file() {
         let (filling, names) = filling(&args.disk, &args.folder)?;
         filling.write(&args.disk)?;
+        artifacts::clear(&args.disk)?;
         names
     } else {
         let system = System::this();

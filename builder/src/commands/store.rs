@@ -6,7 +6,7 @@ use rackstick_image::{lock::Input, recipe};
 use serde::Serialize;
 
 use crate::{
-    clock,
+    artifacts, clock,
     generation::{self, Parts},
     layers::Layers,
     lock, output, report,
@@ -20,6 +20,17 @@ const EXAMPLES: &str = concat!(
     "  rackstick store gc --older-than 0 --keep recipes/lab.toml\n",
     "  rackstick store verify\n",
 );
+
+/// What the help of `gc` ends with.
+const GC_EXAMPLES: &str = concat!(
+    "Examples:\n",
+    "  rackstick store gc\n",
+    "  rackstick store gc --dry-run --older-than 7d\n",
+    "  rackstick store gc --older-than 0 --keep recipes/lab.toml\n",
+);
+
+/// What the help of `verify` ends with.
+const VERIFY_EXAMPLES: &str = concat!("Examples:\n", "  rackstick store verify\n");
 
 /// Tidy up what builds keep on this machine
 ///
@@ -35,6 +46,11 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum StoreCommand {
     Gc(GcArgs),
+    /// Hash all that is kept, and remove what is damaged
+    ///
+    /// What was removed is named, and the exit status is 1; the next build fetches and builds it again. The trees of bases and of packages, on which
+    /// layers are built, have no hash to compare with and are not looked at.
+    #[command(after_long_help = VERIFY_EXAMPLES)]
     Verify,
 }
 
@@ -42,6 +58,7 @@ enum StoreCommand {
 ///
 /// Waits until running builds have ended.
 #[derive(clap::Args)]
+#[command(after_long_help = GC_EXAMPLES)]
 struct GcArgs {
     /// Remove what no build has used for so long, as 30d or 12h; 0 removes all that is not kept
     #[arg(long, value_name = "AGE", default_value = "30d")]
@@ -201,7 +218,8 @@ fn verify() -> Result<ExitCode, report::Error> {
     let (layers, built) = layers.verify()?;
     let (parts, packed) = parts.verify()?;
     let files = files.into_iter().map(|Damaged { path, package }| Wrong { path, package });
-    let made = built.into_iter().chain(packed).map(|path| Wrong { path, package: None });
+    let texts = artifacts::verify_copyrights(&store)?;
+    let made = built.into_iter().chain(packed).chain(texts).map(|path| Wrong { path, package: None });
     let damaged: Vec<Wrong> = files.chain(made).collect();
     let code = if damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let verified = Verified { packages, layers, parts, damaged };

@@ -192,11 +192,11 @@ fn layers(
         }
         Job::Image(image) => {
             let own = own_layer(inputs, layers, &base, image, scratch, progress)?;
-            Ok((Some((image.name.clone(), own.as_asked(layers, image, progress)?)), None))
+            Ok((Some((image.name.clone(), own.compressed_if_asked(layers, image, progress)?)), None))
         }
         Job::Root(image, root) => {
             let own = foreign_layers(inputs, layers, image, root, scratch, progress)?;
-            Ok((Some((image.name.clone(), own.as_asked(layers, image, progress)?)), None))
+            Ok((Some((image.name.clone(), own.compressed_if_asked(layers, image, progress)?)), None))
         }
     };
     let (longest, others) = jobs.split_at(1);
@@ -235,7 +235,7 @@ fn own_layer(
 impl Own {
     /// The same image, with its own layers and the base compressed if its recipe asks for that. The layer of the kernel's modules is not: all guests
     /// have that one.
-    fn as_asked(self, layers: &Layers, image: &Image, progress: &Progress) -> Result<Self, BuildError> {
+    fn compressed_if_asked(self, layers: &Layers, image: &Image, progress: &Progress) -> Result<Self, BuildError> {
         let Some(how) = image.compress else { return Ok(self) };
         let label = format!("compressed layers of {}", image.name);
         let job = progress.spinner("building", &label);

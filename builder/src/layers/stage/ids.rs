@@ -9,6 +9,10 @@ use std::{
 
 /// How many ids a stage needs.
 const IDS: u32 = 65_536;
+/// Who has what range of subordinate ids: of users and of groups. subuid(5), subgid(5)
+const RANGES: [&str; 2] = ["/etc/subuid", "/etc/subgid"];
+/// The first subordinate id that machines give away (login.defs(5), `SUB_UID_MIN`).
+const FIRST_RANGE: u32 = 100_000;
 
 /// Why ids can't be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +32,8 @@ pub enum Error {
     /// No range.
     #[error(
         "user {user} has no {needed} subordinate ids in {file}, which a build needs for the files of other users: \
-         add them with `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`"
+         add them with `sudo usermod --add-subuids {free}-{last} --add-subgids {free}-{last} {user}`",
+        last = free + (IDS - 1)
     )]
     NoRange {
         /// User name, or the number of a user without one.
@@ -37,6 +42,8 @@ pub enum Error {
         file: &'static str,
         /// How many.
         needed: u32,
+        /// From this one on nobody has any.
+        free: u32,
     },
     /// The helper refused.
     #[error("`{helper}` refused to map the ids of a build: {said}")]
@@ -46,6 +53,16 @@ pub enum Error {
         /// Its stderr.
         said: String,
     },
+}
+
+/// Whether there are ids that [`map`] can give, as far as that can be known before.
+pub fn check() -> Result<(), Error> {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        return Ok(());
+    }
+    let user = user_name(uid.as_raw());
+    RANGES.into_iter().try_for_each(|file| range(file, &user, uid.as_raw()).map(|_| ()))
 }
 
 /// Maps the ids of the process `pid`, which has just left its user namespace.
@@ -59,7 +76,7 @@ pub fn map(pid: u32) -> Result<(), Error> {
     }
     let user = user_name(uid.as_raw());
     let gid = rustix::process::getegid().as_raw();
-    for (helper, file, own) in [("newuidmap", "/etc/subuid", uid.as_raw()), ("newgidmap", "/etc/subgid", gid)] {
+    for (helper, file, own) in [("newuidmap", RANGES[0], uid.as_raw()), ("newgidmap", RANGES[1], gid)] {
         let first = range(file, &user, uid.as_raw())?;
         let arguments = [pid, 0, own, 1, 1, first, IDS - 1].map(|number| number.to_string());
         let Output { status, stderr, .. } = Command::new(helper).args(arguments).output().map_err(|error| {
@@ -76,14 +93,30 @@ pub fn map(pid: u32) -> Result<(), Error> {
 fn range(file: &'static str, user: &str, uid: u32) -> Result<u32, Error> {
     let text = fs::read_to_string(Path::new(file)).unwrap_or_default();
     let number = uid.to_string();
-    let find = |line: &str| {
-        let mut parts = line.trim().split(':');
-        let owner = parts.next().filter(|owner| *owner == user || *owner == number);
-        owner?;
-        let (start, count): (u32, u32) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        (count >= IDS - 1 && start.checked_add(IDS - 1).is_some()).then_some(start)
-    };
-    text.lines().find_map(find).ok_or(Error::NoRange { user: user.to_owned(), file, needed: IDS - 1 })
+    let mut own = text.lines().filter_map(parse).filter(|(owner, ..)| *owner == user || *owner == number);
+    let fitting = own.find(|(_, start, count)| *count >= IDS - 1 && start.checked_add(IDS - 1).is_some());
+    fitting.map(|(_, start, _)| start).ok_or_else(|| Error::NoRange {
+        user: user.to_owned(),
+        file,
+        needed: IDS - 1,
+        free: free(&RANGES.map(|file| fs::read_to_string(file).unwrap_or_default())),
+    })
+}
+
+/// Owner, first id and number of ids.
+fn parse(line: &str) -> Option<(&str, u32, u32)> {
+    let mut parts = line.trim().split(':');
+    Some((parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// From which id on nobody has any, in files like these.
+fn free(files: &[String]) -> u32 {
+    let ends = files
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter_map(parse)
+        .map(|(_, start, count)| start.saturating_add(count));
+    ends.max().unwrap_or(0).clamp(FIRST_RANGE, u32::MAX - IDS)
 }
 
 /// The user's name; `id` knows those of directory services too. Who has none is known by number.
@@ -106,4 +139,16 @@ pub fn why_no_namespace(error: rustix::io::Errno) -> String {
         "a container or a chroot around this build forbids them; run it outside, or allow the container to unshare"
     };
     format!("builds run in user namespaces, and this machine refuses them ({error}): {reason}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_somebody_has_are_not_offered() {
+        assert_eq!(free(&[String::new(), String::new()]), 100_000);
+        let files = ["ada:100000:65536\nbob:300000:65536\n", "# nothing\nada:400000:5\n"].map(str::to_owned);
+        assert_eq!(free(&files), 400_005);
+    }
 }
