@@ -32,15 +32,19 @@ base = \"debian:trixie\"
 uplink = \"auto\"
 
 [guests.web]
-image = \"images/web.toml\"
+image = \"images/nginx.toml\"
 memory = \"256 MiB\"
 address = { lan = \"dhcp\" }
 ";
+/// Its image.
+const NGINX: &str = "packages = [\"nginx-light\"]\nservices = [\"nginx\"]\n";
 
 fn main() {
     let recipes = Recipes::copy();
     let (lab, one) = (recipes.path("lab.toml"), recipes.path("one.toml"));
-    fs::write(&one, ONE_GUEST).expect("a copy can be written");
+    for (path, text) in [("one.toml", ONE_GUEST), ("images/nginx.toml", NGINX)] {
+        fs::write(recipes.path(path), text).expect("a copy can be written");
+    }
     let mkosi = Mkosi::installed();
     // Packages are fetched before time is measured, and looking at memory takes some.
     let memory = Build::cold().peak(&lab);
