@@ -75,6 +75,12 @@ pub enum ArtifactError {
     },
 }
 
+/// Takes away what tells of an image that is about to be changed: what has its name, wherever links to it are, and if it is called as builds call images.
+pub fn clear_of(image: &Path) -> Result<(), ArtifactError> {
+    let found = fs::canonicalize(image).map_err(|source| ArtifactError::Read { path: image.to_owned(), source })?;
+    if found.extension().is_some_and(|extension| extension == "img") { clear(&found) } else { Ok(()) }
+}
+
 /// Takes away what an older build left under the image's name: it would tell of another image.
 pub fn clear(image: &Path) -> Result<(), ArtifactError> {
     for path in [MAP, COMPRESSED, SBOM, PROVENANCE].map(|suffix| image.with_extension(suffix)) {

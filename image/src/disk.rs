@@ -114,9 +114,11 @@ pub fn write<T: Send>(
     file.set_len(extents.disk).map_err(failed("extend", &partial.path))?;
     let growing = Growing::new(file, extents);
     let (followed, synced) = thread::scope(|scope| {
+        // Before anybody waits for it: if a thread can't be started, all are told.
+        let writer = Writer(&growing);
         let followed = scope.spawn(|| follow(&growing));
         let synced = scope.spawn(|| sync(&growing));
-        let written = scope.spawn(|| fill(Writer(&growing), disk));
+        let written = scope.spawn(move || fill(writer, disk));
         let (written, synced, followed) = (join(written), join(synced), join(followed));
         written.map(|()| (followed, synced))
     })?;

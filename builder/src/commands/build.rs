@@ -1,6 +1,6 @@
 //! `rackstick build RECIPE [-o DIR] [--mirror URL]`: from a recipe to `<rack>_<version>.img`, its manifest, and what else lies beside it.
 
-use std::{fmt, fs, io, path::PathBuf, time::Instant};
+use std::{fmt, fs, io, num::NonZero, path::PathBuf, thread, time::Instant};
 
 use rackstick::layers::stage::ids;
 use rackstick_image::{recipe, sector::SectorSize};
@@ -40,7 +40,7 @@ pub struct Args {
     from: MirrorArgs,
     /// How many threads unpack packages at once; as many as there are CPUs if not given. The image is the same
     #[arg(long, value_name = "N")]
-    jobs: Option<usize>,
+    jobs: Option<NonZero<usize>>,
     /// Bytes of a logical block of the disk that the image is for, 512 or 4096; see `lsblk -o NAME,LOG-SEC`
     #[arg(long, value_name = "BYTES", default_value = "512", value_parser = sector_size)]
     sector_size: SectorSize,
@@ -83,7 +83,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     }
     let mirrors = args.from.mirrors(&lock)?;
     let packages = archive::places(&lock, &store);
-    let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let jobs = args.jobs.map_or_else(|| thread::available_parallelism().map_or(1, NonZero::get), NonZero::get);
     let inputs = Inputs {
         recipe: &args.recipe,
         rack: &rack,

@@ -28,6 +28,7 @@ use signal_hook::{
 };
 
 use crate::{
+    artifacts::{self, ArtifactError},
     image,
     qemu::{
         Machine, Serial, Uplink,
@@ -154,6 +155,8 @@ enum RunError {
     Secrets { path: PathBuf, said: String },
     #[error(transparent)]
     Values(#[from] SecretsError),
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
     #[error("QEMU ended with {0}; it says why above")]
     Failed(ExitStatus),
     #[error("the rack was stopped hard: {0}")]
@@ -316,6 +319,7 @@ fn give_secrets(folder: &Path, image: &Path, disk: &Path, scratch: &Path, persis
     let values = wanted.read(folder)?;
     let filling = Filling::new(wanted, values)?;
     if persist {
+        artifacts::clear_of(image)?;
         return Ok(filling.write(image)?);
     }
     const PIECE: &str = "secrets";

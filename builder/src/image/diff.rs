@@ -171,14 +171,14 @@ impl<'a> Diff<'_, 'a> {
     fn layers(&mut self) -> Result<(), ImageError> {
         let (left, right) = (open::blobs(&self.a.host.manifest), open::blobs(&self.b.host.manifest));
         let by_label = |blobs: &[open::Used<'_>]| -> BTreeMap<String, (Blob, bool)> {
-            let mut found = BTreeMap::new();
-            for used in blobs {
-                let label = &used.blob.label;
-                // Where guests have a layer both compressed and plain, the second has its own name.
-                let role = if found.contains_key(role(label)) { label } else { role(label) };
-                found.insert(role.to_owned(), (used.blob.clone(), used.layer));
-            }
-            found
+            let there: BTreeSet<&str> = blobs.iter().map(|used| used.blob.label.as_str()).collect();
+            let named = blobs.iter().map(|used| {
+                let label = used.blob.label.as_str();
+                // Where guests have a layer both compressed and plain, the compressed one has its own name.
+                let role = if there.contains(role(label)) { label } else { role(label) };
+                (role.to_owned(), (used.blob.clone(), used.layer))
+            });
+            named.collect()
         };
         let (left, right) = (by_label(&left), by_label(&right));
         for role in names(&left, &right) {

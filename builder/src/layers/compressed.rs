@@ -1,7 +1,7 @@
 //! Layers for images whose recipe asks for compression: made of the plain layer itself, so nothing is unpacked or configured
 //! again where a rack needs both, and the same for every kind of layer.
 
-use std::{fs::File, io, num::NonZero, path::PathBuf};
+use std::{fs::File, io, num::NonZero, path::PathBuf, sync::PoisonError};
 
 use rackstick_image::{
     erofs::{self, CopyError, Mtime, WriteError, WriteOptions, read},
@@ -47,6 +47,8 @@ impl Layers {
                 Compression::Zstd => NonZero::new(self.threads).or(Some(NonZero::<usize>::MIN)),
             };
             let build_time = Mtime::from_seconds(self.epoch);
+            // All threads compress one layer; with several at once there would be that many more.
+            let _alone = self.compressing.lock().unwrap_or_else(PoisonError::into_inner);
             let options = WriteOptions { build_time, compress, ..WriteOptions::default() };
             erofs::write(&tree, &File::create_new(out).map_err(failed)?, &options)?;
             sum::of(out).map_err(failed)

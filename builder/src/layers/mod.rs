@@ -170,6 +170,8 @@ pub struct Layers {
     threads: usize,
     /// The library that gives programs another clock, if layers are to be made twice.
     clock: Option<PathBuf>,
+    /// Whoever compresses a layer has it.
+    compressing: Mutex<()>,
     /// The layers that were found whole, by their keys: that is looked at once.
     whole: Mutex<HashMap<String, Layer>>,
 }
@@ -188,6 +190,7 @@ impl Layers {
             epoch,
             threads: threads.max(1),
             clock: None,
+            compressing: Mutex::default(),
             whole: Mutex::default(),
         })
     }

@@ -103,6 +103,7 @@ pub(super) fn write_files<W: Write + Seek + Send>(
 
 /// Takes one run after the other until there are no more, or one failed.
 fn work<'a, W: Write + Seek>(shared: &Mutex<Shared<'_, impl Iterator<Item = Run<'a>>, W>>, turn: &Condvar) {
+    let _end = End { shared, turn };
     let mut packer = Packer::new();
     let next = || {
         let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,6 +123,22 @@ fn work<'a, W: Write + Seek>(shared: &Mutex<Shared<'_, impl Iterator<Item = Run<
         }
         shared.written += 1;
         turn.notify_all();
+    }
+}
+
+/// If a thread panics, the others don't wait for its turn.
+struct End<'s, 'o, I, W> {
+    shared: &'s Mutex<Shared<'o, I, W>>,
+    turn: &'s Condvar,
+}
+
+impl<I, W> Drop for End<'_, '_, I, W> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.failed.get_or_insert_with(|| WriteError::Compress(io::Error::other("a thread panicked")));
+            self.turn.notify_all();
+        }
     }
 }
 

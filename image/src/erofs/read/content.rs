@@ -164,10 +164,17 @@ impl Pieces<'_, '_> {
             Box::new(unpacker)
         });
         unpacker.init(&mut frame).ok()?;
+        // The kernel compares both with what comes out. The writer gives each frame its size, and no checksum.
+        if unpacker.content_size() != self.piece.len() as u64 {
+            return None;
+        }
         // Blocks of a few bytes that unpack to 128 KiB each are not unpacked without end.
         let most = BlockDecodingStrategy::UptoBytes(self.piece.len() + 1);
         let finished = unpacker.decode_blocks(&mut frame, most).ok()?;
-        let right = finished && frame.is_empty() && unpacker.can_collect() == self.piece.len();
+        let right = finished
+            && frame.is_empty()
+            && unpacker.get_checksum_from_data().is_none()
+            && unpacker.can_collect() == self.piece.len();
         (right && unpacker.read_exact(&mut self.piece).is_ok()).then_some(())
     }
 }
