@@ -121,12 +121,15 @@ fn a_new_recipe_is_right_and_takes_the_place_of_nothing() {
     assert!(again.status.code() == Some(1) && text(&again.stderr).contains("home exists already"), "{again:?}");
     assert_eq!(fs::read_to_string(folder.path().join("home/home.toml")).unwrap(), "mine");
     for (bad, why) in
-        [("Home", "can't be the name of a rack"), ("..", "can't be the name"), ("no/such/home", "can't make")]
+        [("Home", "can't be the name of a rack"), ("..", "can't be the name"), ("home/home.toml/shop", "can't make")]
     {
         let refused = rackstick(folder.path(), &["new", bad]);
         assert!(refused.status.code() == Some(1) && text(&refused.stderr).contains(why), "{bad}: {refused:?}");
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    let deeper = rackstick(folder.path(), &["new", "recipes/shop"]);
+    assert_eq!(deeper.status.code(), Some(0), "{}", text(&deeper.stderr));
+    assert_eq!(fs::read_dir(folder.path().join("recipes")).unwrap().count(), 1, "nothing is left beside it");
 }
 
 /// Runs python with jsonschema: how many of the files do not fit the schema.
