@@ -129,7 +129,11 @@ fn build() -> Image {
     let store = cache.path().join("store");
     fs::remove_file(&store).unwrap();
     fs::create_dir(&store).unwrap();
-    symlink(place::cache().join("store/copyright-1"), store.join("copyright-1")).unwrap();
+    for kept in fs::read_dir(place::cache().join("store")).unwrap().map(Result::unwrap) {
+        if kept.file_name() != "sha256" {
+            symlink(kept.path(), store.join(kept.file_name())).unwrap();
+        }
+    }
     let mut initrd = fs::read(folder.join("initrd.img")).unwrap();
     initrd.extend_from_slice(&[0; 512]);
     fs::write(folder.join("initrd.img"), initrd).unwrap();
