@@ -32,7 +32,7 @@ use thiserror::Error;
 pub use copyright::{are_kept as copyrights_are_kept, verify as verify_copyrights};
 pub use provenance::made_of;
 
-use crate::{generation::Inputs, package::PackageError, progress::Progress, sets};
+use crate::{generation::Inputs, package::PackageError, parallel, progress::Progress, sets};
 
 /// Suffixes of all that is made, in place of the image's `.img`.
 const MAP: &str = "bmap";
@@ -149,16 +149,17 @@ pub fn make(
     let name = image.file_name().unwrap_or_default().to_string_lossy();
     let Described { copyrights, programs } = described;
     let subject = sbom::Subject { image: &name, sha256, copyrights, programs };
-    let mut stamps = Vec::new();
-    for (suffix, content) in [
+    let files = [
         (MAP, map.as_bytes().to_vec()),
         (SBOM, json(&sbom::document(inputs, &subject))?),
         (PROVENANCE, json(&provenance::statement(made_of, &name, sha256))?),
-    ] {
+    ];
+    // Each waits for the disk, and all for the same one.
+    let written = parallel::each_by(files.len(), &files, |(suffix, content)| {
         let path = image.with_extension(suffix);
-        let stamp = write(&path, &content)?;
-        stamps.push((path, stamp));
-    }
+        write(&path, content).map(|stamp| (path, stamp))
+    });
+    let mut stamps = written.into_iter().collect::<Result<Vec<_>, _>>()?;
     job.done("disk image");
 
     if inputs.zst {

@@ -209,14 +209,14 @@ pub fn build(inputs: &Inputs, now: Now, output: &Path, progress: &Progress) -> R
     let partition = guid::derive(&[b"data partition", rack.name.as_bytes(), rack.version.as_bytes()]);
     let manifest = recipe::manifest(rack, images.manifests, partition)?;
 
-    let host_initrd = scratch.file("host-initrd");
-    initrd::host(&host_initrd, inputs.runtime, &host.file(host::DRIVERS), &manifest, epoch)?;
-    let uki = uki::write(&scratch.file("uki"), rack, &host, &host_initrd)?;
+    let initrd = initrd::host(inputs.runtime, &host.file(host::DRIVERS), &manifest, epoch)?;
+    let uki = uki::make(rack, &host, initrd)?;
+    let uki_size = uki.content.size();
 
     let (written, described) = thread::scope(|scope| {
         // From here on no input is read any more, but to see whether it is what it was.
         let described = scope.spawn(|| (artifacts::read(inputs), now.holds(inputs, output)));
-        let written = disk::write(inputs, output, &manifest, partition, &uki, &images.files, epoch);
+        let written = disk::write(inputs, output, &manifest, partition, uki, &images.files, epoch);
         (written, described.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     });
     let Written { image, allocated, sha256, map, mut stamps, replaced } = written?;
@@ -228,9 +228,9 @@ pub fn build(inputs: &Inputs, now: Now, output: &Path, progress: &Progress) -> R
     });
     stamps.extend(artifacts?);
     if holds {
-        now.note(output, uki.size, stamps)?;
+        now.note(output, uki_size, stamps)?;
     }
-    Ok(Built { image, allocated, uki_size: uki.size, up_to_date: false })
+    Ok(Built { image, allocated, uki_size, up_to_date: false })
 }
 
 /// The lock's date, as the formats of an image write it.

@@ -2,8 +2,8 @@
 //! mounts a guest's root. What they need of the kernel's modules comes with an index of just those.
 
 use std::{
-    fs::File,
-    io::{self, BufWriter},
+    fs::{self, File},
+    io::{self, BufWriter, Write},
     path::Path,
 };
 
@@ -11,6 +11,8 @@ use rackstick_image::{
     cpio::{self, Writer},
     manifest::{self, Manifest},
     modules,
+    pieces::Pieces,
+    source::SourceError,
     spares::{self, Spares},
 };
 use thiserror::Error;
@@ -45,9 +47,9 @@ pub enum InitrdError {
     Manifest(#[from] serde_json::Error),
 }
 
-/// Writes the host's initrd to `out`: runtime, then what [`drivers`] wrote, and last the manifest. `epoch`: every file's time.
-pub fn host(out: &Path, runtime: &Runtime, drivers: &Path, manifest: &Manifest, epoch: u32) -> Result<(), InitrdError> {
-    let mut archive = create(out, epoch)?;
+/// The host's initrd: runtime, then what [`drivers`] wrote, and last the manifest. `epoch`: every file's time.
+pub fn host(runtime: &Runtime, drivers: &Path, manifest: &Manifest, epoch: u32) -> Result<Pieces, InitrdError> {
+    let mut archive = Writer::new(Pieces::default(), epoch);
     add_console(&mut archive)?;
     archive.file(HOST, PROGRAM, &runtime.host)?;
     archive.file(VMM, PROGRAM, &runtime.vmm)?;
@@ -55,7 +57,7 @@ pub fn host(out: &Path, runtime: &Runtime, drivers: &Path, manifest: &Manifest, 
     archive.symlink("sbin/modprobe", &format!("/{HOST}"))?;
     archive.append(drivers)?;
     archive.bytes(manifest::PATH.trim_start_matches('/'), DATA, &serde_json::to_vec_pretty(manifest)?)?;
-    written(archive.finish()?)
+    Ok(archive.finish()?)
 }
 
 /// Writes to `out` what is the same in the host's initrd of all racks with the same packages: modules, firmware, and the list
@@ -74,9 +76,11 @@ pub fn drivers(out: &Path, kernel: &Kernel, drivers: &Drivers, epoch: u32) -> Re
 
 /// Writes the guests' initrd to `out`.
 pub fn guest(out: &Path, runtime: &Runtime, kernel: &Kernel, epoch: u32) -> Result<(), InitrdError> {
+    let program = &runtime.guest;
+    let failed = |source| SourceError::Read { path: program.clone(), source };
     let mut archive = create(out, epoch)?;
     add_console(&mut archive)?;
-    archive.file("init", PROGRAM, &runtime.guest)?;
+    archive.bytes("init", PROGRAM, &fs::read(program).map_err(failed).map_err(cpio::Error::Source)?)?;
     add_modules(&mut archive, kernel, &kernel.modules(modules::wanted::GUEST)?)?;
     written(archive.finish()?)
 }
@@ -87,13 +91,13 @@ fn create(out: &Path, epoch: u32) -> Result<Writer<BufWriter<File>>, InitrdError
 }
 
 /// The kernel opens the console before anything has mounted a devtmpfs.
-fn add_console(archive: &mut Writer<BufWriter<File>>) -> Result<(), InitrdError> {
+fn add_console(archive: &mut Writer<impl Write>) -> Result<(), InitrdError> {
     Ok(archive.char_device("dev/console", 0o600, 5, 1)?)
 }
 
 /// Gives the list of the modules' files.
 fn add_modules(
-    archive: &mut Writer<BufWriter<File>>,
+    archive: &mut Writer<impl Write>,
     kernel: &Kernel,
     chosen: &Modules,
 ) -> Result<Spares, InitrdError> {

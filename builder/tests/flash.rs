@@ -115,7 +115,7 @@ fn image(folder: &Path, sector: SectorSize) -> (PathBuf, Extents) {
         guid: guid("disk"),
         esp_guid: guid("esp"),
         esp_volume_id: 7,
-        esp: vec![EspFile { path: "EFI/BOOT/BOOTX64.EFI".into(), source: Source::Bytes(vec![1; 90_000]) }],
+        esp: vec![EspFile { path: "EFI/BOOT/BOOTX64.EFI".into(), content: Source::Bytes(vec![1; 90_000]).into() }],
         data_guid: guid("data"),
         data: Data {
             uuid: guid("file system"),

@@ -6,9 +6,13 @@ pub mod read;
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{self, Read, Write},
-    path::{Path, PathBuf},
+    io::{self, Write},
+    path::Path,
+};
+
+use crate::{
+    pieces::Pieces,
+    source::{Source, SourceError},
 };
 
 /// Longest path the kernel's unpacker takes, without the NUL (`PATH_MAX` is 4096); longer ones would be skipped silently.
@@ -52,24 +56,9 @@ pub enum Error {
         /// Its size in bytes.
         size: u64,
     },
-    /// The source had fewer bytes than announced.
-    #[error("`{path}` ended after {got} of {size} bytes: it changed while it was read, build again")]
-    Short {
-        /// Path in the archive.
-        path: String,
-        /// Bytes announced.
-        size: u64,
-        /// Bytes that came.
-        got: u64,
-    },
     /// A source file could not be read.
-    #[error("cannot read {path}: {source}")]
-    Source {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// The archive could not be written.
     #[error("cannot write the initramfs: {0}")]
     Output(#[from] io::Error),
@@ -108,7 +97,9 @@ impl<W: Write> Writer<W> {
 
     /// Adds a regular file from memory.
     pub fn bytes(&mut self, path: &str, mode: u32, content: &[u8]) -> Result<(), Error> {
-        self.stream(path, mode, content.len() as u64, content)
+        self.file_header(path, mode, content.len() as u64)?;
+        self.put(content)?;
+        self.pad()
     }
 
     /// Adds a regular file from memory whose content starts at a multiple of `align` bytes, a power of two of at most 16.
@@ -122,29 +113,6 @@ impl<W: Write> Writer<W> {
         // More than one NUL at the end of the name, as iucode_tool does it: the kernel's readers take it as one.
         self.padded_header(&entry, name_ends.next_multiple_of(align) - name_ends)?;
         self.put(content)?;
-        self.pad()
-    }
-
-    /// Adds a regular file, streamed from `source`.
-    pub fn file(&mut self, path: &str, mode: u32, source: &Path) -> Result<(), Error> {
-        let failed = |error| Error::Source { path: source.to_path_buf(), source: error };
-        let file = File::open(source).map_err(failed)?;
-        let size = file.metadata().map_err(failed)?.len();
-        self.stream(path, mode, size, file)
-    }
-
-    /// Adds a regular file of exactly `size` bytes, read from `content`.
-    pub fn stream(&mut self, path: &str, mode: u32, size: u64, content: impl Read) -> Result<(), Error> {
-        let Ok(size32) = u32::try_from(size) else {
-            return Err(Error::TooLarge { path: path.into(), size });
-        };
-        self.claim(path, false)?;
-        self.header(&Entry { path, mode: S_IFREG | mode & 0o7777, nlink: 1, size: size32, device: (0, 0) })?;
-        let got = io::copy(&mut content.take(size), &mut self.out)?;
-        if got != size {
-            return Err(Error::Short { path: path.into(), size, got });
-        }
-        self.position += size;
         self.pad()
     }
 
@@ -164,14 +132,6 @@ impl<W: Write> Writer<W> {
     pub fn char_device(&mut self, path: &str, mode: u32, major: u32, minor: u32) -> Result<(), Error> {
         self.claim(path, false)?;
         self.header(&Entry { path, mode: S_IFCHR | mode & 0o7777, nlink: 1, size: 0, device: (major, minor) })
-    }
-
-    /// Adds the entries of a [`Writer::piece`], which has no path in common with what is here but directories.
-    pub fn append(&mut self, piece: &Path) -> Result<(), Error> {
-        let failed = |error| Error::Source { path: piece.to_path_buf(), source: error };
-        let mut file = File::open(piece).map_err(failed)?;
-        self.position += io::copy(&mut file, &mut self.out)?;
-        self.pad()
     }
 
     /// Ends what is not an archive by itself, but a part of one, and gives the output back.
@@ -211,6 +171,12 @@ impl<W: Write> Writer<W> {
         }
         self.paths.insert(path.into(), directory);
         Ok(())
+    }
+
+    fn file_header(&mut self, path: &str, mode: u32, size: u64) -> Result<(), Error> {
+        let Ok(size) = u32::try_from(size) else { return Err(Error::TooLarge { path: path.into(), size }) };
+        self.claim(path, false)?;
+        self.header(&Entry { path, mode: S_IFREG | mode & 0o7777, nlink: 1, size, device: (0, 0) })
     }
 
     fn header(&mut self, entry: &Entry<'_>) -> Result<(), Error> {
@@ -262,6 +228,26 @@ impl<W: Write> Writer<W> {
     }
 }
 
+impl Writer<Pieces> {
+    /// Adds a regular file, whose content stays where it is.
+    pub fn file(&mut self, path: &str, mode: u32, content: &Path) -> Result<(), Error> {
+        let content = Source::file(content)?;
+        self.file_header(path, mode, content.size())?;
+        self.refer(content)
+    }
+
+    /// Adds the entries of a [`Writer::piece`], which has no path in common with what is here but directories, and stays where it is.
+    pub fn append(&mut self, piece: &Path) -> Result<(), Error> {
+        self.refer(Source::file(piece)?)
+    }
+
+    fn refer(&mut self, content: Source) -> Result<(), Error> {
+        self.position += content.size();
+        self.out.push(content);
+        self.pad()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
@@ -289,7 +275,7 @@ mod tests {
     }
 
     fn sample(source: &Path) -> Vec<u8> {
-        let mut writer = Writer::new(Vec::new(), 1_700_000_000);
+        let mut writer = Writer::new(Pieces::default(), 1_700_000_000);
         writer.directory("dev", 0o755).unwrap();
         writer.char_device("dev/console", 0o600, 5, 1).unwrap();
         writer.bytes("init", 0o755, b"#!/bin/true\n").unwrap();
@@ -297,7 +283,13 @@ mod tests {
         writer.file("lib/modules/6.12/kernel/odd.ko", 0o644, source).unwrap();
         writer.symlink("bin", "usr/bin").unwrap();
         writer.directory("tmp", 0o1777).unwrap();
-        writer.finish().unwrap()
+        bytes(&writer.finish().unwrap())
+    }
+
+    fn bytes(pieces: &Pieces) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        pieces.each(|piece| Ok::<_, Error>(bytes.extend_from_slice(piece))).unwrap();
+        bytes
     }
 
     #[test]
@@ -335,11 +327,11 @@ mod tests {
         writer.bytes("lib/one", 0o644, b"1").unwrap();
         fs::write(&piece, writer.piece().unwrap()).unwrap();
 
-        let mut writer = Writer::new(Vec::new(), 0);
+        let mut writer = Writer::new(Pieces::default(), 0);
         writer.bytes("lib/zero", 0o644, b"seventeen bytes!!").unwrap();
         writer.append(&piece).unwrap();
         writer.bytes("two", 0o644, b"2").unwrap();
-        cpio(&["-id", "--quiet"], &writer.finish().unwrap(), folder.path());
+        cpio(&["-id", "--quiet"], &bytes(&writer.finish().unwrap()), folder.path());
         for (path, content) in [("lib/zero", &b"seventeen bytes!!"[..]), ("lib/one", b"1"), ("two", b"2")] {
             assert_eq!(fs::read(folder.path().join(path)).unwrap(), content);
         }
@@ -380,6 +372,5 @@ mod tests {
         assert!(matches!(writer.bytes("a/b", 0o644, b""), Err(Error::Duplicate(_))));
         assert!(matches!(writer.directory("a", 0o755), Err(Error::Duplicate(_))));
         assert!(matches!(writer.bytes("a/b/c", 0o644, b""), Err(Error::ParentNotDirectory { .. })));
-        assert!(matches!(writer.stream("short", 0o644, 9, &b"12345"[..]), Err(Error::Short { got: 5, .. })));
     }
 }

@@ -9,25 +9,20 @@ mod directory;
 mod format;
 pub mod read;
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    os::unix::fs::FileExt,
-};
+use std::{fs::File, io, os::unix::fs::FileExt};
 
 use self::{
     directory::Directories,
     format::{CLUSTER_SIZE, Geometry},
 };
 use crate::{
+    pieces::Pieces,
     sector::SectorSize,
-    source::{Source, SourceError},
+    source::SourceError,
 };
 
 pub use format::SIZE;
 
-/// Bytes copied at once.
-const BUFFER_SIZE: usize = 1 << 20;
 /// Most files: keeps every directory below FAT's 65,536 entries, whatever the names.
 const MAX_FILES: usize = 3000;
 
@@ -67,7 +62,7 @@ pub struct EspFile {
     /// Path with slashes, `EFI/BOOT/BOOTX64.EFI`. Folders are made.
     pub path: String,
     /// Its bytes.
-    pub source: Source,
+    pub content: Pieces,
 }
 
 /// Makes the file system in [`SIZE`] bytes of `disk` from byte `start` on, which must be holes or zeroes. All times in it
@@ -82,7 +77,7 @@ pub fn write(disk: &File, sector: SectorSize, start: u64, volume_id: u32, files:
     for (index, file) in sorted.iter().enumerate() {
         directories.insert(&file.path, index)?;
     }
-    let sizes: Vec<u64> = sorted.iter().map(|file| file.source.size()).collect();
+    let sizes: Vec<u64> = sorted.iter().map(|file| file.content.size()).collect();
     let (chains, needed) = directories.place(&sizes);
     let geometry = Geometry::new(sector);
     let room = u64::from(geometry.clusters) * CLUSTER_SIZE;
@@ -90,7 +85,7 @@ pub fn write(disk: &File, sector: SectorSize, start: u64, volume_id: u32, files:
         return Err(EspError::Full { needed, room });
     }
     for (index, file) in sorted.iter().enumerate() {
-        copy(&file.source, disk, start + geometry.offset(chains.files[index].first))?;
+        copy(&file.content, disk, start + geometry.offset(chains.files[index].first))?;
     }
     for (cluster, bytes) in directories.encode(&chains, &sizes) {
         disk.write_all_at(&bytes, start + geometry.offset(cluster))?;
@@ -100,21 +95,15 @@ pub fn write(disk: &File, sector: SectorSize, start: u64, volume_id: u32, files:
     Ok(())
 }
 
-fn copy(source: &Source, disk: &File, mut at: u64) -> Result<(), EspError> {
-    let mut reader = source.reader()?;
-    let mut left = source.size();
-    let mut buffer = vec![0; left.min(BUFFER_SIZE as u64) as usize];
-    while left > 0 {
-        let wanted = left.min(BUFFER_SIZE as u64) as usize;
-        reader.read_exact(&mut buffer[..wanted])?;
+fn copy(content: &Pieces, disk: &File, mut at: u64) -> Result<(), EspError> {
+    content.each(|bytes| {
         // Zeroes are there already.
-        if buffer[..wanted].iter().any(|&byte| byte != 0) {
-            disk.write_all_at(&buffer[..wanted], at)?;
+        if bytes.iter().any(|&byte| byte != 0) {
+            disk.write_all_at(bytes, at)?;
         }
-        at += wanted as u64;
-        left -= wanted as u64;
-    }
-    Ok(())
+        at += bytes.len() as u64;
+        Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -122,7 +111,10 @@ mod tests {
     use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
     use super::*;
-    use crate::testing::{assert_same, run};
+    use crate::{
+        source::Source,
+        testing::{assert_same, run},
+    };
 
     const SECTOR: SectorSize = SectorSize::B512;
 
@@ -133,7 +125,7 @@ mod tests {
     }
 
     fn file(path: &str, source: Source) -> EspFile {
-        EspFile { path: path.into(), source }
+        EspFile { path: path.into(), content: source.into() }
     }
 
     #[test]

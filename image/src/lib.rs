@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod modules;
 pub mod nice;
 pub mod packed;
+pub mod pieces;
 pub mod recipe;
 pub mod reference;
 pub mod secrets;

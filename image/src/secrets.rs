@@ -207,7 +207,7 @@ mod tests {
     fn a_slot_is_found_on_its_esp_emptied_from_behind_and_nothing_else_changes() {
         let disk = tempfile::tempfile().unwrap();
         disk.set_len(esp::SIZE).unwrap();
-        let file = |path: &str, bytes| EspFile { path: path.into(), source: Source::Bytes(bytes) };
+        let file = |path: &str, bytes| EspFile { path: path.into(), content: Source::Bytes(bytes).into() };
         let files = [file(SLOT, vec![0; SLOT_SIZE as usize]), file("EFI/x", vec![7; 9000])];
         esp::write(&disk, SectorSize::B512, 0, 7, &files).unwrap();
         // All that is written of it lies there.

@@ -64,7 +64,7 @@ pub fn are_kept(lock: &Lock, store: &Store) -> bool {
     let folder = store.folder().join(FOLDER);
     lock.packages.values().all(|package| {
         let kept = fs::read(folder.join(package.sha256.to_string()));
-        kept.is_ok_and(|bytes| understand(&bytes).is_some())
+        kept.is_ok_and(|bytes| whole(&bytes).is_some())
     })
 }
 
@@ -79,7 +79,7 @@ pub fn verify(store: &Store) -> Result<Vec<PathBuf>, ArtifactError> {
     for entry in entries {
         let path = entry.map_err(|source| ArtifactError::Read { path: folder.clone(), source })?.path();
         // What can't be read is damaged, too.
-        if fs::read(&path).ok().as_deref().and_then(understand).is_none() {
+        if fs::read(&path).ok().as_deref().and_then(whole).is_none() {
             fs::remove_file(&path).map_err(|source| ArtifactError::Write { path: path.clone(), source })?;
             removed.push(path);
         }
@@ -87,19 +87,22 @@ pub fn verify(store: &Store) -> Result<Vec<PathBuf>, ArtifactError> {
     Ok(removed)
 }
 
-/// What is kept: the SHA-256 of the rest, and in the rest what was found. None if it was cut off, or is not what it was.
-fn understand(bytes: &[u8]) -> Option<Found> {
-    let (sum, rest) = std::str::from_utf8(bytes).ok()?.split_once('\n')?;
-    if Sha256::of(rest).to_string() != sum {
-        return None;
-    }
-    serde_json::from_str(rest).ok()
+/// What is kept of what was found: a line with the SHA-256 of the rest, which is JSON.
+fn keep(found: &Found) -> Result<String, ArtifactError> {
+    let text = serde_json::to_string(found)?;
+    Ok(format!("{}\n{text}", Sha256::of(&text)))
+}
+
+/// The JSON in what is kept. None if it was cut off, or is not what it was.
+fn whole(kept: &[u8]) -> Option<&str> {
+    let (sum, rest) = std::str::from_utf8(kept).ok()?.split_once('\n')?;
+    (Sha256::of(rest).to_string() == sum).then_some(rest)
 }
 
 fn cached(kept: &Path, name: &str, deb: &Path) -> Result<Found, ArtifactError> {
     match fs::read(kept) {
         Ok(bytes) => {
-            if let Some(found) = understand(&bytes) {
+            if let Some(found) = whole(&bytes).and_then(|text| serde_json::from_str(text).ok()) {
                 return Ok(found);
             }
         }
@@ -107,8 +110,7 @@ fn cached(kept: &Path, name: &str, deb: &Path) -> Result<Found, ArtifactError> {
         Err(source) => return Err(ArtifactError::Read { path: kept.to_owned(), source }),
     }
     let found = find(name, deb)?;
-    let text = serde_json::to_string(&found)?;
-    super::write(kept, format!("{}\n{text}", Sha256::of(&text)).as_bytes())?;
+    super::write(kept, keep(&found)?.as_bytes())?;
     Ok(found)
 }
 
@@ -133,8 +135,7 @@ mod tests {
     fn what_was_kept_is_believed_only_as_it_was() {
         let folder = tempfile::tempdir().unwrap();
         let kept = folder.path().join("kept");
-        let text = serde_json::to_string(&Found::Text("License: GPL-2".to_owned())).unwrap();
-        fs::write(&kept, format!("{}\n{text}", Sha256::of(&text))).unwrap();
+        fs::write(&kept, keep(&Found::Text("License: GPL-2".to_owned())).unwrap()).unwrap();
         let found = || cached(&kept, "a", Path::new("/nowhere.deb")).ok();
         assert_eq!(found(), Some(Found::Text("License: GPL-2".to_owned())));
         let damaged = fs::read_to_string(&kept).unwrap().replace("GPL-2", "MIT-9");

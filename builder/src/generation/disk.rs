@@ -146,20 +146,20 @@ pub fn write(
     output: &Path,
     manifest: &Manifest,
     partition: Guid,
-    uki: &Uki,
+    uki: Uki,
     blobs: &Blobs,
     epoch: u32,
 ) -> Result<Written, DiskError> {
     let (rack, version, sector) = (&manifest.rack, &manifest.version, inputs.sector);
     let guid = |what: &str| guid::derive(&[what.as_bytes(), rack.as_bytes(), version.as_bytes()]);
     let json = serde_json::to_vec_pretty(manifest)?;
-    let bytes = |content: &[u8]| Source::Bytes(content.to_vec());
+    let bytes = |content: Vec<u8>| Source::Bytes(content).into();
     let esp = [
-        ("EFI/BOOT/BOOTX64.EFI".to_owned(), bytes(&uki.loader)),
-        ("loader/loader.conf".to_owned(), bytes(LOADER_CONF.as_bytes())),
-        (format!("EFI/Linux/rackstick_{version}.efi"), Source::file(&uki.path)?),
+        ("EFI/BOOT/BOOTX64.EFI".to_owned(), bytes(uki.loader)),
+        ("loader/loader.conf".to_owned(), bytes(LOADER_CONF.into())),
+        (format!("EFI/Linux/rackstick_{version}.efi"), uki.content),
         // Of every image, also one whose guests want none: those of a later generation may.
-        (secrets::SLOT.to_owned(), Source::Bytes(vec![0; secrets::SLOT_SIZE as usize])),
+        (secrets::SLOT.to_owned(), bytes(vec![0; secrets::SLOT_SIZE as usize])),
     ];
     let mut files = BTreeMap::new();
     for (digest, BlobFile { path, kept }) in blobs {
@@ -183,7 +183,7 @@ pub fn write(
         guid: guid("disk"),
         esp_guid: guid("ESP"),
         esp_volume_id: u32::from_le_bytes([volume_id.0[0], volume_id.0[1], volume_id.0[2], volume_id.0[3]]),
-        esp: esp.into_iter().map(|(path, source)| EspFile { path, source }).collect(),
+        esp: esp.into_iter().map(|(path, content)| EspFile { path, content }).collect(),
         data_guid: partition,
         data: Data {
             uuid: guid("data file system"),

@@ -32,6 +32,12 @@ struct Finished {
     files: Stamps,
 }
 
+/// The key of what is made of packages alone.
+enum Made<'a> {
+    Layer(&'a String),
+    Part(&'a Sha256),
+}
+
 /// The state of all inputs at a moment, and where what they make is noted.
 pub struct Now {
     image: PathBuf,
@@ -96,11 +102,15 @@ impl Now {
         if inputs.twice || !artifacts::copyrights_are_kept(inputs.lock, inputs.store) {
             return Ok(false);
         }
-        let layers = parallel::each_by(inputs.jobs, &self.keys.layers, |key| self.layers.kept(key));
-        let layers = layers.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let parts = parallel::each_by(inputs.jobs, &self.keys.parts, |key| self.parts.is_there(key));
-        let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let there = layers.iter().all(Option::is_some) && parts.into_iter().all(|there| there);
+        let layers = self.keys.layers.iter().map(Made::Layer);
+        let all: Vec<_> = self.keys.parts.iter().map(Made::Part).chain(layers).collect();
+        let there = parallel::each_by(inputs.jobs, &all, |made| -> Result<bool, BuildError> {
+            Ok(match made {
+                Made::Layer(key) => self.layers.kept(key)?.is_some(),
+                Made::Part(key) => self.parts.is_there(key)?,
+            })
+        });
+        let there = there.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().all(|there| there);
         if there {
             touch_packages(inputs)?;
         }

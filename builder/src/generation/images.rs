@@ -153,10 +153,8 @@ struct Made {
 /// What is made above the base.
 enum Job<'a> {
     Modules,
-    /// Of an image made of packages.
-    Image(&'a Image),
-    /// Of one that is made from a root file system.
-    Root(&'a Image, &'a Root),
+    /// Of an image: made of packages, or from a root file system.
+    Image(&'a Image, Option<&'a Root>),
 }
 
 /// Makes them: the base first, then all above it, what takes longest first: its scripts run one after the other, and where CPUs are few the
@@ -173,15 +171,15 @@ fn layers(
     job.done("layer base");
 
     let layered = inputs.rack.images.values().filter_map(|image| match &image.from {
-        None => Some(Job::Image(image)),
-        Some(From::Root(root)) => Some(Job::Root(image, root)),
+        None => Some(Job::Image(image, None)),
+        Some(From::Root(root)) => Some(Job::Image(image, Some(root))),
         // It has none.
         Some(From::Disk(_)) => None,
     });
     let mut jobs: Vec<Job> = layered.chain([Job::Modules]).collect();
     jobs.sort_by_key(|job| match job {
         Job::Modules => Reverse(inputs.weight(sets::KERNEL)),
-        Job::Image(image) | Job::Root(image, _) => Reverse(inputs.weight(&sets::image(&image.name))),
+        Job::Image(image, _) => Reverse(inputs.weight(&sets::image(&image.name))),
     });
     let make = |job: &Job| match job {
         Job::Modules => {
@@ -190,12 +188,11 @@ fn layers(
             job.done("guest kernel");
             Ok((None, Some(modules)))
         }
-        Job::Image(image) => {
-            let own = own_layer(inputs, layers, &base, image, scratch, progress)?;
-            Ok((Some((image.name.clone(), own.compressed_if_asked(layers, image, progress)?)), None))
-        }
-        Job::Root(image, root) => {
-            let own = foreign_layers(inputs, layers, image, root, scratch, progress)?;
+        Job::Image(image, root) => {
+            let own = match root {
+                None => own_layer(inputs, layers, &base, image, scratch, progress)?,
+                Some(root) => foreign_layers(inputs, layers, image, root, scratch, progress)?,
+            };
             Ok((Some((image.name.clone(), own.compressed_if_asked(layers, image, progress)?)), None))
         }
     };

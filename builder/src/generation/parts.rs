@@ -10,14 +10,14 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use rackstick::locked;
+use rackstick::{layers::sum, locked};
 use rackstick_image::digest::Sha256;
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::store::Store;
 
-/// What each file of a part must be: names and hashes, written last.
+/// What each file of a part must be: names and CRC-32C, which finds what a disk lets rot; written last.
 const SUMS: &str = "sums.json";
 /// The ending of the name of a part's lock. When it was last changed says when the part was last used.
 const LOCK: &str = "lock";
@@ -35,7 +35,7 @@ pub enum PartsError {
         /// Why it failed.
         source: io::Error,
     },
-    /// What decides a part, or its list of hashes, can't be written down.
+    /// What decides a part, or its list of sums, can't be written down.
     #[error("can't write the part's list: {0}")]
     Json(#[from] serde_json::Error),
 }
@@ -178,7 +178,7 @@ impl Parts {
         Ok(swept)
     }
 
-    /// Hashes every part anew and removes those that are damaged. Says how many there were, and where those were that went.
+    /// Sums up every part anew and removes those that are damaged. Says how many there were, and where those were that went.
     pub fn verify(&self) -> Result<(usize, Vec<PathBuf>), PartsError> {
         let (mut count, mut damaged) = (0, Vec::new());
         for key in self.keys()?.into_keys() {
@@ -218,7 +218,7 @@ impl Parts {
 }
 
 impl Part {
-    /// Removes it, the list of hashes first and the lock last.
+    /// Removes it, the list of sums first and the lock last.
     fn remove(self) -> Result<(), PartsError> {
         let lock = self.folder.with_extension(LOCK);
         let removed = |result: io::Result<()>| match result {
@@ -242,7 +242,7 @@ impl Part {
         let mut sums = BTreeMap::new();
         for entry in fs::read_dir(&self.folder).map_err(failed("list", &self.folder))? {
             let entry = entry.map_err(failed("list", &self.folder))?;
-            sums.insert(entry.file_name().to_string_lossy().into_owned(), hash(&entry.path())?);
+            sums.insert(entry.file_name().to_string_lossy().into_owned(), crc(&entry.path()).map_err(failed("read", &entry.path()))?);
         }
         let path = self.file(SUMS);
         fs::write(&path, serde_json::to_vec(&sums)?).map_err(failed("write", &path))
@@ -252,8 +252,12 @@ impl Part {
 /// Whether all files are there, and what they were when they were made.
 fn is_whole(folder: &Path) -> bool {
     let Ok(text) = fs::read(folder.join(SUMS)) else { return false };
-    let Ok(sums) = serde_json::from_slice::<BTreeMap<String, Sha256>>(&text) else { return false };
-    sums.iter().all(|(name, sum)| hash(&folder.join(name)).is_ok_and(|hash| hash == *sum))
+    let Ok(sums) = serde_json::from_slice::<BTreeMap<String, u32>>(&text) else { return false };
+    sums.iter().all(|(name, sum)| crc(&folder.join(name)).is_ok_and(|crc| crc == *sum))
+}
+
+fn crc(path: &Path) -> io::Result<u32> {
+    sum::crc(&File::open(path)?)
 }
 
 /// SHA-256 of a file.

@@ -1,12 +1,7 @@
 //! The host as one file: systemd's UEFI stub with kernel, command line and initrd appended (UAPI.5, Unified Kernel Image).
 
-use std::{
-    fs::File,
-    io,
-    path::{Path, PathBuf},
-};
-
 use rackstick_image::{
+    pieces::Pieces,
     recipe::Rack,
     source::{Source, SourceError},
     uki,
@@ -34,43 +29,31 @@ pub enum UkiError {
     /// The stub can't be extended.
     #[error("can't make the UKI: {0}")]
     Uki(#[from] uki::UkiError),
-    /// The initrd can't be read.
+    /// What it is made of can't be read.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The file can't be written.
-    #[error("can't write the UKI {}: {source}", .path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
 }
 
-/// A UKI that was written, and the boot loader that goes with it.
+/// A UKI, and the boot loader that goes with it.
 pub struct Uki {
     /// The file.
-    pub path: PathBuf,
-    /// Its size in bytes.
-    pub size: u64,
+    pub content: Pieces,
     /// systemd-boot.
     pub loader: Vec<u8>,
 }
 
-/// Writes the UKI to `path`, of a part that [`host`] made.
-pub fn write(path: &Path, rack: &Rack, host: &Part, initrd: &Path) -> Result<Uki, UkiError> {
-    let parts = uki::Uki {
+/// The UKI of a part that [`host`] made, with this initrd.
+pub fn make(rack: &Rack, host: &Part, initrd: Pieces) -> Result<Uki, UkiError> {
+    let content = uki::make(&uki::Uki {
         stub: host.read(host::STUB)?,
         os_release: os_release(rack),
         cmdline: CMDLINE.to_owned(),
         uname: String::from_utf8_lossy(&host.read(host::RELEASE)?).into_owned(),
         microcode: Some(Source::file(&host.file(host::MICROCODE))?),
-        initrd: Source::file(initrd)?,
+        initrd,
         linux: Source::file(&host.file(host::VMLINUZ))?,
-    };
-    let failed = |source| UkiError::Write { path: path.to_owned(), source };
-    let size = uki::write(&parts, File::create(path).map_err(failed)?)?;
-    Ok(Uki { path: path.to_owned(), size, loader: host.read(host::LOADER)? })
+    })?;
+    Ok(Uki { content, loader: host.read(host::LOADER)? })
 }
 
 /// systemd-boot shows a UKI only if it says what it is, and sorts by `VERSION_ID`.

@@ -18,7 +18,7 @@ use rackstick_image::{
     guid,
     manifest::{self, Blob, FORMAT, Guest, Image, Manifest, Network},
     sector::SectorSize,
-    source::Source,
+    source::{Source, SourceError},
     spares::{self, Spares},
     uki::{self, Uki},
     verity,
@@ -120,7 +120,7 @@ impl Sample {
         }
         files.insert("generations/7/manifest.json".into(), plain(&json));
         let loader = fs::read(STUB).unwrap_or_else(|error| panic!("{STUB}: {error}: run ci/setup"));
-        let esp = |path: &str, bytes| EspFile { path: path.into(), source: Source::Bytes(bytes) };
+        let esp = |path: &str, bytes| EspFile { path: path.into(), content: Source::Bytes(bytes).into() };
         let disk = disk::Disk {
             sector: self.sector,
             guid: guid::derive(&[b"disk"]),
@@ -156,12 +156,12 @@ impl Sample {
             cmdline: "quiet".into(),
             uname: "6.12".into(),
             microcode: None,
-            initrd: Source::Bytes(initrd.finish().unwrap()),
+            initrd: Source::Bytes(initrd.finish().unwrap()).into(),
             linux: Source::Bytes(bytes(50_000)),
         };
-        let mut out = Cursor::new(Vec::new());
-        uki::write(&uki, &mut out).unwrap();
-        out.into_inner()
+        let mut out = Vec::new();
+        uki::make(&uki).unwrap().each(|bytes| Ok::<_, SourceError>(out.extend_from_slice(bytes))).unwrap();
+        out
     }
 }
 

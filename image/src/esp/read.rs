@@ -304,7 +304,7 @@ mod tests {
     }
 
     fn sample() -> Vec<EspFile> {
-        let file = |path: &str, size| EspFile { path: path.into(), source: Source::Bytes(bytes(size)) };
+        let file = |path: &str, size| EspFile { path: path.into(), content: Source::Bytes(bytes(size)).into() };
         let mut files = vec![
             file("EFI/Linux/rackstick_2026.11.1+3.efi", 300_003),
             file("EFI/BOOT/BOOTX64.EFI", 100_000),
@@ -334,7 +334,7 @@ mod tests {
         for sector in SectorSize::ALL {
             let disk = make(&folder.path().join("esp"), sector);
             let mut expected: Vec<_> =
-                sample().into_iter().map(|EspFile { path, source }| (path, bytes(source.size() as usize))).collect();
+                sample().into_iter().map(|EspFile { path, content }| (path, bytes(content.size() as usize))).collect();
             expected.sort();
             assert!(read(&disk).unwrap() == expected, "{sector}");
         }

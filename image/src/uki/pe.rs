@@ -214,9 +214,9 @@ impl<'a> Stub<'a> {
         Ok((head, extents))
     }
 
-    /// Where the checksum is to stand.
-    pub(super) fn checksum_at(&self) -> u64 {
-        (self.coff + COFF_HEADER_SIZE + CHECK_SUM) as u64
+    /// Writes the checksum into what [`Stub::append`] made.
+    pub(super) fn set_checksum(&self, head: &mut [u8], checksum: u32) {
+        put_u32(head, self.coff + COFF_HEADER_SIZE + CHECK_SUM, checksum);
     }
 
     /// Where the headers must end: at `SizeOfHeaders`, or before if a section starts there.

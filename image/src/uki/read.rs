@@ -6,13 +6,14 @@ use std::{
 };
 
 use super::{
-    BUFFER_SIZE,
     checksum::Checksum,
     pe::{
         CHECK_SUM, COFF_HEADER_SIZE, MACHINE_AMD64, NUMBER_OF_SECTIONS, SECTION_HEADER_SIZE, SIZE_OF_OPTIONAL_HEADER,
     },
 };
 
+/// Bytes read at once.
+const BUFFER_SIZE: usize = 1 << 20;
 /// Where the PE header may stand at most: it follows a DOS program of some hundred bytes.
 const MAX_PE_OFFSET: u64 = 1 << 16;
 /// The most sections that Windows' loader takes.

@@ -1,6 +1,6 @@
 //! UKIs judged by binutils and sbsigntool. The stub is that of the package `systemd-boot-efi`.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use super::*;
 use crate::testing::run;
@@ -14,17 +14,20 @@ fn sample() -> Uki {
         cmdline: "panic=10 oops=panic".into(),
         uname: "6.12.57+deb13-amd64".into(),
         microcode: None,
-        initrd: Source::Bytes((0..3_000_001_u32).map(|at| (at >> 3) as u8).collect()),
+        initrd: Source::Bytes((0..3_000_001_u32).map(|at| (at >> 3) as u8).collect()).into(),
         linux: Source::Bytes(vec![0x90; 123_457]),
     }
 }
 
-fn make(uki: &Uki) -> Vec<u8> {
-    let mut out = io::Cursor::new(Vec::new());
-    let size = write(uki, &mut out).unwrap();
-    let bytes = out.into_inner();
-    assert_eq!(size, bytes.len() as u64);
+fn bytes(pieces: &Pieces) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    pieces.each(|piece| Ok::<_, SourceError>(bytes.extend_from_slice(piece))).unwrap();
+    assert_eq!(pieces.size(), bytes.len() as u64);
     bytes
+}
+
+fn made(uki: &Uki) -> Vec<u8> {
+    bytes(&make(uki).unwrap())
 }
 
 fn objcopy(section: &str, uki: &Path, to: &Path) -> Vec<u8> {
@@ -38,7 +41,7 @@ fn binutils_find_every_section_with_its_bytes_and_no_overlap() {
     let (path, part) = (folder.path().join("uki.efi"), folder.path().join("part"));
     let mut uki = sample();
     uki.microcode = Some(Source::Bytes(vec![5; 2048]));
-    fs::write(&path, make(&uki)).unwrap();
+    fs::write(&path, made(&uki)).unwrap();
     let listed = run("objdump", ["-h".as_ref(), path.as_os_str()]);
     let mut sections = Vec::new();
     for line in listed.lines() {
@@ -58,24 +61,23 @@ fn binutils_find_every_section_with_its_bytes_and_no_overlap() {
         assert!(address + size <= *next_address && offset + size <= *next_offset, "{name} overlaps\n{listed}");
     }
     for (name, expected) in [
-        (".initrd", &uki.initrd),
-        (".linux", &uki.linux),
-        (".cmdline", &Source::Bytes(b"panic=10 oops=panic".to_vec())),
+        (".initrd", bytes(&uki.initrd)),
+        (".linux", bytes(&uki.linux.clone().into())),
+        (".cmdline", b"panic=10 oops=panic".to_vec()),
     ] {
-        let Source::Bytes(expected) = expected else { unreachable!() };
-        assert!(objcopy(name, &path, &part) == *expected, "{name}");
+        assert!(objcopy(name, &path, &part) == expected, "{name}");
         let bytes = fs::read(&path).unwrap();
         let found = read::section(io::Cursor::new(&bytes), name).unwrap();
-        assert!(bytes[found.start as usize..found.end as usize] == *expected, "{name}");
+        assert!(bytes[found.start as usize..found.end as usize] == expected, "{name}");
     }
-    assert_eq!(make(&uki), make(&uki));
+    assert_eq!(made(&uki), made(&uki));
 }
 
 #[test]
 fn sbsign_signs_it_and_sbverify_accepts_the_signature() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
-    fs::write(at("uki.efi"), make(&sample())).unwrap();
+    fs::write(at("uki.efi"), made(&sample())).unwrap();
     let (key, certificate) = (at("key"), at("certificate"));
     run(
         "openssl",
@@ -107,8 +109,8 @@ fn sbsign_signs_it_and_sbverify_accepts_the_signature() {
 
 #[test]
 fn the_checksum_tells_every_flipped_bit() {
-    let small = Uki { initrd: Source::Bytes(vec![1; 999]), linux: Source::Bytes(vec![2]), ..sample() };
-    let uki = make(&small);
+    let small = Uki { initrd: Source::Bytes(vec![1; 999]).into(), linux: Source::Bytes(vec![2]), ..sample() };
+    let uki = made(&small);
     let sums = |bytes: &[u8]| read::checksums(io::Cursor::new(bytes));
     assert!(matches!(sums(&uki), Ok((held, sum)) if held == sum));
     for at in (0..uki.len()).step_by(61).chain(0..600) {
@@ -124,10 +126,10 @@ fn the_checksum_tells_every_flipped_bit() {
 #[test]
 fn a_damaged_or_cut_stub_gives_an_error_or_a_uki_but_no_panic() {
     let whole = sample();
-    let small = Uki { initrd: Source::Bytes(vec![1]), linux: Source::Bytes(vec![2]), ..whole };
+    let small = Uki { initrd: Source::Bytes(vec![1]).into(), linux: Source::Bytes(vec![2]), ..whole };
     for length in (0..2048).chain((2048..small.stub.len()).step_by(997)) {
         let stub = small.stub[..length].to_vec();
-        let result = write(&Uki { stub, ..small.clone() }, io::Cursor::new(Vec::new()));
+        let result = make(&Uki { stub, ..small.clone() });
         // The bookworm stub has symbols behind its last section, which are not needed.
         assert!(matches!(result, Err(UkiError::Stub(_))) || length > small.stub.len() / 2, "{length}");
     }
@@ -135,7 +137,7 @@ fn a_damaged_or_cut_stub_gives_an_error_or_a_uki_but_no_panic() {
         for value in [0, 1, 0x7f, 0x80, 0xff] {
             let mut stub = small.stub.clone();
             stub[at] = value;
-            let _ = write(&Uki { stub, ..small.clone() }, io::Cursor::new(Vec::new()));
+            let _ = make(&Uki { stub, ..small.clone() });
         }
     }
 }
@@ -143,20 +145,20 @@ fn a_damaged_or_cut_stub_gives_an_error_or_a_uki_but_no_panic() {
 #[test]
 fn what_does_not_fit_or_is_there_already_is_refused() {
     let uki = sample();
-    let twice = Uki { stub: make(&uki), ..uki.clone() };
-    assert!(matches!(write(&twice, io::Cursor::new(Vec::new())), Err(UkiError::Stub(_))));
+    let twice = Uki { stub: made(&uki), ..uki.clone() };
+    assert!(matches!(make(&twice), Err(UkiError::Stub(_))));
     for size in [u64::from(u32::MAX), u64::MAX] {
         let huge = Source::Path { path: "/nowhere".into(), size };
-        let error = write(&Uki { initrd: huge, ..uki.clone() }, io::Cursor::new(Vec::new())).unwrap_err();
+        let error = make(&Uki { initrd: huge.into(), ..uki.clone() }).unwrap_err();
         assert!(matches!(error, UkiError::Stub(StubError::TooLarge(_))), "{error}");
     }
     let gone = Source::Path { path: "/nowhere".into(), size: 5 };
-    assert!(matches!(write(&Uki { linux: gone, ..uki }, io::Cursor::new(Vec::new())), Err(UkiError::Source(_))));
+    assert!(matches!(make(&Uki { linux: gone, ..uki }), Err(UkiError::Source(_))));
 }
 
 #[test]
 fn a_damaged_or_cut_uki_gives_no_section_outside_of_it_and_no_panic() {
-    let uki = make(&Uki { initrd: Source::Bytes(vec![1; 999]), linux: Source::Bytes(vec![2]), ..sample() });
+    let uki = made(&Uki { initrd: Source::Bytes(vec![1; 999]).into(), linux: Source::Bytes(vec![2]), ..sample() });
     let find = |bytes: &[u8]| read::section(io::Cursor::new(bytes), ".initrd");
     let found = find(&uki).unwrap();
     for length in 0..uki.len() {

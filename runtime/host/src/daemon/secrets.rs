@@ -180,7 +180,7 @@ mod tests {
             let place = tempfile::tempdir().unwrap();
             let disk = File::create_new(place.path().join("esp")).unwrap();
             disk.set_len(esp::SIZE).unwrap();
-            let slot = EspFile { path: SLOT.into(), source: Source::Bytes(vec![0; SLOT_SIZE as usize]) };
+            let slot = EspFile { path: SLOT.into(), content: Source::Bytes(vec![0; SLOT_SIZE as usize]).into() };
             esp::write(&disk, SectorSize::B512, 0, 7, &[slot]).unwrap();
             fs::create_dir(place.path().join("state")).unwrap();
             Self { place }

@@ -286,7 +286,12 @@ fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use rackstick_image::{cpio::Writer, source::Source};
+    use std::io::Write;
+
+    use rackstick_image::{
+        cpio::Writer,
+        source::{Source, SourceError},
+    };
 
     use super::*;
 
@@ -302,11 +307,12 @@ mod tests {
             cmdline: String::new(),
             uname: "6".into(),
             microcode: None,
-            initrd: Source::Bytes(initrd.finish().unwrap()),
+            initrd: Source::Bytes(initrd.finish().unwrap()).into(),
             linux: Source::Bytes(vec![1]),
         };
         let path = folder.join("uki.efi");
-        uki::write(&uki, File::create(&path).unwrap()).unwrap();
+        let mut file = File::create(&path).unwrap();
+        uki::make(&uki).unwrap().each(|bytes| Ok::<_, SourceError>(file.write_all(bytes).unwrap())).unwrap();
         File::open(path).unwrap()
     }
 
