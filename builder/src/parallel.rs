@@ -11,9 +11,14 @@ use std::{
 
 use rackstick_image::nice;
 
+/// How many CPUs there are for us.
+pub fn cpus() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
+
 /// Does `work` on each of the items, as many at once as there are CPUs; the results are in the items' order.
 pub fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    each_by(thread::available_parallelism().map_or(1, NonZero::get), items, work)
+    each_by(cpus(), items, work)
 }
 
 /// As [`each`], by this many threads at most.

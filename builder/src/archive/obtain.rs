@@ -42,9 +42,9 @@ pub enum ObtainError {
     Store(#[from] StoreError),
 }
 
-/// Where the .deb of each of a lock's packages is, by the package's name, once it was obtained.
+/// Where each of a lock's packages is, by its name, once it was obtained and unpacked.
 pub fn places(lock: &Lock, store: &Store) -> BTreeMap<String, PathBuf> {
-    lock.packages.iter().map(|(name, package)| (name.clone(), store.path(package.sha256))).collect()
+    lock.packages.iter().map(|(name, package)| (name.clone(), store.unpacked(package.sha256))).collect()
 }
 
 /// Sees to it that all packages of a lock are in the store, unaltered. Needs no network, and no mirror, if they are there

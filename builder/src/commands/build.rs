@@ -1,6 +1,6 @@
 //! `rackstick build RECIPE [-o DIR] [--mirror URL]`: from a recipe to `<rack>_<version>.img`, its manifest, and what else lies beside it.
 
-use std::{fmt, fs, io, num::NonZero, path::PathBuf, thread, time::Instant};
+use std::{fmt, fs, io, num::NonZero, path::PathBuf, time::Instant};
 
 use rackstick::layers::stage::ids;
 use rackstick_image::{recipe, sector::SectorSize};
@@ -10,7 +10,7 @@ use super::MirrorArgs;
 use crate::{
     archive,
     generation::{self, Inputs},
-    lock, output,
+    lock, output, parallel,
     progress::Progress,
     registry, report,
     runtime::Runtime,
@@ -83,7 +83,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     }
     let mirrors = args.from.mirrors(&lock)?;
     let packages = archive::places(&lock, &store);
-    let jobs = args.jobs.map_or_else(|| thread::available_parallelism().map_or(1, NonZero::get), NonZero::get);
+    let jobs = args.jobs.map_or_else(parallel::cpus, NonZero::get);
     let inputs = Inputs {
         recipe: &args.recipe,
         rack: &rack,
@@ -108,6 +108,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
                     ids::check()?;
                 }
                 archive::obtain(&lock, &mirrors, &store, &progress)?;
+                store.unpack(&archive::wants(&lock), jobs, &progress)?;
             }
             registry::obtain(now.needed(&inputs)?, &args.from.mirror, &store, &progress)?;
             generation::build(&inputs, now, &args.output, &progress)?

@@ -317,7 +317,7 @@ fn packages_of(lock: &Lock, set: &str, store: &Store) -> Vec<Package> {
     let packages = names.filter_map(|name| {
         let Locked { version, sha256, .. } = lock.packages.get(name)?;
         let (name, version) = (name.clone(), version.clone());
-        Some(Package { name, version, sha256: *sha256, deb: store.path(*sha256) })
+        Some(Package { name, version, sha256: *sha256, deb: store.unpacked(*sha256) })
     });
     packages.collect()
 }

@@ -39,6 +39,9 @@ pub enum Error {
     /// Larger than allowed.
     #[error("has a control part of more than {MAX_CONTROL_BYTES} bytes or {MAX_CONTROL_MEMBERS} members")]
     ControlTooLarge,
+    /// Larger than its copy in the store can be.
+    #[error("has a part that unpacks to more than {0} bytes")]
+    TooLarge(u64),
     /// A path that no system call takes.
     #[error("has an entry whose path is longer than 4096 bytes")]
     NameTooLong,
@@ -149,6 +152,14 @@ pub fn data<T, E: From<Error>>(
         let mut limited = member.take(MAX_DATA_BYTES);
         visit(&mut tar::Archive::new(&mut limited as &mut dyn Read))
     })
+}
+
+/// Hands out both parts plain, with the names of members that are not packed, in their order.
+pub fn parts<E: From<Error>>(
+    deb: &File,
+    mut visit: impl FnMut(&'static str, &mut dyn Read) -> Result<(), E>,
+) -> Result<(), E> {
+    ["control.tar", "data.tar"].into_iter().try_for_each(|name| with_member(deb, name, |part| visit(name, part)))
 }
 
 fn with_member<T, E: From<Error>>(

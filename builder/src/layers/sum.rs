@@ -18,7 +18,7 @@ const READ_SIZE: usize = 256 << 10;
 /// uses them compares what comes of them with the digest.
 pub fn of(path: &Path) -> io::Result<Written> {
     let (mut hasher, mut crc, mut size) = (Hasher::keeping_the_tree(), 0, 0);
-    read(&File::open(path)?, |bytes| {
+    read(File::open(path)?, |bytes| {
         hasher.update(bytes);
         crc = crc32c::crc32c_append(crc, bytes);
         size += bytes.len() as u64;
@@ -28,10 +28,10 @@ pub fn of(path: &Path) -> io::Result<Written> {
     Ok(Written { digest: tree.digest, size, crc })
 }
 
-/// CRC-32C of a file.
-pub fn crc(file: &File) -> io::Result<u32> {
+/// CRC-32C of what is read.
+pub fn crc(from: impl Read) -> io::Result<u32> {
     let mut crc = 0;
-    read(file, |bytes| crc = crc32c::crc32c_append(crc, bytes))?;
+    read(from, |bytes| crc = crc32c::crc32c_append(crc, bytes))?;
     Ok(crc)
 }
 
@@ -40,10 +40,10 @@ pub fn leaves(path: &Path) -> PathBuf {
     path.with_extension("leaves")
 }
 
-fn read(mut file: &File, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+fn read(mut from: impl Read, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0; READ_SIZE];
     loop {
-        match file.read(&mut buffer) {
+        match from.read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(read) => each(&buffer[..read]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,10 +1,12 @@
 //! The store: files from archives, each named by its SHA-256, so that a file is fetched once for all racks and a build
 //! works offline afterwards. Several builders may use it at once: a file gets its name only when it is whole, and one
-//! that is being fetched is locked. All of them share one lock on the store; who tidies it up has it alone.
+//! that is being fetched is locked. All of them share one lock on the store; who tidies it up has it alone. Packages are kept
+//! unpacked, too.
 
 mod fetch;
 mod http;
 mod tidy;
+mod unpacked;
 
 use std::{
     env,
@@ -13,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rackstick::locked;
+use rackstick::{layers::deb, locked};
 use rackstick_image::digest::Sha256;
 
 use crate::output;
@@ -68,6 +70,14 @@ pub enum StoreError {
     /// No mirror has these files any more.
     #[error("{}", gone(.0))]
     Gone(Vec<Want>),
+    /// A package that is not what it must be, though its hash is right.
+    #[error("{name} {source}")]
+    Package {
+        /// What it is, as in [`Want::name`].
+        name: String,
+        /// What is wrong with it.
+        source: deb::Error,
+    },
     /// A file can't be fetched.
     #[error("{name} can't be fetched:{}", attempts.iter().map(|attempt| format!("\n  {attempt}")).collect::<String>())]
     Failed {
@@ -131,7 +141,7 @@ impl Store {
 
     /// The store in this folder, which is created if need be.
     pub fn at(folder: PathBuf) -> Result<Self, StoreError> {
-        for folder in [folder.join(FILES), folder.join(PARTIAL)] {
+        for folder in [FILES, PARTIAL, unpacked::FOLDER].map(|name| folder.join(name)) {
             fs::create_dir_all(&folder).map_err(|source| StoreError::Io { path: folder, source })?;
         }
         let path = folder.join(LOCK);
@@ -165,9 +175,9 @@ impl Store {
         self.files().join(hash.to_string())
     }
 
-    /// Counts the files with these hashes as used now, as far as they are there.
+    /// Counts the files with these hashes as used now, unpacked or not, as far as they are there.
     pub fn touch(&self, hashes: impl IntoIterator<Item = Sha256>) -> Result<(), StoreError> {
-        let mut paths = hashes.into_iter().map(|hash| self.path(hash));
+        let mut paths = hashes.into_iter().flat_map(|hash| [self.path(hash), self.unpacked(hash)]);
         paths.try_for_each(|path| {
             locked::touch_if_there(&path).map_err(|source| StoreError::Io { path: path.clone(), source })
         })

@@ -12,7 +12,7 @@ use std::{
 use rackstick::layers::deb;
 use rackstick_image::digest::Sha256;
 
-use super::{SCRATCH, Store, StoreError, THREADS};
+use super::{SCRATCH, Store, StoreError, THREADS, unpacked};
 use crate::parallel::each_by;
 
 /// How many things went, by kind.
@@ -46,6 +46,8 @@ impl Store {
             Ok(!kept && old(entry)?)
         };
         let left = |entry: &DirEntry| Ok(entry.file_name().as_encoded_bytes().starts_with(SCRATCH.as_bytes()));
+        // Not counted: each is of a package that is.
+        remove(&self.all_unpacked(), unneeded, pretend)?;
         Ok(Swept {
             files: remove(&self.files(), unneeded, pretend)?,
             partial: remove(&self.partial(), old, pretend)?,
@@ -55,28 +57,34 @@ impl Store {
 
     /// Hashes every file anew and removes those that are damaged. Says how many there were, and which went.
     pub fn verify(&self) -> Result<(usize, Vec<Damaged>), StoreError> {
-        let mut files = Vec::new();
-        for entry in entries(&self.files())? {
-            let named = entry.file_name().to_str().and_then(|name| name.parse::<Sha256>().ok());
-            files.extend(named.map(|hash| (hash, entry.path())));
-        }
-        let judged = each_by(THREADS, &files, |(hash, path)| {
-            let judge = || {
-                let file = File::open(path)?;
-                let damaged = Sha256::of_reader(&file)? != *hash;
-                if damaged {
-                    fs::remove_file(path)?;
-                }
-                Ok(damaged.then(|| Damaged {
-                    path: path.clone(),
-                    package: deb::control(&file).ok().map(|control| control.package),
-                }))
-            };
-            judge().map_err(|source| StoreError::Io { path: path.clone(), source })
-        });
-        let judged = judged.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok((files.len(), judged.into_iter().flatten().collect()))
+        let files = judge(&self.files(), |path, hash| Ok(Sha256::of_file(path)? == hash))?;
+        let unpacked = judge(&self.all_unpacked(), |path, _| unpacked::is_whole(path))?;
+        Ok((files.len(), files.into_iter().chain(unpacked).flatten().collect()))
     }
+}
+
+/// Removes what in a folder is not `whole`; each file is named by a hash. One entry for each file.
+fn judge(
+    folder: &Path,
+    whole: impl Fn(&Path, Sha256) -> io::Result<bool> + Sync,
+) -> Result<Vec<Option<Damaged>>, StoreError> {
+    let mut files = Vec::new();
+    for entry in entries(folder)? {
+        let named = entry.file_name().to_str().and_then(|name| name.parse::<Sha256>().ok());
+        files.extend(named.map(|hash| (hash, entry.path())));
+    }
+    let judged = each_by(THREADS, &files, |(hash, path)| {
+        let judge = || {
+            if whole(path, *hash)? {
+                return Ok(None);
+            }
+            let package = deb::control(&File::open(path)?).ok().map(|control| control.package);
+            fs::remove_file(path)?;
+            Ok(Some(Damaged { path: path.clone(), package }))
+        };
+        judge().map_err(|source| StoreError::Io { path: path.clone(), source })
+    });
+    judged.into_iter().collect()
 }
 
 /// Removes what in a folder is to go, or only counts it.

@@ -22,7 +22,7 @@ use crate::{
         document, pasted,
     },
     kernel::Kernel,
-    lock, output,
+    lock, output, parallel,
     progress::Progress,
     report, sets,
     store::Store,
@@ -90,6 +90,7 @@ pub fn run(question: Question<'_>, recipe: &Path, from: &MirrorArgs) -> Result<E
     let host = lock.sets.get(sets::HOST).cloned().unwrap_or_default();
     lock.packages.retain(|name, _| host.contains(name));
     archive::obtain(&lock, &from.mirrors(&lock)?, &store, &progress)?;
+    store.unpack(&archive::wants(&lock), parallel::cpus(), &progress)?;
     let packages = archive::places(&lock, &store);
 
     let image = packages.iter().find(|(name, _)| name.starts_with("linux-image-")).ok_or(NoKernel)?;

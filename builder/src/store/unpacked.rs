@@ -1,0 +1,243 @@
+//! Packages unpacked: each .deb once more with its parts plain (deb(5)), since to decompress them is a quarter of what a build of many packages
+//! does. One member more than other packages have, at the end, is a checksum of all before it: it finds what a disk lets rot.
+
+use std::{
+    fs::{File, Permissions},
+    io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use rackstick::{
+    layers::{deb, sum},
+    locked,
+};
+use rackstick_image::digest::Sha256;
+
+use super::{Store, StoreError, Want};
+use crate::{parallel::each_by, progress::Progress};
+
+/// Where they are, below the store's folder, each under the hash of its .deb.
+pub(super) const FOLDER: &str = "store/unpacked";
+/// What an archive begins with (ar(5)).
+const MAGIC: &[u8] = b"!<arch>\n";
+/// The header of a member (ar(5)).
+const HEADER_SIZE: u64 = 60;
+/// The most that a member may hold: its size has ten digits. Stops a package that fills the disk with zeroes.
+const MAX_MEMBER: u64 = 9_999_999_999;
+/// Name of the member with the checksum: eight hexadecimal digits of CRC-32C.
+const SUM: &str = "_crc32c";
+const SUM_SIZE: u64 = HEADER_SIZE + 8;
+/// Bytes copied at once.
+const BUFFER_SIZE: usize = 256 << 10;
+
+/// Why a package is not unpacked.
+enum Failure {
+    /// It is damaged.
+    Deb(deb::Error),
+    /// What it holds can't be written.
+    Write(io::Error),
+}
+
+impl From<deb::Error> for Failure {
+    fn from(error: deb::Error) -> Self {
+        Self::Deb(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Write(error)
+    }
+}
+
+impl Store {
+    /// Where a package of this hash is, once it was unpacked.
+    pub fn unpacked(&self, hash: Sha256) -> PathBuf {
+        self.all_unpacked().join(hash.to_string())
+    }
+
+    pub(super) fn all_unpacked(&self) -> PathBuf {
+        self.folder().join(FOLDER)
+    }
+
+    /// Sees to it that all these packages, which the store has, are there unpacked and whole; each is then at [`Store::unpacked`]. Unpacks `jobs` of
+    /// them at once.
+    pub fn unpack(&self, packages: &[Want], jobs: usize, progress: &Progress) -> Result<(), StoreError> {
+        let whole = each_by(jobs, packages, |package| {
+            let path = self.unpacked(package.sha256);
+            let whole = is_whole(&path).and_then(|whole| locked::touch_if_there(&path).map(|()| whole));
+            whole.map_err(|source| StoreError::Io { path, source })
+        });
+        let mut missing = Vec::new();
+        for (package, whole) in packages.iter().zip(whole) {
+            if !whole? {
+                missing.push(package);
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        // A large one that began last would be alone at the end.
+        missing.sort_by_key(|package| std::cmp::Reverse(package.size));
+        let what = match missing.as_slice() {
+            [only] => only.name.clone(),
+            several => format!("{} packages", several.len()),
+        };
+        let job = progress.bytes("unpacking", &what, missing.iter().map(|package| package.size).sum());
+        let unpacked = each_by(jobs, &missing, |package| {
+            self.unpack_one(package).map_err(|failure| match failure {
+                Failure::Deb(source) => StoreError::Package { name: package.name.clone(), source },
+                Failure::Write(source) => self.io_error(&self.unpacked(package.sha256), source, package.size),
+            })?;
+            job.advance(package.size);
+            Ok(())
+        });
+        unpacked.into_iter().collect::<Result<(), StoreError>>()?;
+        job.done(&what);
+        Ok(())
+    }
+
+    fn unpack_one(&self, package: &Want) -> Result<(), Failure> {
+        let deb = File::open(self.path(package.sha256)).map_err(deb::Error::Read)?;
+        let mut out =
+            tempfile::Builder::new().permissions(Permissions::from_mode(0o644)).tempfile_in(self.partial())?;
+        write(&deb, out.as_file_mut())?;
+        out.persist(self.unpacked(package.sha256)).map_err(|error| error.error)?;
+        Ok(())
+    }
+}
+
+/// Writes a package once more to `out`, which is empty.
+fn write(deb: &File, out: &mut File) -> Result<(), Failure> {
+    out.write_all(MAGIC)?;
+    let version = b"2.0\n";
+    out.write_all(&header("debian-binary", version.len() as u64))?;
+    out.write_all(version)?;
+    let mut buffer = vec![0; BUFFER_SIZE];
+    deb::parts::<Failure>(deb, |name, content| {
+        let start = out.stream_position()?;
+        out.write_all(&header(name, 0))?;
+        let mut size = 0;
+        loop {
+            match content.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => {
+                    size += read as u64;
+                    if size > MAX_MEMBER {
+                        return Err(deb::Error::TooLarge(MAX_MEMBER).into());
+                    }
+                    out.write_all(&buffer[..read])?;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(deb::Error::Read(error).into()),
+            }
+        }
+        if size % 2 == 1 {
+            out.write_all(b"\n")?;
+        }
+        Ok(out.write_all_at(&header(name, size), start)?)
+    })?;
+    out.seek(SeekFrom::Start(0))?;
+    let sum = sum::crc(&*out)?;
+    Ok(out.write_all(&last(sum))?)
+}
+
+fn header(name: &str, size: u64) -> Vec<u8> {
+    format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`\n", 0, 0, 0, 100_644).into_bytes()
+}
+
+/// The last member.
+fn last(sum: u32) -> Vec<u8> {
+    [header(SUM, 8), format!("{sum:08x}").into_bytes()].concat()
+}
+
+/// Whether an unpacked package is there and what it was when it was written.
+pub(super) fn is_whole(path: &Path) -> io::Result<bool> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    let Some(size) = file.metadata()?.len().checked_sub(SUM_SIZE) else { return Ok(false) };
+    let mut found = [0; SUM_SIZE as usize];
+    file.read_exact_at(&mut found, size)?;
+    Ok(found == *last(sum::crc((&file).take(size))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, process::Command};
+
+    use super::*;
+
+    fn deb(folder: &Path, options: &[&str]) -> Vec<u8> {
+        let tree = folder.join("tree");
+        let (control, content) = (tree.join("DEBIAN"), tree.join("usr/share/x"));
+        for folder in [&control, &content] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        let fields = "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n";
+        fs::write(control.join("control"), fields).unwrap();
+        fs::write(content.join("large"), vec![7; 3_000_001]).unwrap();
+        let path = folder.join("x.deb");
+        let made = Command::new("dpkg-deb").args(options).arg("-b").args([&tree, &path]).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        fs::read(path).unwrap()
+    }
+
+    fn put(store: &Store, bytes: &[u8]) -> Want {
+        let sha256 = Sha256::of(bytes);
+        fs::write(store.path(sha256), bytes).unwrap();
+        let size = bytes.len() as u64;
+        Want { name: "x 1".into(), archive: "debian".into(), path: "pool/x.deb".into(), size, sha256 }
+    }
+
+    fn listed(deb: &Path) -> String {
+        let listed = Command::new("dpkg-deb").arg("-c").arg(deb).output().unwrap();
+        assert!(listed.status.success(), "{listed:?}");
+        let info = Command::new("dpkg-deb").arg("-f").arg(deb).output().unwrap();
+        String::from_utf8([info.stdout, listed.stdout].concat()).unwrap()
+    }
+
+    #[test]
+    fn an_unpacked_package_is_one_that_dpkg_reads_and_is_made_anew_once_it_is_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path().join("cache")).unwrap();
+        let progress = Progress::quiet();
+        for options in [["-Zxz", "-z6"], ["-Zgzip", "-z6"], ["-Zzstd", "-z3"], ["-Znone", "-z0"]] {
+            let want = put(&store, &deb(folder.path(), &options));
+            let (packed, unpacked) = (store.path(want.sha256), store.unpacked(want.sha256));
+            store.unpack(&[want.clone()], 2, &progress).unwrap();
+            assert_eq!(listed(&unpacked), listed(&packed));
+            let good = fs::read(&unpacked).unwrap();
+            assert!(good.len() > 3_000_000);
+
+            let mut spoiled = [good.clone(), good[..good.len() - 1].to_vec(), good[..9].to_vec(), Vec::new()];
+            spoiled[0][1_000_000] ^= 1;
+            for bad in spoiled {
+                fs::write(&unpacked, bad).unwrap();
+                store.unpack(&[want.clone()], 2, &progress).unwrap();
+                assert!(fs::read(&unpacked).unwrap() == good, "made anew");
+            }
+            let made = || fs::metadata(&unpacked).unwrap().created().unwrap();
+            let before = made();
+            store.unpack(&[want], 2, &progress).unwrap();
+            assert_eq!(made(), before, "made once");
+        }
+        assert_eq!(fs::read_dir(store.partial()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_package_that_is_none_is_named_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path().join("cache")).unwrap();
+        let whole = deb(folder.path(), &["-Zxz"]);
+        for bad in [&whole[..whole.len() / 2], b"!<arch>\n", b""] {
+            let want = put(&store, bad);
+            let error = store.unpack(&[want.clone()], 1, &Progress::quiet()).unwrap_err();
+            assert!(error.to_string().starts_with("x 1 "), "{error}");
+            assert!(!store.unpacked(want.sha256).exists());
+        }
+        assert_eq!(fs::read_dir(store.partial()).unwrap().count(), 0);
+    }
+}
