@@ -24,7 +24,7 @@ use std::{
 use rackstick_image::{
     guid,
     lock::Lock,
-    recipe::{self, Diagnostics, Rack},
+    recipe::{self, Diagnostic, Diagnostics, Placed, Rack},
     sector::SectorSize,
     view::ReadError,
 };
@@ -90,8 +90,8 @@ pub enum BuildError {
     /// A layer that is compressed.
     #[error(transparent)]
     Compress(#[from] layers::CompressError),
-    /// The recipe of an image does not fit what is in the image.
-    #[error("the recipe of image `{image}` does not fit its packages")]
+    /// The recipe of an image does not fit what the image is made of.
+    #[error("the recipe of image `{image}` does not fit what the image is made of")]
     Recipe {
         /// The image.
         image: String,
@@ -175,6 +175,22 @@ pub enum BuildError {
     /// The program's own place is unknown.
     #[error("can't find out where this program stands: {0}")]
     Program(io::Error),
+}
+
+impl BuildError {
+    /// The error, told where the recipe of `image` names what it is made from, if that is at fault.
+    fn of_input(self, image: &str, named: &Placed<String>) -> Self {
+        let at_fault = match &self {
+            Self::From(error) => error.is_of_the_input(),
+            Self::WholeDisk(error) => error.is_of_the_input(),
+            _ => false,
+        };
+        if !at_fault {
+            return self;
+        }
+        let source = Diagnostic::new(named.place.clone(), self.to_string()).into();
+        Self::Recipe { image: image.to_owned(), source }
+    }
 }
 
 /// Files that only live as long as the build, on the store's disk.

@@ -143,6 +143,20 @@ fn an_input_that_changed_since_it_was_locked_is_an_error_that_names_it_and_lock_
     assert_eq!(fs::read_to_string(&lock).unwrap(), before);
 }
 
+#[test]
+fn what_an_image_can_not_be_made_from_is_told_where_its_recipe_names_it() {
+    let (folder, run) = rack_from("root.tar");
+    let image = folder.path().join("images/app.toml");
+    fs::write(folder.path().join("images/app.tar"), "no archive at all, but longer than nothing").unwrap();
+    fs::write(&image, "# An archive.\nfrom = { oci = 'app.tar' }\n").unwrap();
+    for command in ["check", "lock", "build"] {
+        let (success, said) = run(command, &[]);
+        assert!(!success && said.contains("[images/app.toml:2:16]"), "{command}: {said}");
+        assert!(said.contains("images/app.tar is no tar archive or a damaged one"), "{command}: {said}");
+    }
+    assert_eq!(fs::read_to_string(folder.path().join("app.lock")).unwrap().matches("[inputs").count(), 0);
+}
+
 /// Needs the network, like the next one.
 #[test]
 fn packages_that_do_not_exist_are_all_reported_with_their_place_and_near_names() {

@@ -49,6 +49,13 @@ pub enum DiskError {
     Write(PackedError),
 }
 
+impl DiskError {
+    /// Whether not the disk is at fault but what it is packed to.
+    pub fn is_of_our_disk(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Qcow2(Qcow2Error::Write(PackedError::Io(_))))
+    }
+}
+
 /// Packs the disk in `source` into `out`. Returns its size in bytes and what it was written to.
 pub fn pack<W: Write>(source: &File, out: W) -> Result<(u64, W), DiskError> {
     let mut head = [0; HEAD];
