@@ -22,6 +22,7 @@ use std::{
 };
 
 use rackstick_image::{
+    disk::Place,
     guid,
     lock::Lock,
     recipe::{self, Diagnostic, Diagnostics, Placed, Rack},
@@ -206,11 +207,22 @@ impl Scratch {
     }
 }
 
-/// Builds the generation from what was `now` and writes its disk image into the folder `output`, and beside it what else a build gives.
-pub fn build(inputs: &Inputs, now: Now, output: &Path, progress: &Progress) -> Result<Built, BuildError> {
+/// Takes the place of the image in the folder `output`. While another build has it, that is waited for, and this is said: what it makes may be
+/// just what is wanted.
+pub fn take_place(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Place, BuildError> {
+    Ok(disk::take_place(output, inputs.rack, inputs.sector, progress)?)
+}
+
+/// Builds the generation from what was `now` and writes its disk image to its `place` in the folder `output`, and beside it what else a build gives.
+pub fn build(
+    inputs: &Inputs,
+    now: Now,
+    output: &Path,
+    place: Place,
+    progress: &Progress,
+) -> Result<Built, BuildError> {
     let Inputs { rack, lock, .. } = inputs;
     let epoch = epoch(lock)?;
-    disk::refuse_used(output, rack, inputs.sector)?;
     let scratch = Scratch::new(inputs.store)?;
 
     // What the host is made of takes as long as the base, and neither needs the other.
@@ -232,10 +244,10 @@ pub fn build(inputs: &Inputs, now: Now, output: &Path, progress: &Progress) -> R
     let (written, described) = thread::scope(|scope| {
         // From here on no input is read any more, but to see whether it is what it was.
         let described = scope.spawn(|| (artifacts::read(inputs), now.holds(inputs, output)));
-        let written = disk::write(inputs, output, &manifest, partition, &uki, &images.files, epoch);
+        let written = disk::write(inputs, output, place, &manifest, partition, &uki, &images.files, epoch);
         (written, described.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     });
-    let Written { image, allocated, sha256, map, mut stamps, replaced } = written?;
+    let Written { image, allocated, sha256, map, mut stamps, replaced, held: _held } = written?;
     job.done("host and disk image");
     let (described, holds) = (described.0?, described.1?);
     let artifacts = thread::scope(|scope| {

@@ -98,19 +98,26 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     };
     let now = generation::Now::read(&inputs, &args.output)?;
     // To compare, layers must be made.
-    let there = if args.twice { None } else { now.is_there(&inputs)? };
-    let built = match there {
+    let there = || if args.twice { Ok(None) } else { now.is_there(&inputs) };
+    let built = match there()? {
         Some(built) => built,
         None => {
-            if !now.needs_no_packages(&inputs)? {
-                // Scripts run as other users; a whole disk has none.
-                if rack.images.values().any(|image| image.disk().is_none()) {
-                    ids::check()?;
+            let place = generation::take_place(&inputs, &args.output, &progress)?;
+            // The build that had it may have made the same.
+            match there()? {
+                Some(built) => built,
+                None => {
+                    if !now.needs_no_packages(&inputs)? {
+                        // Scripts run as other users; a whole disk has none.
+                        if rack.images.values().any(|image| image.disk().is_none()) {
+                            ids::check()?;
+                        }
+                        archive::obtain(&lock, &mirrors, &store, &progress)?;
+                    }
+                    registry::obtain(now.needed(&inputs)?, &args.from.mirror, &store, &progress)?;
+                    generation::build(&inputs, now, &args.output, place, &progress)?
                 }
-                archive::obtain(&lock, &mirrors, &store, &progress)?;
             }
-            registry::obtain(now.needed(&inputs)?, &args.from.mirror, &store, &progress)?;
-            generation::build(&inputs, now, &args.output, &progress)?
         }
     };
     output::result(&Image {
