@@ -214,13 +214,7 @@ pub fn take_place(inputs: &Inputs, output: &Path, progress: &Progress) -> Result
 }
 
 /// Builds the generation from what was `now` and writes its disk image to its `place` in the folder `output`, and beside it what else a build gives.
-pub fn build(
-    inputs: &Inputs,
-    now: Now,
-    output: &Path,
-    place: Place,
-    progress: &Progress,
-) -> Result<Built, BuildError> {
+pub fn build(inputs: &Inputs, now: Now, output: &Path, place: Place, progress: &Progress) -> Result<Built, BuildError> {
     let Inputs { rack, lock, .. } = inputs;
     let epoch = epoch(lock)?;
     let scratch = Scratch::new(inputs.store)?;

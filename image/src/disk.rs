@@ -225,6 +225,8 @@ fn folder_of(path: &Path) -> &Path {
 struct Partial {
     path: PathBuf,
     done: bool,
+    /// The same open file as the one that is written, so that it stays locked until it has no name: who waits for it would take that name.
+    _lock: File,
 }
 
 impl Partial {
@@ -256,7 +258,8 @@ impl Partial {
             // Otherwise another build finished in between and renamed this very file.
             if named.is_some_and(|named| (named.dev(), named.ino()) == (locked.dev(), locked.ino())) {
                 file.set_len(0).map_err(failed("truncate", &path))?;
-                return Ok((Self { path, done: false }, file));
+                let lock = file.try_clone().map_err(failed("open", &path))?;
+                return Ok((Self { path, done: false, _lock: lock }, file));
             }
         }
     }
@@ -440,22 +443,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lab.img");
         let partial = folder.path().join("lab.img.partial");
-        let other = File::create(&partial).unwrap();
-        rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
-        other.set_len(5).unwrap();
-        let disk = sample(Source::Bytes(b"layer".to_vec()));
-        let (said, heard) = mpsc::channel();
-        let second = thread::spawn({
-            let path = path.clone();
-            move || Place::take(&path, || said.send(()).unwrap()).unwrap().write(&disk, |_| ()).unwrap()
-        });
-        heard.recv().unwrap();
-        assert_eq!(fs::metadata(&partial).unwrap().len(), 5, "it changes nothing before it is its turn");
-        // Not by closing it: a process that another test forks at this moment holds a copy of it until its exec.
-        rustix::fs::flock(&other, rustix::fs::FlockOperation::Unlock).unwrap();
-        second.join().unwrap();
-        assert!(path.exists());
-        assert!(!partial.exists());
+        fs::write(&partial, b"of a build that was killed").unwrap();
+        for how_the_first_ends in ["it fails", "it writes"] {
+            let disk = sample(Source::Bytes(b"layer".to_vec()));
+            let first = Place::take(&path, || panic!("nobody else writes it")).unwrap();
+            assert_eq!(fs::metadata(&partial).unwrap().len(), 0);
+            let (said, heard) = mpsc::channel();
+            let second = thread::spawn({
+                let (path, disk) = (path.clone(), disk.clone());
+                move || Place::take(&path, || said.send(()).unwrap()).unwrap().write(&disk, |_| ()).unwrap()
+            });
+            heard.recv().unwrap();
+            match how_the_first_ends {
+                "it fails" => drop(first),
+                _ => drop(first.write(&disk, |_| ()).unwrap()),
+            }
+            second.join().unwrap();
+            assert!(path.exists() && !partial.exists(), "{how_the_first_ends}");
+        }
     }
 
     #[test]

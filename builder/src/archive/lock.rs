@@ -185,7 +185,9 @@ fn placed(rack: &Rack, error: SuitesError) -> ResolveLockError {
     let Some(Repository { suite, foreign, .. }) = rack.repositories.get(repository) else { return error.into() };
     let hint = match foreign {
         None => "the code name of a suite that Debian's archive has now, for example `trixie-backports`",
-        Some(_) => "`url`, `suite` and `components` are as behind `deb` in the line for sources.list(5) that the archive's publisher gives",
+        Some(_) => {
+            "`url`, `suite`, `components` and `key` are as the archive's publisher gives them, the first three behind `deb` in sources.list(5)"
+        }
     };
     let source = Diagnostic::new(suite.place.clone(), source.to_string()).hint(hint).into();
     ResolveLockError::Recipe { base: rack.base.value.clone(), source }

@@ -14,7 +14,7 @@ use ruzstd::decoding::{
 };
 use sha2::Digest;
 
-use crate::{packing::Packing, hashed::Hashed};
+use crate::{hashed::Hashed, packing::Packing};
 
 /// Bytes of an unpacked archive at most: stops one that fills the disk.
 pub const MAX_PLAIN_BYTES: u64 = 64 << 30;

@@ -129,8 +129,7 @@ pub fn add(images: &mut Images, inputs: &Inputs, parts: &Parts, progress: &Progr
                 .map_err(|error| error.of_input(name, &disk.path))?;
             unchanged(&kernel.file, locked_kernel, |file| unpack(&kernel.file, file, &folder.join(KERNEL)))
                 .map_err(|error| error.of_input(name, &kernel.path))?;
-            copy(&initrd.file, locked_initrd, &folder.join(INITRD))
-                .map_err(|error| error.of_input(name, &initrd.path))
+            copy(&initrd.file, locked_initrd, &folder.join(INITRD)).map_err(|error| error.of_input(name, &initrd.path))
         })?;
         // Two images may name files alike, and who compares generations goes by labels.
         let label = |file: &str| format!("{file} of {name}");
