@@ -75,14 +75,13 @@ pub enum ArtifactError {
     },
 }
 
-/// Takes away what tells of an image that is about to be changed: what has its name, wherever links to it are, and if it is called as builds call images.
-pub fn clear_of(image: &Path) -> Result<(), ArtifactError> {
-    let found = fs::canonicalize(image).map_err(|source| ArtifactError::Read { path: image.to_owned(), source })?;
-    if found.extension().is_some_and(|extension| extension == "img") { clear(&found) } else { Ok(()) }
-}
-
-/// Takes away what an older build left under the image's name: it would tell of another image.
+/// Takes away what tells of an image that is no longer what it was: what has its name, wherever links to it are. Beside a file that is
+/// not called as a build calls images, nothing is a build's.
 pub fn clear(image: &Path) -> Result<(), ArtifactError> {
+    let image = fs::canonicalize(image).map_err(|source| ArtifactError::Read { path: image.to_owned(), source })?;
+    if image.extension().is_none_or(|extension| extension != "img") {
+        return Ok(());
+    }
     for path in [MAP, COMPRESSED, SBOM, PROVENANCE].map(|suffix| image.with_extension(suffix)) {
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {

@@ -22,9 +22,10 @@ use std::{
 };
 
 use rackstick_image::{
+    disk::Place,
     guid,
     lock::Lock,
-    recipe::{self, Diagnostics, Rack},
+    recipe::{self, Diagnostic, Diagnostics, Placed, Rack},
     sector::SectorSize,
     view::ReadError,
 };
@@ -90,8 +91,8 @@ pub enum BuildError {
     /// A layer that is compressed.
     #[error(transparent)]
     Compress(#[from] layers::CompressError),
-    /// The recipe of an image does not fit what is in the image.
-    #[error("the recipe of image `{image}` does not fit its packages")]
+    /// The recipe of an image does not fit what the image is made of.
+    #[error("the recipe of image `{image}` does not fit what the image is made of")]
     Recipe {
         /// The image.
         image: String,
@@ -177,6 +178,22 @@ pub enum BuildError {
     Program(io::Error),
 }
 
+impl BuildError {
+    /// The error, told where the recipe of `image` names what it is made from, if that is at fault.
+    fn of_input(self, image: &str, named: &Placed<String>) -> Self {
+        let at_fault = match &self {
+            Self::From(error) => error.is_of_the_input(),
+            Self::WholeDisk(error) => error.is_of_the_input(),
+            _ => false,
+        };
+        if !at_fault {
+            return self;
+        }
+        let source = Diagnostic::new(named.place.clone(), self.to_string()).into();
+        Self::Recipe { image: image.to_owned(), source }
+    }
+}
+
 /// Files that only live as long as the build, on the store's disk.
 struct Scratch(tempfile::TempDir);
 
@@ -190,11 +207,16 @@ impl Scratch {
     }
 }
 
-/// Builds the generation from what was `now` and writes its disk image into the folder `output`, and beside it what else a build gives.
-pub fn build(inputs: &Inputs, now: Now, output: &Path, progress: &Progress) -> Result<Built, BuildError> {
+/// Takes the place of the image in the folder `output`. While another build has it, that is waited for, and this is said: what it makes may be
+/// just what is wanted.
+pub fn take_place(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Place, BuildError> {
+    Ok(disk::take_place(output, inputs.rack, inputs.sector, progress)?)
+}
+
+/// Builds the generation from what was `now` and writes its disk image to its `place` in the folder `output`, and beside it what else a build gives.
+pub fn build(inputs: &Inputs, now: Now, output: &Path, place: Place, progress: &Progress) -> Result<Built, BuildError> {
     let Inputs { rack, lock, .. } = inputs;
     let epoch = epoch(lock)?;
-    disk::refuse_used(output, rack, inputs.sector)?;
     let scratch = Scratch::new(inputs.store)?;
 
     // What the host is made of takes as long as the base, and neither needs the other.
@@ -216,10 +238,10 @@ pub fn build(inputs: &Inputs, now: Now, output: &Path, progress: &Progress) -> R
     let (written, described) = thread::scope(|scope| {
         // From here on no input is read any more, but to see whether it is what it was.
         let described = scope.spawn(|| (artifacts::read(inputs), now.holds(inputs, output)));
-        let written = disk::write(inputs, output, &manifest, partition, uki, &images.files, epoch);
+        let written = disk::write(inputs, output, place, &manifest, partition, uki, &images.files, epoch);
         (written, described.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     });
-    let Written { image, allocated, sha256, map, mut stamps, replaced } = written?;
+    let Written { image, allocated, sha256, map, mut stamps, replaced, held: _held } = written?;
     job.done("host and disk image");
     let (described, holds) = (described.0?, described.1?);
     let artifacts = thread::scope(|scope| {

@@ -51,6 +51,8 @@ struct Problem {
 struct Failure {
     message: String,
     causes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'static str>,
     problems: Vec<Problem>,
 }
 
@@ -75,6 +77,7 @@ impl From<&(dyn Error + 'static)> for Failure {
             message: error.to_string(),
             // The places are told apart below.
             causes: report::causes(error),
+            hint: report::hint(error),
             problems: found.map(|Diagnostics(all)| all.iter().map(Problem::from).collect()).unwrap_or_default(),
         }
     }

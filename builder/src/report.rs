@@ -4,7 +4,10 @@
 use std::io::{IsTerminal, Write};
 
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, Severity, SourceCode, ThemeCharacters};
-use rackstick_image::recipe::{Diagnostic, Diagnostics};
+use rackstick_image::{
+    full,
+    recipe::{Diagnostic, Diagnostics},
+};
 
 use crate::output;
 
@@ -59,8 +62,19 @@ fn text(error: &(dyn std::error::Error + 'static), look: Look) -> String {
     for cause in causes(error) {
         out.push_str(&format!("  caused by: {cause}\n"));
     }
+    if let Some(hint) = hint(error) {
+        out.push_str(&format!("  help: {hint}\n"));
+    }
     // Names in archives and images may be anybody's, and orders to the terminal.
     out.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+}
+
+/// What to do about what any command may meet.
+pub fn hint(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    full::is_behind(error).then_some(
+        "`rackstick store gc` removes from the store what no build has used for 30 days; `--output` puts an image onto another disk, and \
+         RACKSTICK_CACHE the store",
+    )
 }
 
 /// The error and its causes, the nearest first.

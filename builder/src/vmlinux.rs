@@ -5,7 +5,7 @@
 
 use std::{fs::File, io::Read, os::unix::fs::FileExt};
 
-use rackstick::compression::Compression;
+use rackstick::packing::Packing;
 use thiserror::Error;
 
 /// The most a payload may unpack to: a decompression bomb in a kernel package stops here. Debian's are below 64 MiB.
@@ -81,11 +81,11 @@ pub fn unpack(vmlinuz: &[u8]) -> Result<Vec<u8>, VmlinuxError> {
         .and_then(|end| vmlinuz.get(offset..end))
         .ok_or(VmlinuxError::Truncated { offset, length, size: vmlinuz.len() })?;
 
-    let vmlinux = match Compression::of(payload) {
-        Some(Compression::Zstd) => {
+    let vmlinux = match Packing::of(payload) {
+        Some(Packing::Zstd) => {
             read(ruzstd::decoding::StreamingDecoder::new(payload).map_err(|e| VmlinuxError::Unpack(e.to_string()))?)?
         }
-        Some(Compression::Xz) => read(lzma_rust2::XzReader::new(payload, false))?,
+        Some(Packing::Xz) => read(lzma_rust2::XzReader::new(payload, false))?,
         None if payload.starts_with(&ELF_MAGIC) => payload.to_vec(),
         _ => return Err(VmlinuxError::UnknownCompression(payload.first_chunk().copied().unwrap_or_default())),
     };

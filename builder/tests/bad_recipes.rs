@@ -2,7 +2,9 @@
 //! `BLESS=1` writes those files anew; look at the difference before committing it.
 
 use std::{
-    fs, io,
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -62,6 +64,62 @@ fn the_recipes_that_users_copy_are_right() {
             assert!(stdout.contains(" is fine\n"), "{stdout}");
         }
     }
+}
+
+/// An ordinary user's number, which nothing of this machine belongs to.
+const USER: &str = "4242";
+
+#[test]
+fn what_the_user_may_not_read_is_told_where_the_recipe_names_it() {
+    assert!(rustix::process::geteuid().is_root(), "this test becomes another user: run it as root");
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    // The target folder may lie where only root looks.
+    fs::copy(env!("CARGO_BIN_EXE_rackstick"), path("rackstick")).unwrap();
+    for (name, text) in [
+        (
+            "rack.toml",
+            "[rack]\nname = 'lab'\nversion = '1'\nbase = 'debian:trixie'\n[repositories.x]\nurl = 'http://x.example'\n\
+             suite = 'x'\nkey = 'key.asc'\n[guests.app]\nimage = 'app.toml'\nmemory = '64 MiB'\n[guests.web]\n\
+             image = 'web.toml'\nmemory = '64 MiB'\n",
+        ),
+        ("app.toml", "from = { rootfs = 'root.tar' }\n"),
+        (
+            "web.toml",
+            "[[files]]\npath = '/srv/page'\nsource = 'page'\n[[files]]\npath = '/srv/site'\nsource = 'site'\n\
+             [[files]]\npath = '/srv/shut'\nsource = 'shut'\n[[files]]\npath = '/srv/fine'\nsource = 'fine'\n",
+        ),
+    ] {
+        fs::write(path(name), text).unwrap();
+    }
+    for name in ["site/deeper", "shut", "fine"] {
+        fs::create_dir_all(path(name)).unwrap();
+    }
+    symlink("/nowhere", path("fine/link")).unwrap();
+    for name in ["key.asc", "root.tar", "page", "site/deeper/page"] {
+        fs::write(path(name), "x").unwrap();
+        fs::set_permissions(path(name), Permissions::from_mode(0o600)).unwrap();
+    }
+    fs::set_permissions(path("shut"), Permissions::from_mode(0o700)).unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid", USER, "--regid", USER, "--clear-groups", "--"])
+        .args([&path("rackstick"), Path::new("check"), Path::new("rack.toml")])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    for (place, what) in [
+        ("rack.toml:8:7", "key.asc"),
+        ("app.toml:1:19", "root.tar"),
+        ("web.toml:3:10", "page"),
+        ("web.toml:6:10", "site/deeper/page"),
+        ("web.toml:9:10", "shut"),
+    ] {
+        assert!(said.contains(&format!("[{place}]")), "{place}: {said}");
+        assert!(said.contains(&format!("can't read `{what}`: Permission denied")), "{what}: {said}");
+    }
+    assert_eq!((output.status.code(), said.matches("error:").count()), (Some(1), 5), "{said}");
 }
 
 #[test]

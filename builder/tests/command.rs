@@ -147,16 +147,96 @@ fn recipes_in(folder: &str) -> Vec<PathBuf> {
     entries.filter(|path| path.extension().is_some_and(|suffix| suffix == "toml")).collect()
 }
 
+/// The schema of recipes of this kind, in a file.
+fn schema(folder: &Path, kind: &str) -> PathBuf {
+    let path = folder.join(kind);
+    fs::write(&path, rackstick(folder, &["schema", kind]).stdout).unwrap();
+    path
+}
+
+/// Recipes with values at the edge of what may stand there, all of them right.
+const ODD: [(&str, &str); 3] = [
+    (
+        "rack.toml",
+        r#"
+rack = { name = "a", version = "1~rc.2^x-Y", base = "debian:trixie", domain = "x1.y-z" }
+[repositories.own]
+suite      = "sid"
+components = ["main", "non-free-firmware"]
+packages   = ["libstdc++6", "0ad"]
+[networks]
+lan = { uplink = "AA-bb-00-11-22-33", address = "192.168.1.2/24", gateway = "192.168.1.1", resolver = "9.9.9.9" }
+p   = { subnet = "10.20.0.0/24", nat = "lan" }
+[guests.g]
+image   = "./sub/app.toml"
+vcpus   = 32
+memory  = "2GiB"
+address = { p = "10.20.0.2", lan = "dhcp" }
+forward = [" lan : 80 / tcp  ->  8080 ", "lan:053/udp"]
+health  = { http = "http://" }
+volumes = { v = { mount = "/srv/..x", size = "1  GiB" } }
+[guests.h]
+image   = "other.toml"
+memory  = "65 MiB"
+address = { p = "10.20.0.3" }
+health  = { dns = "a.b-c" }
+after   = ["g"]
+"#,
+    ),
+    (
+        "sub/app.toml",
+        r##"
+packages = ["g++", "a0"]
+services = ["getty@tty1", "-x:y_.socket", 'dev-disk-by\x2dlabel.mount']
+timezone = "Etc/GMT+1"
+locale   = "ca_ES.UTF-8@valencia"
+cmdline  = ["a='b;c'", "x=#1"]
+compress = "zstd"
+groups   = { _g = { gid = 59999 } }
+secrets  = { s = { path = "/run/credstore/.x/..y", mode = 0o777, owner = 0, group = "_g" } }
+[users]
+Debian-exim = { groups = ["adm"] }
+_x          = { uid = 59999, home = "/srv/..x", shell = "/bin/.hidden/sh", comment = 'Jörg, "x"' }
+x = { authorized_keys = ['from="10.0.0.0/8",no-pty ssh-ed25519 AAAAC3Nz a b'] }
+[[files]]
+path    = "/a b/..c/.d"
+content = ""
+mode    = 0o7777
+owner   = 65534
+group   = "Debian-exim"
+"##,
+    ),
+    (
+        "other.toml",
+        r#"
+from    = { rootfs = "./sub//..tar" }
+command = ["x"]
+workdir = "/"
+user    = "0:www-data"
+env     = { "a.b" = "" }
+"#,
+    ),
+];
+
 #[test]
-fn recipes_fit_their_schema_and_those_with_other_keys_or_types_do_not() {
+fn a_schema_marks_no_value_that_the_command_takes() {
     let folder = tempfile::tempdir().unwrap();
-    let schema = |kind: &str| {
-        let path = folder.path().join(kind);
-        let printed = rackstick(&project(), &["schema", kind]);
-        fs::write(&path, printed.stdout).unwrap();
-        path
-    };
-    let (rack, image) = (schema("rack"), schema("image"));
+    fs::create_dir(folder.path().join("sub")).unwrap();
+    fs::write(folder.path().join("sub/..tar"), "").unwrap();
+    for (name, text) in ODD {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    let checked = rackstick(folder.path(), &["check", "rack.toml"]);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+    let [rack, app, other] = ODD.map(|(name, _)| folder.path().join(name));
+    assert_eq!(misfits(&schema(folder.path(), "rack"), &[rack]), [PathBuf::new(); 0]);
+    assert_eq!(misfits(&schema(folder.path(), "image"), &[app, other]), [PathBuf::new(); 0]);
+}
+
+#[test]
+fn recipes_fit_their_schema_and_those_with_other_keys_types_or_forms_of_values_do_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rack, image) = (schema(folder.path(), "rack"), schema(folder.path(), "image"));
     let good = [
         misfits(&rack, &[recipes_in("recipes"), recipes_in("tests/recipes")].concat()),
         misfits(&image, &[recipes_in("recipes/images"), recipes_in("tests/recipes/images")].concat()),
@@ -181,9 +261,66 @@ fn recipes_fit_their_schema_and_those_with_other_keys_or_types_do_not() {
         "network-of-no-kind",
         "bad-guest-name",
         "image-recipe",
+        // By the form of a value.
+        "bad-address",
+        "bad-dns-check",
+        "bad-domain",
+        "bad-forward",
+        "bad-forward-port",
+        "bad-forward-protocol",
+        "bad-http-check",
+        "bad-image-name",
+        "bad-nic",
+        "bad-rack-name",
+        "bad-subnet",
+        "bad-tcp-check",
+        "bad-version",
+        "gateway-is-no-address",
+        "image-recipe-not-toml",
+        "memory-without-unit",
+        "nic-mac-too-short",
+        "repository-bad-component",
+        "repository-bad-package",
+        "repository-bad-suite",
+        "repository-bad-url",
+        "too-many-vcpus",
+        "unsupported-base",
+        "volume-relative",
+        "volume-with-blank",
+        "volume-without-unit",
     ]);
     assert_eq!(misfits(&rack, &wrong), wrong);
-    let wrong = bad(&["images/unknown-key-in-image", "images/file-without-path"]);
+    let wrong = bad(&[
+        "images/unknown-key-in-image",
+        "images/file-without-path",
+        "images/bad-package-name",
+        "images/bad-service-name",
+        "images/bad-user",
+        "images/cmdline-with-blank",
+        "images/compress-unknown",
+        "images/file-outside-folder",
+        "images/file-owner-no-name",
+        "images/file-owner-too-big",
+        "images/file-path-relative",
+        "images/file-path-with-dots",
+        "images/from-outside-folder",
+        "images/group-bad-name",
+        "images/locale-no-name",
+        "images/locale-not-utf-8",
+        "images/secret-mode-too-wide",
+        "images/secret-not-in-memory",
+        "images/timezone-no-name",
+        "images/timezone-outside",
+        "images/user-bad-comment",
+        "images/user-bad-group",
+        "images/user-bad-name",
+        "images/user-home-relative",
+        "images/user-home-with-colon",
+        "images/user-no-key",
+        "images/user-private-key",
+        "images/user-uid-of-root",
+        "images/workdir-relative",
+    ]);
     assert_eq!(misfits(&image, &wrong), wrong);
 }
 

@@ -125,7 +125,7 @@ fn image(folder: &Path, sector: SectorSize) -> (PathBuf, Extents) {
             files: BTreeMap::from([("layers/x".into(), layer)]),
         },
     };
-    let extents = disk::write(&path, &disk, |_| ()).unwrap().0.extents;
+    let extents = disk::Place::take(&path, || ()).unwrap().write(&disk, |_| ()).unwrap().0.extents;
     (path, extents)
 }
 

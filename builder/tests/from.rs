@@ -10,7 +10,7 @@ use std::{
 };
 
 use rackstick::{
-    from::{self, Built, FromError, Pinned},
+    from::{self, Built, FromError, PinError, Pinned},
     layers::{Layers, RecipeFile, stage::protocol::Marked},
 };
 use rackstick_image::recipe;
@@ -198,8 +198,8 @@ fn what_can_not_be_started_is_found_when_it_is_built() {
         assert!(source.contains(said) && source.contains("app.toml:"), "{lines}: {error}: {source}");
     }
     fs::write(bench.path().join("image.tar"), "no archive at all").unwrap();
-    let error = bench.build("from = { rootfs = 'image.tar' }\ncommand = ['app']\n").unwrap_err().to_string();
-    assert!(error.contains("image.tar is no tar archive"), "{error}");
+    let error = bench.build("from = { rootfs = 'image.tar' }\ncommand = ['app']\n").unwrap_err();
+    assert!(error.to_string().contains("image.tar is no tar archive") && error.is_of_the_input(), "{error}");
 }
 
 /// An image of two layers, the second of which removes and replaces; with what umoci itself makes of it in `expected/rootfs`.
@@ -265,13 +265,19 @@ fn a_blob_that_is_not_what_its_name_says_is_refused() {
         let rack = recipe_of(&bench, "layout");
         // A manifest or configuration is found when the rack is locked, a layer when it is built.
         let error = match from::pin(&rack, scratch.path()) {
-            Err(error) => error.to_string(),
+            Err(error) => told(&error),
             Ok(_) => bench.build("from = { oci = 'layout' }\n").unwrap_err().to_string(),
         };
         assert!(error.contains("is damaged") && error.contains("layout"), "{blob}: {error}");
         fs::write(&path, good).unwrap();
     }
     bench.build("from = { oci = 'layout' }\n").unwrap();
+}
+
+/// An error of a recipe with its places.
+fn told(error: &PinError) -> String {
+    let PinError::Recipe(wrong) = error else { panic!("{error}") };
+    wrong.to_string()
 }
 
 fn recipe_of(bench: &Bench, name: &str) -> recipe::Rack {
@@ -299,14 +305,15 @@ fn of_several_platforms_the_racks_own_is_taken_and_of_several_images_none() {
     let both = bench.build("from = { oci = 'both' }\n").unwrap();
     assert_eq!(both.layers[0].1.digest, alone.layers[0].1.digest);
     let scratch = tempfile::tempdir().unwrap();
-    let error = from::pin(&recipe_of(&bench, "arm64.tar"), scratch.path()).unwrap_err().to_string();
+    let error = told(&from::pin(&recipe_of(&bench, "arm64.tar"), scratch.path()).unwrap_err());
     assert!(error.contains("arm64.tar holds no image for linux/amd64, only for linux/arm64"), "{error}");
+    assert!(error.contains("app.toml:1:16: "), "it has the place where the recipe names it: {error}");
     script(
         bench.path(),
         "umoci config --image layout:app --architecture amd64; umoci tag --image layout:app one
          umoci config --image layout:app --config.user root",
     );
-    let error = from::pin(&recipe_of(&bench, "layout"), scratch.path()).unwrap_err().to_string();
+    let error = told(&from::pin(&recipe_of(&bench, "layout"), scratch.path()).unwrap_err());
     assert!(error.contains("holds 2 images for linux/amd64 (") && error.contains("one"), "{error}");
 }
 

@@ -143,6 +143,42 @@ fn an_input_that_changed_since_it_was_locked_is_an_error_that_names_it_and_lock_
     assert_eq!(fs::read_to_string(&lock).unwrap(), before);
 }
 
+#[test]
+fn what_an_image_can_not_be_made_from_is_told_where_its_recipe_names_it() {
+    let (folder, run) = rack_from("root.tar");
+    let image = folder.path().join("images/app.toml");
+    fs::write(folder.path().join("images/app.tar"), "no archive at all, but longer than nothing").unwrap();
+    fs::write(&image, "# An archive.\nfrom = { oci = 'app.tar' }\n").unwrap();
+    for command in ["check", "lock", "build"] {
+        let (success, said) = run(command, &[]);
+        assert!(!success && said.contains("[images/app.toml:2:16]"), "{command}: {said}");
+        assert!(said.contains("images/app.tar is no tar archive or a damaged one"), "{command}: {said}");
+    }
+    assert_eq!(fs::read_to_string(folder.path().join("app.lock")).unwrap().matches("[inputs").count(), 0);
+}
+
+#[test]
+fn a_full_disk_is_told_with_what_makes_room_and_not_as_the_recipes_fault() {
+    let (folder, _) = rack_from("root.tar");
+    let script = "set -e; mount -t tmpfs -o size=2m none /mnt
+        dd if=/dev/zero bs=1M count=8 status=none | gzip > images/app.tar.gz
+        printf \"from = { oci = 'app.tar.gz' }\\n\" > images/app.toml
+        RACKSTICK_CACHE=/mnt \"$0\" lock app.toml \"$@\"";
+    let lock = |options: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_rackstick")]);
+        command.args(options).current_dir(folder.path()).output().unwrap()
+    };
+    let output = lock(&[]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("error: images/app.tar.gz can't be unpacked to /mnt/"), "{said}");
+    for part in ["No space left on device", "\n  help: `rackstick store gc` removes", "`--output`", "RACKSTICK_CACHE"] {
+        assert!(said.contains(part), "no {part}: {said}");
+    }
+    let document: serde_json::Value = serde_json::from_slice(&lock(&["--json"]).stdout).unwrap();
+    assert!(document["error"]["hint"].as_str().unwrap().contains("store gc"), "{document:#}");
+}
+
 /// Needs the network, like the next one.
 #[test]
 fn packages_that_do_not_exist_are_all_reported_with_their_place_and_near_names() {

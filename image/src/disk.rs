@@ -18,6 +18,7 @@ pub use growing::Growing;
 use crate::{
     esp::{self, EspError, EspFile},
     ext4::{self, Data, Ext4Error},
+    full,
     gpt::{self, ALIGNMENT, GptError, Partition, Type},
     guid::Guid,
     nice,
@@ -37,9 +38,18 @@ pub enum DiskError {
         /// What the system said.
         source: io::Error,
     },
-    /// Another process writes the same image.
-    #[error("{0} is being written by another build: wait for it, or build into another folder")]
-    Busy(PathBuf),
+    /// The disk is full.
+    #[error("no space for {path}: it takes {needed} MiB, and {free} MiB are free: {source}")]
+    Full {
+        /// The image.
+        path: PathBuf,
+        /// MiB of its content: what is no hole takes a little more.
+        needed: u64,
+        /// MiB that are free without it.
+        free: u64,
+        /// Where it ended.
+        source: Box<Self>,
+    },
     /// The path names no file in a folder.
     #[error("{0} cannot be the name of an image: give a file name")]
     Name(PathBuf),
@@ -96,18 +106,60 @@ pub struct Written {
     pub file: File,
 }
 
-/// Writes the image to `path`. It is made beside it as `<name>.partial`, synced and renamed, so that what has the final name
-/// is whole. `follow` reads it while it grows; what it returns is passed on.
-pub fn write<T: Send>(
-    path: &Path,
+/// The place of an image that will be written: `<name>.partial` beside it, locked, so that of two builds only one writes. If it is dropped, nothing is
+/// left of it.
+#[derive(Debug)]
+pub struct Place {
+    image: PathBuf,
+    partial: Partial,
+    file: File,
+}
+
+impl Place {
+    /// Takes the place of the image `path`. While another build has it, that is waited for, after `waiting` was called.
+    pub fn take(path: &Path, waiting: impl FnOnce()) -> Result<Self, DiskError> {
+        let name = path.file_name().ok_or_else(|| DiskError::Name(path.to_path_buf()))?;
+        let mut partial_name = name.to_os_string();
+        partial_name.push(".partial");
+        let (partial, file) = Partial::create(path.with_file_name(partial_name), waiting)?;
+        Ok(Self { image: path.to_path_buf(), partial, file })
+    }
+
+    /// Writes the image. It is made under the other name, synced and renamed, so that what has the final name is whole. `follow`
+    /// reads it while it grows; what it returns is passed on.
+    pub fn write<T: Send>(
+        self,
+        disk: &Disk,
+        follow: impl FnOnce(&Growing) -> T + Send,
+    ) -> Result<(Written, T), DiskError> {
+        let path = self.image.clone();
+        // What was written of it is gone by then.
+        write(self, disk, follow).map_err(|error| match rustix::fs::statvfs(folder_of(&path)) {
+            Ok(there) if full::is_behind(&error) => DiskError::Full {
+                needed: disk.content_size().div_ceil(MIB),
+                free: there.f_bavail * there.f_frsize / MIB,
+                path,
+                source: Box::new(error),
+            },
+            _ => error,
+        })
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+impl Disk {
+    /// Bytes of all files on it.
+    fn content_size(&self) -> u64 {
+        self.esp.iter().map(|file| file.content.size()).sum::<u64>() + self.data.content_size()
+    }
+}
+
+fn write<T: Send>(
+    Place { image, partial, file }: Place,
     disk: &Disk,
     follow: impl FnOnce(&Growing) -> T + Send,
 ) -> Result<(Written, T), DiskError> {
-    let name = path.file_name().ok_or_else(|| DiskError::Name(path.to_path_buf()))?;
-    let mut partial_name = name.to_os_string();
-    partial_name.push(".partial");
-    let (partial, file) = Partial::create(path.with_file_name(partial_name))?;
-
     let esp = (ALIGNMENT, esp::SIZE);
     let data = (esp.0 + esp.1, disk.data.size());
     let extents = Extents { esp, data, disk: data.0 + data.1 + ALIGNMENT };
@@ -123,7 +175,7 @@ pub fn write<T: Send>(
         written.map(|()| (followed, synced))
     })?;
     synced.map_err(failed("sync", &partial.path))?;
-    partial.rename(path).map_err(failed("create", path))?;
+    partial.rename(&image).map_err(failed("create", &image))?;
     Ok((Written { extents, file: growing.file }, followed))
 }
 
@@ -164,25 +216,40 @@ fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> D
     move |source| DiskError::Io { what, path: path.to_path_buf(), source }
 }
 
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// The unfinished image, deleted if it stays so.
+#[derive(Debug)]
 struct Partial {
     path: PathBuf,
     done: bool,
+    /// The same open file as the one that is written, so that it stays locked until it has no name: who waits for it would take that name.
+    _lock: File,
 }
 
 impl Partial {
-    /// Opens or creates the file and locks it, so that of two builds only one writes. What a killed build left is overwritten.
-    fn create(path: PathBuf) -> Result<(Self, File), DiskError> {
-        use rustix::{fs::FlockOperation, io::Errno};
+    /// Opens or creates the file and locks it. What a killed build left is overwritten.
+    fn create(path: PathBuf, waiting: impl FnOnce()) -> Result<(Self, File), DiskError> {
+        use rustix::{
+            fs::{FlockOperation, flock},
+            io::Errno,
+        };
+        let mut waiting = Some(waiting);
         loop {
             let mut options = File::options();
             // Not truncated before the lock is ours: it may be another build's.
             let options = options.read(true).write(true).create(true).truncate(false);
             let file = options.open(&path).map_err(failed("create", &path))?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) => return Err(DiskError::Busy(path)),
-                result => result.map_err(|error| failed("lock", &path)(error.into()))?,
-            }
+            let locked = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => {
+                    waiting.take().into_iter().for_each(|say| say());
+                    flock(&file, FlockOperation::LockExclusive)
+                }
+                result => result,
+            };
+            locked.map_err(|error| failed("lock", &path)(error.into()))?;
             let locked = file.metadata().map_err(failed("read", &path))?;
             let named = match fs::metadata(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -191,7 +258,8 @@ impl Partial {
             // Otherwise another build finished in between and renamed this very file.
             if named.is_some_and(|named| (named.dev(), named.ino()) == (locked.dev(), locked.ino())) {
                 file.set_len(0).map_err(failed("truncate", &path))?;
-                return Ok((Self { path, done: false }, file));
+                let lock = file.try_clone().map_err(failed("open", &path))?;
+                return Ok((Self { path, done: false, _lock: lock }, file));
             }
         }
     }
@@ -199,8 +267,7 @@ impl Partial {
     fn rename(mut self, to: &Path) -> io::Result<()> {
         fs::rename(&self.path, to)?;
         self.done = true;
-        let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()
+        File::open(folder_of(to))?.sync_all()
     }
 }
 
@@ -215,7 +282,7 @@ impl Drop for Partial {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::mpsc};
 
     use super::*;
     use crate::{
@@ -225,6 +292,14 @@ mod tests {
         testing::{Mount, assert_same, run},
         verity,
     };
+
+    fn write<T: Send>(
+        path: &Path,
+        disk: &Disk,
+        follow: impl FnOnce(&Growing) -> T + Send,
+    ) -> Result<(Written, T), DiskError> {
+        Place::take(path, || panic!("nobody else writes it"))?.write(disk, follow)
+    }
 
     fn sample(layer: Source) -> Disk {
         let guid = |name: &str| guid::derive(&[b"lab", name.as_bytes()]);
@@ -357,25 +432,35 @@ mod tests {
         assert!(matches!(missing, Err(DiskError::Data(_))), "{missing:?}");
         assert!(matches!(followed, Some(Err(_))), "who follows it is told: {followed:?}");
         let full = full.unwrap_err().to_string();
-        assert!(full.contains("No space left on device"), "{full}");
+        for part in ["no space for", "it takes 3 MiB, and 1 MiB are free", "No space left on device"] {
+            assert!(full.contains(part), "no `{part}`: {full}");
+        }
         assert_eq!((old.unwrap().as_slice(), files), (&b"the old image"[..], 1));
     }
 
     #[test]
-    fn of_two_builds_of_one_image_only_one_writes_and_a_dead_ones_rest_is_no_obstacle() {
+    fn of_two_builds_of_one_image_the_second_waits_and_a_dead_ones_rest_is_no_obstacle() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lab.img");
         let partial = folder.path().join("lab.img.partial");
-        let other = File::create(&partial).unwrap();
-        rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
-        other.set_len(5).unwrap();
-        let disk = sample(Source::Bytes(b"layer".to_vec()));
-        assert!(matches!(write(&path, &disk, |_| ()), Err(DiskError::Busy(_))));
-        assert_eq!(fs::metadata(&partial).unwrap().len(), 5);
-        // Not by closing it: a process that another test forks at this moment holds a copy of it until its exec.
-        rustix::fs::flock(&other, rustix::fs::FlockOperation::Unlock).unwrap();
-        write(&path, &disk, |_| ()).unwrap();
-        assert!(!partial.exists());
+        fs::write(&partial, b"of a build that was killed").unwrap();
+        for how_the_first_ends in ["it fails", "it writes"] {
+            let disk = sample(Source::Bytes(b"layer".to_vec()));
+            let first = Place::take(&path, || panic!("nobody else writes it")).unwrap();
+            assert_eq!(fs::metadata(&partial).unwrap().len(), 0);
+            let (said, heard) = mpsc::channel();
+            let second = thread::spawn({
+                let (path, disk) = (path.clone(), disk.clone());
+                move || Place::take(&path, || said.send(()).unwrap()).unwrap().write(&disk, |_| ()).unwrap()
+            });
+            heard.recv().unwrap();
+            match how_the_first_ends {
+                "it fails" => drop(first),
+                _ => drop(first.write(&disk, |_| ()).unwrap()),
+            }
+            second.join().unwrap();
+            assert!(path.exists() && !partial.exists(), "{how_the_first_ends}");
+        }
     }
 
     #[test]

@@ -138,11 +138,15 @@ impl DataFile {
 impl Data {
     /// Size in bytes that the file system needs: contents, their Merkle trees, its own tables, and [`SLACK`].
     pub fn size(&self) -> u64 {
-        let of_file = |file: &DataFile| file.stored_size().next_multiple_of(BLOCK_SIZE);
-        let content: u64 = self.files.values().map(of_file).sum();
+        let content = self.content_size();
         // Inode tables take 256 bytes of every BYTES_PER_INODE (1/256), bitmaps and descriptors far less.
         let journal = u64::from(JOURNAL_BLOCKS) * BLOCK_SIZE;
         (content + content / 128 + journal + SLACK).next_multiple_of(UNIT)
+    }
+
+    /// Bytes that contents and their Merkle trees take: nearly all that is no hole.
+    pub fn content_size(&self) -> u64 {
+        self.files.values().map(|file| file.stored_size().next_multiple_of(BLOCK_SIZE)).sum()
     }
 }
 

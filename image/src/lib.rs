@@ -10,6 +10,7 @@ pub mod disk;
 pub mod erofs;
 pub mod esp;
 pub mod ext4;
+pub mod full;
 pub mod gpt;
 pub mod guid;
 mod holes;

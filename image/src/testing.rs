@@ -41,6 +41,27 @@ pub(crate) fn assert_same(a: &Path, b: &Path) {
     }
 }
 
+const HUGE: (&[u8; 12], u64) = (b"near the end", (4 << 30) + 12_345);
+
+/// Makes a file of this size, more than 4 GiB, that is a hole but for a few bytes behind those.
+pub(crate) fn make_huge(path: &Path, size: u64) {
+    let file = File::create(path).unwrap();
+    file.write_all_at(HUGE.0, HUGE.1).unwrap();
+    file.set_len(size).unwrap();
+}
+
+/// Panics unless a file reads as the one of [`make_huge`].
+pub(crate) fn assert_huge(path: &Path, size: u64) {
+    let file = File::open(path).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), size);
+    let mut read = [0xff; 14];
+    file.read_exact_at(&mut read, HUGE.1 - 1).unwrap();
+    assert_eq!(&read, b"\0near the end\0");
+    let mut last = [0xff; 20];
+    file.read_exact_at(&mut last, size - 20).unwrap();
+    assert_eq!(last, [0; 20]);
+}
+
 /// Damages of a file, one after the other and each undone before the next: a bit is flipped, or a byte becomes 0 or 255. The
 /// same places give the same damages.
 pub(crate) struct Flips<'a, P> {

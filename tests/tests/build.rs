@@ -128,6 +128,7 @@ fn a_device_is_said_to_be_driven_or_not_before_anything_is_bought() {
     ] {
         let said = ask(id);
         assert!(said.success && lines.iter().all(|line| said.stdout.contains(line)), "{id}: {said:?}");
+        assert!(said.stderr.contains("reading drivers and firmware"), "nobody waits without a word: {said:?}");
     }
     for (id, code, why) in [
         ("8086:2723", 1, "leaves out its driver iwlwifi"),

@@ -148,6 +148,19 @@ fn build() -> Image {
     fs::write(folder.join("vmlinuz"), "another").unwrap();
     let said = tool::run(rackstick("build").arg("-o").arg(&out));
     assert!(!said.success && said.stderr.contains("server/vmlinuz of image `server` has changed"), "{}", said.stderr);
+    // What is no kernel or a damaged disk is told where the recipe names it.
+    for (file, content, why) in [
+        ("vmlinuz", &b"another"[..], "server/vmlinuz is not a bzImage"),
+        ("server.qcow2", b"QFI\xfb\0\0\0\x03", "server/server.qcow2 is damaged"),
+    ] {
+        fs::write(folder.join(file), content).unwrap();
+        tool::output(&mut rackstick("lock"));
+        let said = tool::run(rackstick("build").arg("-o").arg(&out)).stderr;
+        let mark = format!("\"server/{file}\"");
+        let line = fs::read_to_string(recipes.path("images/server.toml")).unwrap();
+        let line = 1 + line.lines().position(|line| line.contains(&mark)).unwrap();
+        assert!(said.contains(why) && said.contains(&format!("images/server.toml:{line}:")), "{file}: {said}");
+    }
     image
 }
 

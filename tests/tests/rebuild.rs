@@ -5,13 +5,18 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io::{BufRead, BufReader},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
-    process::Command,
-    time::SystemTime,
+    process::{Command, Stdio},
+    time::{Duration, SystemTime},
 };
 
-use rackstick_tests::{place, tool};
+use rackstick_tests::{place, tool, wait};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a build may take to begin.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// All that a build of the bare rack gives.
 const FILES: [&str; 5] = ["bmap", "img", "json", "provenance.json", "spdx.json"];
@@ -37,12 +42,15 @@ impl Bench {
         Self { folder, recipe }
     }
 
+    fn build(&self) -> Command {
+        let mut command = Command::new(self.folder.join("rackstick"));
+        command.arg("build").arg(&self.recipe).arg("-o").arg(self.folder.join("out")).arg("--json");
+        command
+    }
+
     /// Builds; whether there was nothing to do.
     fn is_up_to_date(&self, options: &[&str]) -> bool {
-        let mut command = Command::new(self.folder.join("rackstick"));
-        command.arg("build").arg(&self.recipe).arg("-o").arg(self.folder.join("out")).arg("--json").args(options);
-        let said: serde_json::Value = serde_json::from_str(&tool::output(&mut command)).unwrap();
-        said["result"]["up_to_date"].as_bool().unwrap()
+        was_up_to_date(&tool::output(self.build().args(options)))
     }
 
     fn file(&self, suffix: &str) -> PathBuf {
@@ -58,6 +66,11 @@ impl Bench {
         };
         entries.map(state).collect()
     }
+}
+
+fn was_up_to_date(said: &str) -> bool {
+    let said: serde_json::Value = serde_json::from_str(said).unwrap();
+    said["result"]["up_to_date"].as_bool().unwrap()
 }
 
 fn sums(paths: &[PathBuf]) -> String {
@@ -126,6 +139,30 @@ fn nothing_is_written_if_nothing_changed_and_all_if_any_file_did() {
         assert!(bench.is_up_to_date(&[]), "{suffix} was {how}, and made good");
     }
     assert_eq!(sums(&files), bytes, "it is the same image as ever");
+}
+
+#[test]
+fn a_second_build_of_the_same_image_hears_of_the_first_at_once_and_takes_what_it_made() {
+    let bench = Bench::new("rebuild-second");
+    let start = || bench.build().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let first = start();
+    let pid = Pid::from_child(&first);
+    wait::until("the first build's place", LIMIT, || bench.file("img.partial").exists().then_some(()));
+    // It stands still, so that the second comes before its end.
+    kill_process(pid, Signal::STOP).unwrap();
+    let mut second = start();
+    let mut lines = BufReader::new(second.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let image = bench.file("img").display().to_string();
+    let said = lines.find(|line| line.starts_with("waiting for another build"));
+    kill_process(pid, Signal::CONT).unwrap();
+    assert!(said.as_ref().is_some_and(|said| said.ends_with(&image)), "{said:?}");
+    let [first, second] = [first, second].map(|build| {
+        let output = build.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        was_up_to_date(&String::from_utf8(output.stdout).unwrap())
+    });
+    assert_eq!((first, second), (false, true));
+    assert!(!bench.file("img.partial").exists());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rackstick_image::{
     lock::{FORMAT, Lock, Package},
-    recipe::{Diagnostic, Diagnostics, Place, Rack},
+    recipe::{Diagnostic, Diagnostics, Place, Rack, Repository},
 };
 
 use super::{
@@ -171,12 +171,26 @@ pub(super) fn suites(
         let diagnostic = Diagnostic::new(base.place.clone(), SuitesError::Base(base.value.clone()).to_string());
         return Err(ResolveLockError::Recipe { base: base.value.clone(), source: diagnostic.into() });
     }
-    let suites = Suites::fetch(&base.value, source, progress)?;
+    let suites = Suites::fetch(&base.value, source, progress).map_err(|error| placed(rack, error))?;
     misnamed(rack, &suites)?;
     if let Some(previous) = previous {
         not_older(&suites, source.repositories, previous)?;
     }
     Ok(suites)
+}
+
+/// An error of a suite that the recipe names, with its place.
+fn placed(rack: &Rack, error: SuitesError) -> ResolveLockError {
+    let SuitesError::Named { repository, source } = &error else { return error.into() };
+    let Some(Repository { suite, foreign, .. }) = rack.repositories.get(repository) else { return error.into() };
+    let hint = match foreign {
+        None => "the code name of a suite that Debian's archive has now, for example `trixie-backports`",
+        Some(_) => {
+            "`url`, `suite`, `components` and `key` are as the archive's publisher gives them, the first three behind `deb` in sources.list(5)"
+        }
+    };
+    let source = Diagnostic::new(suite.place.clone(), source.to_string()).hint(hint).into();
+    ResolveLockError::Recipe { base: rack.base.value.clone(), source }
 }
 
 /// A package that a repository does not have can't be taken from it.

@@ -81,6 +81,14 @@ pub enum SuitesError {
         /// Why.
         why: String,
     },
+    /// A suite that the recipe names.
+    #[error("{source}")]
+    Named {
+        /// Its repository.
+        repository: String,
+        /// What is wrong with it.
+        source: Box<Self>,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -132,9 +140,9 @@ impl Suites {
         });
         let mut listed = Vec::new();
         for (suite, release) in suites.iter().zip(releases) {
-            let (release, sha256) = release?;
+            let (release, sha256) = release.map_err(suite.at_fault())?;
             for component in &suite.components {
-                listed.push(Listed::of(&release, suite, component)?);
+                listed.push(Listed::of(&release, suite, component).map_err(suite.at_fault())?);
             }
             new.newest = new.newest.max(release.seconds);
             new.indexes.push(lock::Index {
@@ -154,7 +162,8 @@ impl Suites {
             let path = source.store.path(index.want.sha256);
             let packed = fs::read(&path).map_err(|source| StoreError::Io { path, source })?;
             let unpacked = unpack(packed, index.packing, index.unpacked);
-            let mut text = unpacked.map_err(|why| SuitesError::Unpack { suite: index.suite.shown(), why })?;
+            let damaged = |why| SuitesError::Unpack { suite: index.suite.shown(), why };
+            let mut text = unpacked.map_err(damaged).map_err(index.suite.at_fault())?;
             if index.suite.named.is_some() {
                 // Others fold long fields. Only descriptions need their lines, and nobody here reads those.
                 text = text.replace("\n ", " ").replace("\n\t", " ");
@@ -189,6 +198,14 @@ impl Suite<'_> {
         match self.named {
             None => self.name.clone(),
             Some(_) => format!("{} of repository `{}`", self.name, self.archive),
+        }
+    }
+
+    /// An error of this suite: of one beside the base the recipe tells, and has to hear.
+    fn at_fault(&self) -> impl Fn(SuitesError) -> SuitesError {
+        move |error| match self.named {
+            None => error,
+            Some(_) => SuitesError::Named { repository: self.archive.clone(), source: Box::new(error) },
         }
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::MirrorArgs;
 use crate::{
-    archive,
+    archive::{self, Mirrors},
     generation::{self, Inputs},
     lock, output, parallel,
     progress::Progress,
@@ -81,6 +81,7 @@ pub fn run(args: Args) -> Result<(), report::Error> {
         let (path, packages) = (lock::path(&args.recipe), lock.packages.len());
         output::say(format_args!("{}: written, {packages} packages; keep it in git", path.display()))?;
     }
+    // A wrong one is said even if nothing has to be fetched.
     let mirrors = args.from.mirrors(&lock)?;
     let packages = archive::places(&lock, &store);
     let jobs = args.jobs.map_or_else(parallel::cpus, NonZero::get);
@@ -98,20 +99,19 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     };
     let now = generation::Now::read(&inputs, &args.output)?;
     // To compare, layers must be made.
-    let there = if args.twice { None } else { now.is_there(&inputs)? };
-    let built = match there {
+    let there = || if args.twice { Ok(None) } else { now.is_there(&inputs) };
+    let built = match there()? {
         Some(built) => built,
         None => {
-            if !now.needs_no_packages(&inputs)? {
-                // Scripts run as other users; a whole disk has none.
-                if rack.images.values().any(|image| image.disk().is_none()) {
-                    ids::check()?;
+            let place = generation::take_place(&inputs, &args.output, &progress)?;
+            // The build that had it may have made the same.
+            match there()? {
+                Some(built) => built,
+                None => {
+                    obtain(&inputs, &now, &args.from, &mirrors, &progress)?;
+                    generation::build(&inputs, now, &args.output, place, &progress)?
                 }
-                archive::obtain(&lock, &mirrors, &store, &progress)?;
-                store.unpack(&archive::wants(&lock), jobs, &progress)?;
             }
-            registry::obtain(now.needed(&inputs)?, &args.from.mirror, &store, &progress)?;
-            generation::build(&inputs, now, &args.output, &progress)?
         }
     };
     output::result(&Image {
@@ -127,6 +127,26 @@ pub fn run(args: Args) -> Result<(), report::Error> {
         seconds: started.elapsed().as_secs_f64(),
     })?;
     Ok(())
+}
+
+/// Fetches what has to be made anew from, and unpacks it.
+fn obtain(
+    inputs: &Inputs,
+    now: &generation::Now,
+    from: &MirrorArgs,
+    mirrors: &Mirrors,
+    progress: &Progress,
+) -> Result<(), report::Error> {
+    let Inputs { rack, lock, store, jobs, .. } = *inputs;
+    if !now.needs_no_packages(inputs)? {
+        // Scripts run as other users; a whole disk has none.
+        if rack.images.values().any(|image| image.disk().is_none()) {
+            ids::check()?;
+        }
+        archive::obtain(lock, mirrors, store, progress)?;
+        store.unpack(&archive::wants(lock), jobs, progress)?;
+    }
+    Ok(registry::obtain(now.needed(inputs)?, &from.mirror, store, progress)?)
 }
 
 /// What was built.

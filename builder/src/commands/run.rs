@@ -319,7 +319,7 @@ fn give_secrets(folder: &Path, image: &Path, disk: &Path, scratch: &Path, persis
     let values = wanted.read(folder)?;
     let filling = Filling::new(wanted, values)?;
     if persist {
-        artifacts::clear_of(image)?;
+        artifacts::clear(image)?;
         return Ok(filling.write(image)?);
     }
     const PIECE: &str = "secrets";

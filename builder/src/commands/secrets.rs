@@ -58,7 +58,7 @@ impl fmt::Display for Given<'_> {
 pub fn run(args: &Args) -> Result<(), report::Error> {
     let secrets = if args.disk.is_file() {
         let (filling, names) = filling(&args.disk, &args.folder)?;
-        artifacts::clear_of(&args.disk)?;
+        artifacts::clear(&args.disk)?;
         filling.write(&args.disk)?;
         names
     } else {

@@ -129,6 +129,23 @@ pub enum FromError {
     },
 }
 
+impl FromError {
+    /// Whether what the image is made from is at fault, and not the machine that builds it.
+    pub fn is_of_the_input(&self) -> bool {
+        match self {
+            Self::Open { .. } | Self::Changed { .. } | Self::Archive { .. } | Self::Tree { .. } => true,
+            Self::Spool { source, .. } => !matches!(source, SpoolError::Write { .. }),
+            Self::Oci { source, .. } => !source.is_of_our_disk(),
+            Self::Recipe { .. }
+            | Self::Place { .. }
+            | Self::File(_)
+            | Self::Source(_)
+            | Self::Layer(_)
+            | Self::Write { .. } => false,
+        }
+    }
+}
+
 /// What is wrong with an archive's entries.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
@@ -432,7 +449,7 @@ fn place(files: &mut Files, image: &Image, file: &PlacedFile, copy: &Path, epoch
         Content::Copy { source, sha256 } => {
             let copied =
                 files::copy(source, *sha256, &mut |bytes| io::copy(bytes, &mut File::create_new(copy)?).map(|_| ()));
-            copied.map_err(|error| FromError::Open { path: source.clone(), source: error })?;
+            copied.map_err(|error| files::Error::Read { path: source.clone(), source: error })?;
             Kind::File(Source::file(copy)?)
         }
         Content::Symlink(target) => Kind::Symlink(target.as_os_str().as_bytes().to_vec()),

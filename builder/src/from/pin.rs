@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -10,7 +11,7 @@ use std::{
 use rackstick_image::{
     digest::Sha256,
     lock::{Blob, Input, InputFile, Lock},
-    recipe::{Archive, Disk, From, Named, Rack, Root},
+    recipe::{Archive, Diagnostic, Diagnostics, Disk, From, Named, Rack, Root},
 };
 
 use super::oci::{self, OciError};
@@ -18,22 +19,30 @@ use super::oci::{self, OciError};
 /// Why an input can't be pinned.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
-    /// It can't be read.
-    #[error("can't read {}: {source}", .path.display())]
-    Read {
-        /// Which.
+    /// It can't be used.
+    #[error("an image can't be made from what its recipe names")]
+    Recipe(#[source] Diagnostics),
+    /// There is nowhere to unpack it.
+    #[error("can't make a folder in {}: {source}", .path.display())]
+    Scratch {
+        /// Where.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// It is no image.
+    /// It can't be unpacked here.
     #[error("{} {source}", .path.display())]
-    Oci {
+    Unpack {
         /// Which.
         path: PathBuf,
         /// Why.
         source: OciError,
     },
+}
+
+/// What is wrong with an input, at its place in the recipe.
+fn unusable(named: &Named, what: impl fmt::Display) -> PinError {
+    PinError::Recipe(Diagnostic::new(named.path.place.clone(), format!("{} {what}", named.file.display())).into())
 }
 
 /// All inputs of a rack that lie beside its recipes as they are now, by image. `scratch` is a folder for what is needed meanwhile.
@@ -79,19 +88,22 @@ impl<'a> Known<'a> {
         };
         let (size, sha256) = match self.files.get(&*named.file) {
             Some(known) => *known,
-            None => read().map_err(|source| PinError::Read { path: named.file.clone(), source })?,
+            None => read().map_err(|error| unusable(named, format_args!("can't be read: {error}")))?,
         };
         self.files.insert(&named.file, (size, sha256));
         Ok(InputFile { path: named.path.value.clone(), size, sha256 })
     }
 
     fn oci(&mut self, named: &'a Named, scratch: &Path) -> Result<Sha256, PinError> {
-        let failed = |source| PinError::Oci { path: named.file.clone(), source };
+        let failed = |source: OciError| match source {
+            source if source.is_of_our_disk() => PinError::Unpack { path: named.file.clone(), source },
+            source => unusable(named, source),
+        };
         let sha256 = match self.oci.get(&*named.file) {
             Some(known) => *known,
             None => {
                 let folder = tempfile::tempdir_in(scratch)
-                    .map_err(|source| PinError::Read { path: scratch.to_owned(), source })?;
+                    .map_err(|source| PinError::Scratch { path: scratch.to_owned(), source })?;
                 let place = oci::Place::open(&named.file, folder.path()).map_err(failed)?;
                 oci::find(&place).map_err(failed)?.digest()
             }

@@ -14,7 +14,7 @@ use ruzstd::decoding::{
 };
 use sha2::Digest;
 
-use crate::{compression::Compression, hashed::Hashed};
+use crate::{hashed::Hashed, packing::Packing};
 
 /// Bytes of an unpacked archive at most: stops one that fills the disk.
 pub const MAX_PLAIN_BYTES: u64 = 64 << 30;
@@ -43,7 +43,7 @@ pub enum SpoolError {
     },
     /// Compressed in a way that is not known.
     #[error("is compressed with {0}; pack it with gzip, zstd or xz")]
-    Compression(Compression),
+    Packing(Packing),
     /// Larger than anything that makes sense.
     #[error("unpacks to more than {most} bytes from {packed}: that is no archive of files")]
     Bomb {
@@ -86,16 +86,16 @@ pub fn spool(source: impl Read, path: PathBuf) -> Result<Spooled, SpoolError> {
 pub(super) fn spool_within(source: impl Read, path: PathBuf, small: u64) -> Result<Spooled, SpoolError> {
     let mut source = BufReader::with_capacity(BUFFER_SIZE, Hashed::new(source));
     // By its first bytes, whatever its name says.
-    let compression = Compression::of(source.fill_buf().map_err(SpoolError::Read)?);
+    let packing = Packing::of(source.fill_buf().map_err(SpoolError::Read)?);
     let failed = |source| SpoolError::Write { path: path.clone(), source };
     let file = File::create_new(&path).map_err(failed)?;
     let mut plain = Plain { out: Hashing { file, hasher: sha2::Sha256::new() }, size: 0, small, path: &path };
-    match compression {
+    match packing {
         None => plain.copy("tar", &mut source)?,
-        Some(Compression::Gzip) => plain.copy("gzip", &mut flate2::bufread::MultiGzDecoder::new(&mut source))?,
-        Some(Compression::Xz) => plain.copy("xz", &mut lzma_rust2::XzReader::new(&mut source, true))?,
-        Some(Compression::Zstd) => frames(&mut plain, &mut source)?,
-        Some(other) => return Err(SpoolError::Compression(other)),
+        Some(Packing::Gzip) => plain.copy("gzip", &mut flate2::bufread::MultiGzDecoder::new(&mut source))?,
+        Some(Packing::Xz) => plain.copy("xz", &mut lzma_rust2::XzReader::new(&mut source, true))?,
+        Some(Packing::Zstd) => frames(&mut plain, &mut source)?,
+        Some(other) => return Err(SpoolError::Packing(other)),
     }
     // What stands behind the archive belongs to the file's hash, too.
     io::copy(&mut source, &mut io::sink()).map_err(SpoolError::Read)?;

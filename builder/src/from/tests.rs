@@ -13,7 +13,7 @@ use super::{
     tar::{Entries, TarError},
     tree::{Files, PlaceError},
 };
-use crate::compression::Compression;
+use crate::packing::Packing;
 
 const EPOCH: i64 = 1_700_000_000;
 
@@ -371,7 +371,7 @@ fn every_usual_compression_is_unpacked_and_others_are_named() {
     }
     let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3][..], &pack("zstd")].concat();
     assert_eq!(spooled(&[pack("zstd"), skippable].concat()).unwrap(), text.repeat(2));
-    assert!(matches!(spooled(b"BZh91AY"), Err(SpoolError::Compression(Compression::Bzip2))));
+    assert!(matches!(spooled(b"BZh91AY"), Err(SpoolError::Packing(Packing::Bzip2))));
     assert_eq!(spooled(&text).unwrap(), text);
 }
 

@@ -32,6 +32,7 @@ use super::{
 use crate::{
     artifacts::{self, ArtifactError},
     image::{self, ImageError},
+    progress::Progress,
 };
 
 /// The loader shows no menu: there is one host, or the newest that has tries left is right.
@@ -92,9 +93,17 @@ pub fn path(output: &Path, rack: &str, version: &str, sector: SectorSize) -> Pat
     output.join(format!("{rack}_{version}{suffix}.img"))
 }
 
-/// Refuses to replace an image on which a rack has run.
-pub fn refuse_used(output: &Path, rack: &Rack, sector: SectorSize) -> Result<(), DiskError> {
-    not_used(path(output, &rack.name, &rack.version, sector))
+/// Takes the place of the new image, for which another build that has it is waited. Refuses to replace an image on which a rack has run.
+pub fn take_place(
+    output: &Path,
+    rack: &Rack,
+    sector: SectorSize,
+    progress: &Progress,
+) -> Result<disk::Place, DiskError> {
+    let path = path(output, &rack.name, &rack.version, sector);
+    not_used(path.clone())?;
+    let waiting = || progress.say(&format!("waiting for another build, which makes {}", path.display()));
+    Ok(disk::Place::take(&path, waiting)?)
 }
 
 /// Gives the memory back that the kernel keeps the old image in, for the new one: nobody will read it again.
@@ -138,12 +147,15 @@ pub struct Written {
     /// The image that was there before, which has no name any more. To free what it takes is a matter of a tenth of a second, for which nobody
     /// has to wait.
     pub replaced: Option<File>,
+    /// What keeps other builds of it waiting.
+    pub held: File,
 }
 
-/// Writes `<rack>_<version>.img` into `output`, and its manifest beside it.
+/// Writes `<rack>_<version>.img` to its `place` in `output`, and its manifest beside it.
 pub fn write(
     inputs: &Inputs,
     output: &Path,
+    place: disk::Place,
     manifest: &Manifest,
     partition: Guid,
     uki: Uki,
@@ -198,7 +210,7 @@ pub fn write(
     // A rack may have been started on it meanwhile.
     not_used(image.clone())?;
     let replaced = File::open(&image).ok();
-    let (written, read) = disk::write(&image, &disk, |growing| artifacts::follow(inputs, &image, growing))?;
+    let (written, read) = place.write(&disk, |growing| artifacts::follow(inputs, &image, growing))?;
     artifacts::clear(&image)?;
     let (sha256, map) = read?;
     let beside = image.with_extension("json");
@@ -207,5 +219,5 @@ pub fn write(
     let metadata = written.file.metadata().map_err(failed)?;
     let allocated = metadata.blocks() * 512;
     let stamps = Stamps::from([(image.clone(), metadata.into()), (beside, stamp)]);
-    Ok(Written { image, allocated, sha256, map, stamps, replaced })
+    Ok(Written { image, allocated, sha256, map, stamps, replaced, held: written.file })
 }

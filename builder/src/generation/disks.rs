@@ -86,6 +86,17 @@ pub enum WholeDiskError {
     },
 }
 
+impl WholeDiskError {
+    /// Whether a file that the recipe names is at fault, and not the machine that builds.
+    pub fn is_of_the_input(&self) -> bool {
+        match self {
+            Self::Disk { source, .. } => !source.is_of_our_disk(),
+            Self::Kernel { .. } => true,
+            Self::Packed { .. } | Self::Small { .. } => false,
+        }
+    }
+}
+
 /// The images of a recipe that are whole disks, by name.
 fn of(rack: &Rack) -> impl Iterator<Item = (&str, &Image, &recipe::Disk)> {
     rack.images.iter().filter_map(|(name, image)| Some((name.as_str(), image, image.disk()?)))
@@ -114,9 +125,11 @@ pub fn add(images: &mut Images, inputs: &Inputs, parts: &Parts, progress: &Progr
         let what = format!("image {name} from {}", disk.path.value);
         let job = progress.spinner("building", &what);
         let part = parts.get(&made_of(locked), |folder| -> Result<(), BuildError> {
-            unchanged(&disk.file, locked_disk, |file| pack(&disk.file, file, &folder.join(DISK)))?;
-            unchanged(&kernel.file, locked_kernel, |file| unpack(&kernel.file, file, &folder.join(KERNEL)))?;
-            copy(&initrd.file, locked_initrd, &folder.join(INITRD))
+            unchanged(&disk.file, locked_disk, |file| pack(&disk.file, file, &folder.join(DISK)))
+                .map_err(|error| error.of_input(name, &disk.path))?;
+            unchanged(&kernel.file, locked_kernel, |file| unpack(&kernel.file, file, &folder.join(KERNEL)))
+                .map_err(|error| error.of_input(name, &kernel.path))?;
+            copy(&initrd.file, locked_initrd, &folder.join(INITRD)).map_err(|error| error.of_input(name, &initrd.path))
         })?;
         // Two images may name files alike, and who compares generations goes by labels.
         let label = |file: &str| format!("{file} of {name}");

@@ -265,7 +265,7 @@ fn foreign_layers(
     let built = from::build(layers, image, pinned, &additions.files, &inputs.store.files(), folder.path());
     let built = built.map_err(|error| match error {
         FromError::Layer(error) => marks.place(name, error),
-        other => other.into(),
+        other => BuildError::from(other).of_input(name, root.archive.name()),
     })?;
     job.done(&label);
     for note in built.notes {

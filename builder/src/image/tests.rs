@@ -139,7 +139,7 @@ impl Sample {
                 files,
             },
         };
-        disk::write(path, &disk, |_| ()).unwrap().0.extents
+        disk::Place::take(path, || ()).unwrap().write(&disk, |_| ()).unwrap().0.extents
     }
 
     fn uki(&self, stub: Vec<u8>, manifest: &[u8]) -> Vec<u8> {

@@ -55,7 +55,8 @@ pub enum StoreError {
     },
     /// The disk is full, or would be.
     #[error(
-        "no space for the store in {}: {needed} bytes are needed{}; free some, or set {VARIABLE} to a folder on a larger disk",
+        "no space for the store in {}: {needed} bytes are needed{}; `rackstick store gc` removes what no build has used for 30 days, and {VARIABLE} \
+         may name a folder on a larger disk",
         .folder.display(),
         .free.map(|free| format!(" and {free} are free")).unwrap_or_default()
     )]

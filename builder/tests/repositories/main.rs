@@ -274,6 +274,25 @@ fn an_archive_that_can_not_be_trusted_stops_the_lock_with_key_and_date() {
 }
 
 #[test]
+fn a_suite_that_no_archive_has_is_marked_in_the_recipe() {
+    let key = Key::new("Example", BORN, NEVER);
+    let archive = agent().signed(&key, "");
+    let foreign = example(&archive, &[]).replace("\"stable\"", "\"stabel\"");
+    for (repositories, place, suite) in [
+        ("[repositories.x]\nsuite = \"trixy\"\n", "[rack.toml:11:9]", "trixy of repository `x`"),
+        (&*foreign, "[rack.toml:12:9]", "stabel of repository `example`"),
+    ] {
+        let rack = Rack::new(&["hello"], repositories, &[("example.asc", &key)]);
+        let (success, said) = rack.run(&["lock", "rack.toml"]);
+        assert!(!success && said.contains(place), "{said}");
+        for part in [&format!("no mirror has an acceptable index of {suite}"), ": not found", "  help: "] {
+            assert!(said.contains(part), "no `{part}`: {said}");
+        }
+        assert!(!rack.path("rack.lock").exists());
+    }
+}
+
+#[test]
 fn what_an_archive_can_not_give_is_told_with_the_chain_that_needs_it() {
     let key = Key::new("Example", BORN, NEVER);
     let archive = Archive::new(&[

@@ -17,7 +17,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags}
 use super::*;
 use crate::{
     source::{Source, SourceError},
-    testing::{Mount, assert_same, run},
+    testing::{Mount, assert_huge, assert_same, make_huge, run},
 };
 
 const FILES: usize = 10_000;
@@ -256,9 +256,7 @@ fn files_of_more_than_4_gib_are_read_back_and_cost_only_their_data() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("huge");
     let size = (5 << 30) + 17;
-    let file = File::create(&source).unwrap();
-    file.write_all_at(b"near the end", (4 << 30) + 12_345).unwrap();
-    file.set_len(size).unwrap();
+    make_huge(&source, size);
     let mut tree = Tree::new(Mtime::default());
     let node = |kind| Node::new(kind, 0o644, Mtime::default());
     tree.insert(b"huge", node(Kind::File(Source::Path { path: source, size }))).unwrap();
@@ -268,11 +266,7 @@ fn files_of_more_than_4_gib_are_read_back_and_cost_only_their_data() {
     assert!(fs::metadata(&image).unwrap().blocks() * 512 < 1 << 20);
     run("fsck.erofs", [&image]);
     let mounted = Mount::new("erofs", "ro", &image, folder.path().join("mounted"));
-    let huge = File::open(mounted.path().join("huge")).unwrap();
-    assert_eq!(huge.metadata().unwrap().len(), size);
-    let mut read = [0xff; 14];
-    huge.read_exact_at(&mut read, (4 << 30) + 12_344).unwrap();
-    assert_eq!(&read, b"\0near the end\0");
+    assert_huge(&mounted.path().join("huge"), size);
     assert_eq!(fs::read(mounted.path().join("small")).unwrap(), b"behind it");
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::{self, FileType},
     io,
     path::{Component, Path, PathBuf},
     sync::Arc,
@@ -261,6 +262,11 @@ pub(super) fn beside(report: &mut Report, text: &Text<'_>, folder: &Path) -> Opt
             report.wrong(text.span.clone(), message, format!("looked for {}", shown(&path.to_string_lossy())));
             None
         }
+        Err(Unusable::Unreadable(path, error)) => {
+            let message = format!("can't read `{}`: {error}", shown(&path.to_string_lossy()));
+            report.wrong(text.span.clone(), message, "it goes into the image: `chmod -R a+rX` lets everybody read it");
+            None
+        }
         Err(Unusable::Io(error)) => {
             let message = format!("can't look at `{}`: {error}", shown(text.value));
             report.wrong(text.span.clone(), message, format!("looked for {}", shown(&path.to_string_lossy())));
@@ -283,6 +289,8 @@ pub(super) fn file_beside(report: &mut Report, text: &Text<'_>, folder: &Path, h
 enum Unusable {
     Escapes,
     Special,
+    /// It, or what lies in it.
+    Unreadable(PathBuf, io::Error),
     Io(io::Error),
 }
 
@@ -299,6 +307,7 @@ fn look(path: &Path, folder: &Path) -> Result<Beside, Unusable> {
         return Err(Unusable::Escapes);
     }
     let kind = real.metadata()?.file_type();
+    readable(path, kind)?;
     if kind.is_dir() {
         Ok(Beside::Directory(path.to_owned()))
     } else if kind.is_file() {
@@ -306,6 +315,20 @@ fn look(path: &Path, folder: &Path) -> Result<Beside, Unusable> {
     } else {
         Err(Unusable::Special)
     }
+}
+
+/// Whether a file can be read, or a folder with all in it. Links in a folder are not followed: they stay what they are.
+fn readable(path: &Path, kind: FileType) -> Result<(), Unusable> {
+    let failed = |error| Unusable::Unreadable(path.to_owned(), error);
+    if kind.is_file() {
+        fs::File::open(path).map_err(failed)?;
+    } else if kind.is_dir() {
+        for entry in fs::read_dir(path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            readable(&entry.path(), entry.file_type().map_err(failed)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// No path twice, and none below a file.

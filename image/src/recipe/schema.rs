@@ -1,5 +1,8 @@
-//! JSON schemas of recipes (draft 7), by which editors complete and check them. Made from the same tables of keys as the reader goes
-//! by: a key's type is that of its example, and its description what `docs/recipes.md` says of it.
+//! JSON schemas of recipes (draft 7), by which editors complete and check them. Made from the same tables of keys as
+//! the reader goes by: a key's type is that of its example, its description what `docs/recipes.md` says of it, and
+//! [`values`] say more of what stands in it.
+
+mod values;
 
 use serde_json::{Map, Value, json};
 use toml::de::{DeTable, DeValue};
@@ -22,7 +25,9 @@ const LABEL: &str = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$";
 const NAMES: Names = (LABEL, NAME_MAX);
 const NETWORKS: Names = (LABEL, NETWORK_NAME_MAX);
 const VOLUMES: Names = (LABEL, volume::NAME_MAX);
-const ACCOUNTS: Names = ("^[a-z_][a-z0-9_-]*$", NAME_MAX);
+const GROUPS: Names = ("^[a-z_][a-z0-9_-]*$", NAME_MAX);
+/// A package's user may have a name that a new one can't have.
+const USERS: Names = ("^[A-Za-z_][A-Za-z0-9_.-]*$", NAME_MAX);
 const VARIABLES: Names = ("^[A-Za-z_][A-Za-z0-9_]*$", NAME_MAX);
 /// Names of variables of a program's environment. Their length has no limit but the recipe's own.
 const ENVIRONMENT: Names = ("^[^=]+$", 1 << 20);
@@ -56,8 +61,8 @@ const INSIDES: &[(&Shape, &str, Inside)] = &[
     (&shapes::GUEST, "volumes", Inside::Named(VOLUMES, &[&shapes::VOLUME])),
     (&shapes::GUEST, "health", Inside::Table(&shapes::HEALTH)),
     (&shapes::IMAGE, "files", Inside::Tables(&shapes::FILE)),
-    (&shapes::IMAGE, "users", Inside::Named(ACCOUNTS, &[&shapes::USER])),
-    (&shapes::IMAGE, "groups", Inside::Named(ACCOUNTS, &[&shapes::GROUP])),
+    (&shapes::IMAGE, "users", Inside::Named(USERS, &[&shapes::USER])),
+    (&shapes::IMAGE, "groups", Inside::Named(GROUPS, &[&shapes::GROUP])),
     (&shapes::IMAGE, "vars", Inside::Values(VARIABLES)),
     (&shapes::IMAGE, "secrets", Inside::Named(NAMES, &[&shapes::SECRET])),
     (&shapes::IMAGE, "commands", Inside::Commands),
@@ -94,6 +99,15 @@ fn table(shape: &Shape) -> Value {
 }
 
 fn value(shape: &Shape, key: &Key) -> Value {
+    let mut schema = typed(shape, key);
+    if let Some(form) = values::of(shape, key) {
+        form.add_to(&mut schema);
+    }
+    schema
+}
+
+/// A value of the type that the key has, and no more.
+fn typed(shape: &Shape, key: &Key) -> Value {
     let named = |(pattern, max): Names, what: Value| {
         let names = json!({ "pattern": pattern, "maxLength": max });
         json!({ "type": "object", "propertyNames": names, "additionalProperties": what })
@@ -108,7 +122,14 @@ fn value(shape: &Shape, key: &Key) -> Value {
         Some((.., Inside::Texts(names))) => named(*names, json!({ "type": "string" })),
         Some((.., Inside::Values(names))) => named(*names, json!(true)),
         Some((.., Inside::Tables(inner))) => json!({ "type": "array", "items": table(inner) }),
-        Some((.., Inside::NameOrNumber)) => json!({ "type": ["string", "integer"] }),
+        Some((.., Inside::NameOrNumber)) => {
+            let mut schema = json!({ "type": ["string", "integer"] });
+            // Each says nothing of values of the other's type.
+            let (name, number) = values::OWNER;
+            name.add_to(&mut schema);
+            number.add_to(&mut schema);
+            schema
+        }
         Some((.., Inside::Commands)) => {
             let words = json!({ "type": "array", "items": { "type": "string" } });
             json!({ "type": "array", "items": { "anyOf": [{ "type": "string" }, words] } })
@@ -139,8 +160,8 @@ fn described(mut schema: Value, shape: &Shape, key: &Key) -> Value {
     schema
 }
 
-/// What the documentation says of a key. Two shapes may have the same key with the same example: that table is the right one which
-/// has a row for each key of the shape.
+/// What the documentation says of a key. Two shapes may have the same key with the same example: that table is the
+/// right one which has a row for each key of the shape.
 fn meaning(shape: &Shape, key: &Key) -> Option<&'static str> {
     let explained = |block: &&'static str| shape.keys.iter().all(|key| is_a_section(key) || row(block, key).is_some());
     DOCUMENTATION.split("\n\n").filter(explained).find_map(|block| row(block, key))
@@ -151,7 +172,8 @@ fn is_a_section(key: &Key) -> bool {
     key.example.starts_with('[')
 }
 
-/// What a table says of a key: in the row that begins with its name and ends with its example, the cell before the last.
+/// What a table says of a key: in the row that begins with its name and ends with its example, the cell before the
+/// last.
 fn row(table: &'static str, key: &Key) -> Option<&'static str> {
     let mut rows = table.lines().filter_map(|line| {
         let cells: Vec<&str> = line.strip_prefix('|')?.strip_suffix('|')?.split('|').map(str::trim).collect();

@@ -44,7 +44,7 @@ fn rack(folder: &Path, sector: SectorSize) -> (PathBuf, Extents) {
             )]),
         },
     };
-    let extents = disk::write(&path, &disk, |_| ()).unwrap().0.extents;
+    let extents = disk::Place::take(&path, || ()).unwrap().write(&disk, |_| ()).unwrap().0.extents;
     (path, extents)
 }
 

@@ -94,11 +94,15 @@ pub fn run(question: Question<'_>, recipe: &Path, from: &MirrorArgs) -> Result<E
     let packages = archive::places(&lock, &store);
 
     let image = packages.iter().find(|(name, _)| name.starts_with("linux-image-")).ok_or(NoKernel)?;
+    // The first question to a lock unpacks hundreds of MiB, and so does the second.
+    let what = "drivers and firmware";
+    let job = progress.spinner("reading", what);
     let kernel = Kernel::read(image.1)?;
     let of_firmware = packages.iter().filter(|(name, _)| hardware::is_firmware(name));
     let firmware = Firmware::read(of_firmware.map(|(name, path)| (name.as_str(), path.as_path())))?;
     let drivers = Drivers::choose(&kernel, &firmware)?;
     let answers = Answers::new(&kernel, &drivers);
+    job.done(what);
     match asked {
         Some(Asked::One(devices)) => one(&devices, &answers),
         Some(Asked::Many(lines)) => list(lines, &answers),

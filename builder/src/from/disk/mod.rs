@@ -13,7 +13,7 @@ use rackstick_image::packed::{PackedError, Writer};
 
 pub use qcow2::Qcow2Error;
 
-use crate::compression::Compression;
+use crate::packing::Packing;
 
 /// So much of a file's begin tells its format.
 const HEAD: usize = 512;
@@ -49,6 +49,13 @@ pub enum DiskError {
     Write(PackedError),
 }
 
+impl DiskError {
+    /// Whether not the disk is at fault but what it is packed to.
+    pub fn is_of_our_disk(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Qcow2(Qcow2Error::Write(PackedError::Io(_))))
+    }
+}
+
 /// Packs the disk in `source` into `out`. Returns its size in bytes and what it was written to.
 pub fn pack<W: Write>(source: &File, out: W) -> Result<(u64, W), DiskError> {
     let mut head = [0; HEAD];
@@ -63,7 +70,7 @@ pub fn pack<W: Write>(source: &File, out: W) -> Result<(u64, W), DiskError> {
     }
     let is = |(at, mark, _): &&(usize, &[u8], &str)| head[*at..].starts_with(mark);
     let other = OTHERS.iter().find(is).map(|(.., what)| (*what).to_owned());
-    let packed = || Compression::of(&head).map(|compression| format!("packed with {compression}"));
+    let packed = || Packing::of(&head).map(|packing| format!("packed with {packing}"));
     if let Some(what) = other.or_else(packed) {
         return Err(DiskError::Other(what));
     }

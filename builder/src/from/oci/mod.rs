@@ -15,6 +15,13 @@ use rackstick_image::digest::Sha256;
 
 use super::{build::ArchiveError, spool::SpoolError, tar::TarError};
 
+impl OciError {
+    /// Whether not the image is at fault but the disk that it is unpacked to.
+    pub fn is_of_our_disk(&self) -> bool {
+        matches!(self, Self::Spool(SpoolError::Write { .. }))
+    }
+}
+
 /// Why an image can't be had.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {

@@ -17,7 +17,7 @@ use rustix::fs::OFlags;
 use super::OciError;
 use crate::{
     from::{
-        spool,
+        spool::{self, SpoolError},
         tar::{Entries, Kind, TarError},
     },
     layers::paths::inside,
@@ -89,7 +89,7 @@ impl Place {
             symlink(blobs, folder.join("blobs/sha256"))?;
             std::fs::write(folder.join("index.json"), index.to_string())
         };
-        make().map_err(|source| OciError::Read { path: folder.clone(), source })?;
+        make().map_err(|source| SpoolError::Write { path: folder.clone(), source })?;
         Ok(Self::Folder(folder))
     }
 

@@ -15,7 +15,7 @@ use crate::{
         read::{self, Layer},
     },
     source::{Source, SourceError},
-    testing::{Flips, Mount, run},
+    testing::{Flips, Mount, assert_huge, make_huge, run},
     view::{ReadError, View},
 };
 
@@ -194,23 +194,14 @@ fn files_of_more_than_4_gib_are_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("huge");
     let size = (4 << 30) + 3 * EXTENT_SIZE as u64 + 17;
-    let file = File::create(&source).unwrap();
-    file.write_all_at(b"near the end", (4 << 30) + 12_345).unwrap();
-    file.set_len(size).unwrap();
+    make_huge(&source, size);
     let mut tree = Tree::new(Mtime::default());
     tree.insert(b"huge", Node::new(Kind::File(Source::Path { path: source, size }), 0o644, Mtime::default())).unwrap();
     let image = folder.path().join("image");
     let layer = compressed(&tree, 4, &image);
     assert!(layer.metadata().unwrap().len() < size / 30);
     let mounted = Mount::new("erofs", "ro", &image, folder.path().join("mounted"));
-    let huge = File::open(mounted.path().join("huge")).unwrap();
-    assert_eq!(huge.metadata().unwrap().len(), size);
-    let mut read = [0xff; 14];
-    huge.read_exact_at(&mut read, (4 << 30) + 12_344).unwrap();
-    assert_eq!(&read, b"\0near the end\0");
-    let mut last = [0xff; 20];
-    huge.read_exact_at(&mut last, size - 20).unwrap();
-    assert_eq!(last, [0; 20]);
+    assert_huge(&mounted.path().join("huge"), size);
 }
 
 #[test]

@@ -124,7 +124,7 @@ fn flashed(folder: &TempDir, larger_by: u64) -> (Loop, String) {
         data_guid: guid("data"),
         data,
     };
-    let extents = disk::write(&path, &disk, |_| ()).unwrap().0.extents;
+    let extents = disk::Place::take(&path, || ()).unwrap().write(&disk, |_| ()).unwrap().0.extents;
     File::options().write(true).open(&path).unwrap().set_len(extents.disk + larger_by).unwrap();
     (Loop::with_partitions(&path), disk.data_guid.to_string())
 }
