@@ -45,8 +45,8 @@ impl Growing {
     }
 
     /// Waits, as [`Growing::wait_for`], until the tables of both file systems are there, which say what is used.
-    pub fn wait_for_tables(&self) -> io::Result<u64> {
-        self.wait_for(self.extents.data.0 + 1)
+    pub fn wait_for_tables(&self) -> io::Result<()> {
+        self.wait_for(self.extents.data.0 + 1).map(drop)
     }
 
     /// The SHA-256 of all of it, soon after it is there. Moves the file's offset.
