@@ -78,11 +78,11 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     let store = Store::open()?;
     let lock = lock::for_build(&args.recipe, &rack, &args.from.mirror, &store, &progress)?;
     if !locked {
-        let (path, packages) = (lock::path(&args.recipe), lock.packages.len());
+        let (path, packages) = (lock::path(&args.recipe), lock.packages().count());
         output::say(format_args!("{}: written, {packages} packages; keep it in git", path.display()))?;
     }
     let mirrors = args.from.mirrors(&lock)?;
-    let packages = archive::places(&lock, &store);
+    let packages = archive::places(lock.own(), &store);
     let jobs = args.jobs.map_or_else(|| thread::available_parallelism().map_or(1, NonZero::get), NonZero::get);
     let inputs = Inputs {
         recipe: &args.recipe,
