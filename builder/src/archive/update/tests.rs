@@ -165,13 +165,19 @@ fn a_package_that_is_nowhere_any_more_in_its_locked_version_is_an_error() {
 }
 
 #[test]
-fn only_the_bases_that_have_a_package_of_that_name_are_touched() {
-    let rack = rack("['web']");
+fn a_package_is_updated_in_each_base_that_has_it_and_other_bases_are_not_touched() {
+    let rack = rack("['web', 'db']");
     let mut lock = all(suites("6.12.1", &(stanza("web", "1", "") + &stanza("db", "1", ""))), &rack);
     let mut other = lock.own().clone();
     other.packages.remove("db");
+    other.roots.remove(sets::HOST);
     lock.bases.insert("debian:bookworm".to_owned(), other);
-    let held = |name: &str| held(&lock, &[name.to_owned()]).unwrap().into_keys().collect::<Vec<_>>();
-    assert_eq!(held("web"), ["debian:bookworm", "debian:trixie"]);
-    lock.bases.get_mut("debian:bookworm").unwrap().packages.remove("web");
+    for (name, bases) in [
+        ("web", vec!["debian:bookworm", "debian:trixie"]),
+        ("db", vec!["debian:trixie"]),
+        ("linux-image-amd64", vec!["debian:trixie"]),
+    ] {
+        assert!(held(&lock, &[name.to_owned()]).unwrap().into_keys().eq(bases), "{name}");
+    }
+    assert!(held(&lock, &["web".to_owned(), "bd".to_owned()]).is_err());
 }
