@@ -10,7 +10,6 @@ mod purl;
 mod sbom;
 
 use std::{
-    collections::BTreeMap,
     fs::{self, Permissions},
     io::{self, Write},
     os::unix::fs::PermissionsExt,
@@ -114,13 +113,13 @@ fn map(inputs: &Inputs, path: &Path, image: &Growing) -> Result<String, Artifact
 
 /// What is told of packages and programs, whatever the image.
 pub struct Described {
-    copyrights: BTreeMap<String, String>,
+    copyrights: copyright::Texts,
     programs: Vec<sbom::Program>,
 }
 
 /// Reads it.
 pub fn read(inputs: &Inputs) -> Result<Described, ArtifactError> {
-    let copyrights = copyright::texts(inputs.lock, inputs.packages, inputs.store, inputs.jobs)?;
+    let copyrights = copyright::texts(inputs.lock, inputs.store, inputs.jobs)?;
     let runtime = inputs.runtime;
     let program = |name, set, path: &Path| Ok(sbom::Program { name, set, sha256: provenance::hash(path)? });
     let programs: Result<Vec<_>, ArtifactError> = [

@@ -54,7 +54,7 @@ pub struct Inputs<'a> {
     pub rack: &'a Rack,
     /// Its lock.
     pub lock: &'a Lock,
-    /// Where each of the lock's packages is once it was obtained.
+    /// Where each of the lock's packages of the rack's base is once it was obtained.
     pub packages: &'a BTreeMap<String, PathBuf>,
     /// The rack's own binaries.
     pub runtime: &'a Runtime,
@@ -273,7 +273,7 @@ impl Inputs<'_> {
 
     /// Name and .deb of all packages in `set` that `is` accepts, by name.
     fn all(&self, set: &str, is: impl Fn(&str) -> bool) -> impl Iterator<Item = (&str, &Path)> {
-        let names = self.lock.sets.get(set).into_iter().flatten().filter(move |name| is(name));
+        let names = self.lock.own().sets.get(set).into_iter().flatten().filter(move |name| is(name));
         names.filter_map(|name| Some((name.as_str(), self.packages.get(name)?.as_path())))
     }
 }

@@ -12,12 +12,14 @@ use std::{
 };
 
 use rackstick_image::{
-    lock::{FORMAT, Input, Lock},
+    lock::{Base, FORMAT, Input, Lock},
     recipe::{self, Diagnostic, Diagnostics, Place, Rack, Source},
     reference::Reference,
 };
 
 use rackstick::from::{self, PinError};
+
+use serde::Deserialize;
 
 use crate::{
     archive::{self, DEBIAN, RepositoryError, ResolveLockError, SECURITY, Updated},
@@ -230,27 +232,45 @@ fn parse(path: PathBuf, text: String) -> Result<Lock, Diagnostics> {
     let parsed: Result<Lock, toml::de::Error> = toml::from_str(&text);
     let source = Arc::new(Source { path, text });
     let place = |span| Place { source: Arc::clone(&source), span };
+    // A wrong value is marked where it first stands.
+    let at = |value: &str| place(source.text.find(value).map_or(0..0, |start| start..start + value.len()));
+    let wrong = |(value, message): Fault| Diagnostic::new(at(&value), message).hint(REMEDY);
+    // All the rest of another format's lock would look wrong.
+    if let Some(fault) = toml::from_str(&source.text).ok().and_then(|Format { format }| of_format(format)) {
+        return Err(wrong(fault).into());
+    }
     let lock = parsed.map_err(|error| {
         let span = error.span().unwrap_or_default();
         Diagnostic::new(place(span), error.message()).hint(REMEDY)
     })?;
-    // A wrong value is marked where it first stands.
-    let at = |value: &str| place(source.text.find(value).map_or(0..0, |start| start..start + value.len()));
-    match fault(&lock) {
-        None => Ok(lock),
-        Some((value, message)) => Err(Diagnostic::new(at(&value), message).hint(REMEDY).into()),
-    }
+    fault(&lock).map_or(Ok(lock), |fault| Err(wrong(fault).into()))
+}
+
+/// What every format of a lock has.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
 }
 
 /// The largest package accepted, in bytes: sizes are added up, and a lock may come from anywhere. Debian's largest has below 2 GiB.
 const MAX_PACKAGE: u64 = 32 << 30;
 const REMEDY: &str = "take the lock from git again, or make a new one with `rackstick lock --update`";
 
-/// The first thing that is wrong with a lock: the value that is, and why.
-fn fault(lock: &Lock) -> Option<(String, String)> {
-    if lock.format != FORMAT {
-        let message = format!("the lock has format {}, this rackstick knows {FORMAT}", lock.format);
-        return Some(("format".to_owned(), message));
+/// What is wrong with a lock: the value that is, and why.
+type Fault = (String, String);
+
+fn of_format(format: u32) -> Option<Fault> {
+    let message = || format!("the lock has format {format}, this rackstick knows {FORMAT}");
+    (format != FORMAT).then(|| ("format".to_owned(), message()))
+}
+
+/// The first thing that is wrong with a lock.
+fn fault(lock: &Lock) -> Option<Fault> {
+    if let Some(fault) = of_format(lock.format) {
+        return Some(fault);
+    }
+    if !lock.bases.contains_key(&lock.base) {
+        return Some((lock.base.clone(), format!("the lock has nothing of its base {}", lock.base)));
     }
     for (name, repository) in &lock.repositories {
         // The name becomes that of a folder.
@@ -261,7 +281,7 @@ fn fault(lock: &Lock) -> Option<(String, String)> {
             return Some((url.clone(), format!("`{url}` is not the URL of an archive")));
         }
     }
-    for (name, package) in &lock.packages {
+    for (_, name, package) in lock.packages() {
         if !archive::is_package_name(name) {
             return Some((name.clone(), format!("`{name}` is not the name of a package")));
         }
@@ -290,17 +310,21 @@ fn fault(lock: &Lock) -> Option<(String, String)> {
             return Some((blob.size.to_string(), message));
         }
     }
-    for (set, names) in &lock.sets {
-        if let Some(name) = names.iter().find(|name| !lock.packages.contains_key(*name)) {
+    lock.bases.values().find_map(fault_of_sets)
+}
+
+fn fault_of_sets(base: &Base) -> Option<Fault> {
+    for (set, names) in &base.sets {
+        if let Some(name) = names.iter().find(|name| !base.packages.contains_key(*name)) {
             return Some((name.clone(), format!("`{name}` of set `{set}` is not among the packages")));
         }
-        if !lock.roots.contains_key(set) {
+        if !base.roots.contains_key(set) {
             return Some((set.clone(), format!("set `{set}` has no roots")));
         }
     }
-    lock.roots
+    base.roots
         .keys()
-        .find(|set| !lock.sets.contains_key(*set))
+        .find(|set| !base.sets.contains_key(*set))
         .map(|set| (set.clone(), format!("set `{set}` has roots but no packages")))
 }
 
@@ -322,11 +346,7 @@ mod tests {
             size: 727_000,
             sha256: Sha256([7; 32]),
         };
-        Lock {
-            format: FORMAT,
-            builder: "0.1.0".to_owned(),
-            epoch: 1_795_252_544,
-            base: "debian:trixie".to_owned(),
+        let base = Base {
             roots: BTreeMap::from([("image:web".to_owned(), vec!["libstdc++6".to_owned()])]),
             sets: BTreeMap::from([("image:web".to_owned(), vec!["libstdc++6".to_owned()])]),
             indexes: vec![Index {
@@ -335,8 +355,15 @@ mod tests {
                 date: "Sat, 21 Nov 2026 09:15:44 UTC".to_owned(),
                 sha256: Sha256([1; 32]),
             }],
-            repositories: BTreeMap::new(),
             packages: BTreeMap::from([("libstdc++6".to_owned(), package)]),
+        };
+        Lock {
+            format: FORMAT,
+            builder: "0.1.0".to_owned(),
+            epoch: 1_795_252_544,
+            base: "debian:trixie".to_owned(),
+            bases: BTreeMap::from([("debian:trixie".to_owned(), base)]),
+            repositories: BTreeMap::new(),
             inputs: BTreeMap::new(),
         }
     }
@@ -357,26 +384,33 @@ mod tests {
         let good = text(&lock()).unwrap();
         for (from, to, place, message) in [
             ("epoch = ", "epoc = ", "lab.lock:6:1", "unknown field"),
-            ("format = 1", "format = 2", "lab.lock:4:1", "format 2"),
+            ("format = 2", "format = 3", "lab.lock:4:1", "format 3"),
+            ("format = 2", "format = 1\nroots = {}", "lab.lock:4:1", "format 1"),
+            ("base = \"debian:trixie\"", "base = \"debian:sid\"", "lab.lock:7:9", "nothing of its base debian:sid"),
             ("size = 727000", "size = -1", "lab.lock:26:8", ""),
             ("size = 727000", "size = 9000000000000000000", "lab.lock:26:8", "are the most"),
             ("pool/main", "../main", "lab.lock:", "not a path below an archive's pool"),
             ("archive = \"debian\"\npath", "archive = \"../x\"\npath", "lab.lock:", "is no archive"),
-            ("[packages.\"libstdc++6\"]", "[packages.\"../x\"]", "lab.lock:", "not the name of a package"),
-            ("[packages.\"libstdc++6\"]", "[packages.other]", "lab.lock:", "not among the packages"),
             (
-                "[packages.\"",
-                "[repositories.debian]\nsuite = \"x\"\ncomponents = []\n\n[packages.\"",
+                "trixie\".packages.\"libstdc++6\"]",
+                "trixie\".packages.\"../x\"]",
+                "lab.lock:",
+                "not the name of a package",
+            ),
+            ("packages.\"libstdc++6\"]", "packages.other]", "lab.lock:", "not among the packages"),
+            (
+                "[bases.",
+                "[repositories.debian]\nbase = \"x\"\nsuite = \"x\"\ncomponents = []\n\n[bases.",
                 "lab.lock:",
                 "can't be the name of a repository",
             ),
             (
-                "[packages.\"",
-                "[repositories.x]\nurl = \"file:///etc\"\nsuite = \"x\"\ncomponents = []\n\n[packages.\"",
+                "[bases.",
+                "[repositories.x]\nbase = \"x\"\nurl = \"file:///etc\"\nsuite = \"x\"\ncomponents = []\n\n[bases.",
                 "lab.lock:",
                 "is not the URL of an archive",
             ),
-            ("[roots]", "[roots", "lab.lock:", ""),
+            (".roots]", ".roots", "lab.lock:", ""),
         ] {
             let bad = good.replacen(from, to, 1);
             assert_ne!(bad, good, "{from}");

@@ -190,13 +190,14 @@ fn a_lock_of_other_packages_no_longer_fits() {
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8(output.stderr).unwrap());
     assert!(String::from_utf8(output.stdout).unwrap().contains("rackstick lock rack.toml"));
 
-    let mut lock = "format = 1\nbuilder = '0'\nepoch = 0\nbase = 'debian:trixie'\nindexes = []\n\
-        [roots]\nhost = ['linux-image-amd64']\n'image:web' = ['nginx']\n\
-        [sets]\nhost = ['linux-image-amd64']\n'image:web' = ['nginx']\n"
+    let mut lock = "format = 2\nbuilder = '0'\nepoch = 0\nbase = 'debian:trixie'\n\
+        [bases.'debian:trixie']\nindexes = []\n\
+        [bases.'debian:trixie'.roots]\nhost = ['linux-image-amd64']\n'image:web' = ['nginx']\n\
+        [bases.'debian:trixie'.sets]\nhost = ['linux-image-amd64']\n'image:web' = ['nginx']\n"
         .to_owned();
     for name in ["linux-image-amd64", "nginx"] {
         lock.push_str(&format!(
-            "[packages.{name}]\nversion = '1'\narchitecture = 'amd64'\narchive = 'debian'\n\
+            "[bases.'debian:trixie'.packages.{name}]\nversion = '1'\narchitecture = 'amd64'\narchive = 'debian'\n\
              path = 'pool/main/{name}_1_amd64.deb'\nsize = 1\nsha256 = '{}'\n",
             "0".repeat(64)
         ));

@@ -77,7 +77,7 @@ fn a_mirror_that_is_down_leaves_the_lock_as_it_was() {
 #[test]
 fn a_damaged_lock_is_refused_with_its_place_and_only_replaced_when_asked() {
     let recipes = Recipes::copy();
-    recipes.replace("lab.lock", "\nformat = 1\n", "\nformat = 1\nfromat = 2\n");
+    recipes.replace("lab.lock", "\nformat = 2\n", "\nformat = 2\nfromat = 2\n");
     let damaged = recipes.read("lab.lock");
     let (success, said) = recipes.lock(&["--mirror", NOBODY]);
     assert!(!success && said.contains("lab.lock:5:1") && said.contains("fromat"), "{said}");

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Sha256;
 
 /// The only format this version reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// A rack's lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,23 +20,52 @@ pub struct Lock {
     pub builder: String,
     /// `SOURCE_DATE_EPOCH` of every build from this lock, seconds since 1970: the newest date of the archives' indexes.
     pub epoch: i64,
-    /// The base as the recipe names it, `debian:trixie`.
+    /// The rack's base as the recipe names it, `debian:trixie`: that of host and guests' kernel.
     pub base: String,
-    /// What each set was resolved from: set name (`host`, `kernel`, `base`, `image:<name>`) to the packages asked for, sorted.
-    /// If the recipe asks for others, the lock no longer fits it.
-    pub roots: BTreeMap<String, Vec<String>>,
-    /// What each set consists of, by package name, sorted; an image's set does not repeat the base's.
-    pub sets: BTreeMap<String, Vec<String>>,
-    /// The archive's indexes that the packages came from.
-    pub indexes: Vec<Index>,
-    /// Where packages came from beside the base, by name: what the recipe said.
+    /// What is taken of each base, the rack's and those of images, by its name.
+    pub bases: BTreeMap<String, Base>,
+    /// Where packages came from beside their base, by name: what the recipe said.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub repositories: BTreeMap<String, Repository>,
-    /// All packages, by name.
-    pub packages: BTreeMap<String, Package>,
     /// What images are made from that are not made of packages, by the image's name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub inputs: BTreeMap<String, Input>,
+}
+
+/// What is taken of one base.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// What each set was resolved from: set name (`base`, `image:<name>`, and of the rack's base `host` and `kernel`) to the packages
+    /// asked for, sorted. If the recipe asks for others, the lock no longer fits it.
+    pub roots: BTreeMap<String, Vec<String>>,
+    /// What each set consists of, by package name, sorted; an image's set does not repeat `base`.
+    pub sets: BTreeMap<String, Vec<String>>,
+    /// The archive's indexes that the packages came from.
+    pub indexes: Vec<Index>,
+    /// All packages, by name.
+    pub packages: BTreeMap<String, Package>,
+}
+
+impl Base {
+    /// The packages of a set, by name; none if there is no such set.
+    pub fn set(&self, set: &str) -> impl Iterator<Item = (&String, &Package)> {
+        self.sets.get(set).into_iter().flatten().filter_map(|name| Some((name, self.packages.get(name)?)))
+    }
+}
+
+impl Lock {
+    /// What is taken of the rack's own base.
+    pub fn own(&self) -> &Base {
+        static NOTHING: Base =
+            Base { roots: BTreeMap::new(), sets: BTreeMap::new(), indexes: Vec::new(), packages: BTreeMap::new() };
+        self.bases.get(&self.base).unwrap_or(&NOTHING)
+    }
+
+    /// All packages, each with its base and name.
+    pub fn packages(&self) -> impl Iterator<Item = (&String, &String, &Package)> {
+        self.bases.iter().flat_map(|(base, of)| of.packages.iter().map(move |(name, package)| (base, name, package)))
+    }
 }
 
 /// What an image is made from, in place of packages.
@@ -142,10 +171,12 @@ pub struct Blob {
     pub size: u64,
 }
 
-/// A repository beside the base.
+/// A repository beside a base.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Repository {
+    /// The base that it stands beside.
+    pub base: String,
     /// The root of its archive, without a slash at the end; none if that is Debian's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,

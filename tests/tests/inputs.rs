@@ -1,5 +1,5 @@
-//! Ring 3: what guests are made of: a container image, root file systems that are as small as they can be, and packages from
-//! somebody else's repository and from another suite of Debian's. Needs the network: the base is Debian's, from this machine's mirrors.
+//! Ring 3: what guests are made of: a container image, root file systems that are as small as they can be, packages from
+//! somebody else's repository and from another suite of Debian's, and a release of Debian that the rack is not made of. Needs the network: the base is Debian's, from this machine's mirrors.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -11,7 +11,7 @@ use std::{
 };
 
 use rackstick_api::rack::{Request, State};
-use rackstick_image::lock::Lock;
+use rackstick_image::lock::{Base, Lock};
 use rackstick_tests::{
     client::curl,
     image::Image,
@@ -80,6 +80,13 @@ memory  = "192 MiB"
 address = { inside = "10.20.0.81" }
 forward = ["lan:8081/tcp -> 80"]
 
+[guests.old]
+image   = "images/old.toml"
+memory  = "192 MiB"
+address = { inside = "10.20.0.82" }
+forward = ["lan:8082/tcp -> 80"]
+health  = { http = "http://:80/" }
+
 [repositories.example]
 url   = "URL"
 suite = "./"
@@ -91,6 +98,48 @@ packages = ["wireguard-tools"]
 "#;
 
 const PACKAGES: &str = "packages = [\"example-agent\", \"wireguard-tools\"]\nservices = [\"example-agent.socket\"]\n";
+
+/// A guest of an older release, which tells by HTTP which one it is, what it has of that, whether it finds the rack's modules, and that
+/// nothing in it failed.
+const OLD: &str = r#"
+base     = "debian:bookworm"
+packages = ["busybox"]
+services = ["about.socket"]
+
+[[files]]
+path    = "/usr/local/bin/about"
+mode    = 0o755
+content = '''
+#!/bin/sh
+while read -r line && [ ${#line} -gt 1 ]; do :; done
+printf 'HTTP/1.0 200 OK\r\n\r\n'
+. /etc/os-release
+echo "release $VERSION_ID"
+dpkg-query -W busybox systemd
+busybox | head -n 1
+echo "erofs in $(modinfo -n erofs) of $(uname -r)"
+echo "failed: $(systemctl list-units --failed --plain --no-legend | tr '\n' ' ')."
+'''
+
+[[files]]
+path    = "/etc/systemd/system/about.socket"
+content = """
+[Socket]
+ListenStream=80
+Accept=yes
+[Install]
+WantedBy=sockets.target
+"""
+
+[[files]]
+path    = "/etc/systemd/system/about@.service"
+content = """
+[Service]
+# Health checks hang up before all is said.
+ExecStart=-/usr/local/bin/about
+StandardInput=socket
+"""
+"#;
 
 /// Makes a repository of one package and signs it. The package's service tells by HTTP what the guest's dpkg and its programs say.
 const REPOSITORY: &str = r#"set -euo pipefail; export GNUPGHOME=$PWD/gnupg; mkdir -m 700 gnupg
@@ -146,24 +195,27 @@ impl Drop for Repository {
     }
 }
 
-/// Gives the rack a guest of packages from elsewhere, and locks it. Returns the versions of those packages.
-fn add_packaged(recipes: &Recipes, repository: &Repository) -> [String; 2] {
+/// Gives the rack a guest of packages from elsewhere and one of an older release, and locks it. Returns the lock.
+fn add_packaged(recipes: &Recipes, repository: &Repository) -> Lock {
     let rack = recipes.path("appliance.toml");
     let url = format!("http://{}", repository.address);
     fs::write(&rack, fs::read_to_string(&rack).unwrap() + &PACKAGED.replace("URL", &url)).unwrap();
     fs::write(recipes.path("images/packaged.toml"), PACKAGES).unwrap();
+    fs::write(recipes.path("images/old.toml"), OLD).unwrap();
     fs::copy(repository.folder.path().join("example.asc"), recipes.path("example.asc")).unwrap();
     tool::output(tool::rackstick().arg("lock").arg(&rack));
-    let lock: Lock = toml::from_str(&fs::read_to_string(recipes.path("appliance.lock")).unwrap()).unwrap();
-    [("example-agent", "example"), ("wireguard-tools", "backports")].map(|(name, archive)| {
-        let package = &lock.packages[name];
-        assert_eq!(package.archive, archive, "{name}");
-        package.version.clone()
-    })
+    toml::from_str(&fs::read_to_string(recipes.path("appliance.lock")).unwrap()).unwrap()
 }
 
-/// The rack, with its container made as a user makes it, and pinned without asking an archive; and the versions of packages from elsewhere.
-fn build() -> (Image, [String; 2]) {
+/// The version that a lock has of a package, which must be of this archive.
+fn version(base: &Base, name: &str, archive: &str) -> String {
+    let package = &base.packages[name];
+    assert_eq!(package.archive, archive, "{name}");
+    package.version.clone()
+}
+
+/// The rack, with its container made as a user makes it, and pinned without asking an archive; and its lock.
+fn build() -> (Image, Lock) {
     let recipes = Recipes::copy();
     let images = recipes.path("images");
     tool::output(Command::new(place::clone().join("ci/appliance")).arg(images.join("appliance.tar")));
@@ -177,14 +229,35 @@ fn build() -> (Image, [String; 2]) {
     let said = tool::output(tool::rackstick().arg("lock").arg(&rack).args(["--mirror", "http://127.0.0.1:1/debian"]));
     assert!(said.contains("images not made of packages: 3"), "{said}");
     let repository = Repository::start();
-    let versions = add_packaged(&recipes, &repository);
+    let lock = add_packaged(&recipes, &repository);
     let out = place::test_folder("images/appliance");
     // The archive has another base next week: its layers are no use to anybody then.
     let cache = place::caches_without_layers();
     let mut build = tool::rackstick();
     build.arg("build").arg(&rack).arg("-o").arg(&out).env("RACKSTICK_CACHE", cache.path());
     println!("{}", tool::output(&mut build));
-    (Image::only_one_in(&out), versions)
+    (Image::only_one_in(&out), lock)
+}
+
+/// Each base is a layer of its own, and the packages of each are told as what they are.
+fn check_bases(image: &Image) {
+    let labels = |name: &str| -> Vec<&str> {
+        image.manifest.images[name].layers.iter().map(|layer| layer.label.as_str()).collect()
+    };
+    assert_eq!(labels("packaged")[0], "base");
+    assert_eq!(labels("old")[0], "base debian:bookworm");
+    assert_eq!(labels("old")[1], labels("packaged")[1], "the rack's kernel");
+    let provenance = fs::read_to_string(image.path.with_extension("provenance.json")).unwrap();
+    let sbom = fs::read_to_string(image.path.with_extension("spdx.json")).unwrap();
+    for text in [provenance, sbom] {
+        let of = |distro: &str| text.contains("pkg:deb/debian/bash@") && text.contains(&format!("&distro={distro}\""));
+        assert!(of("bookworm") && of("trixie"));
+    }
+    tool::output(
+        Command::new(place::cache().join("spdx-tools/bin/pyspdxtools"))
+            .arg("--infile")
+            .arg(image.path.with_extension("spdx.json")),
+    );
 }
 
 /// Two guests are of one tarball, of which one has its layers compressed.
@@ -208,12 +281,13 @@ fn console(rack: &Rack, name: &str) -> String {
 }
 
 #[test]
-fn a_container_a_tarball_and_packages_from_elsewhere_run_as_guests_like_any_other() {
-    let (image, [example, wireguard]) = build();
+fn a_container_a_tarball_packages_from_elsewhere_and_another_release_run_as_guests_like_any_other() {
+    let (image, lock) = build();
     check_compression(&image);
+    check_bases(&image);
     let mut rack = Rack::start("inputs", &image, Options::default());
-    let status = rack.until_status("page, keeper and packaged healthy", HEALTHY_LIMIT, |status| {
-        ["page", "keeper", "packaged"].iter().all(|name| guest(status, name).healthy)
+    let status = rack.until_status("page, keeper, packaged and old healthy", HEALTHY_LIMIT, |status| {
+        ["page", "keeper", "packaged", "old"].iter().all(|name| guest(status, name).healthy)
     });
     println!("healthy {:.1} s after power-on", rack.seconds());
     assert_eq!(guest(&status, "page").restarts, 0);
@@ -235,6 +309,8 @@ fn a_container_a_tarball_and_packages_from_elsewhere_run_as_guests_like_any_othe
     }
 
     // The packages: those that the lock names, by dpkg's word and by the program's own; trixie's program says v1.0.20210914.
+    let example = version(lock.own(), "example-agent", "example");
+    let wireguard = version(lock.own(), "wireguard-tools", "backports");
     assert!(wireguard.contains("~bpo13"), "{wireguard}");
     let said = rack.until("packaged to answer", HEALTHY_LIMIT, |rack| curl(rack.address("8081/tcp"), "/").ok());
     let upstream = wireguard.split('-').next().unwrap();
@@ -242,6 +318,24 @@ fn a_container_a_tarball_and_packages_from_elsewhere_run_as_guests_like_any_othe
         format!("example-agent\t{example}\n"),
         format!("wireguard-tools\t{wireguard}\n"),
         format!("wireguard-tools v{upstream} "),
+    ] {
+        assert!(said.contains(&line), "`{line}` is not in:\n{said}");
+    }
+
+    // The older release: by its own word, dpkg's and the program's, with the rack's kernel.
+    let bookworm = &lock.bases["debian:bookworm"];
+    let [busybox, systemd] = ["busybox", "systemd"].map(|name| bookworm.packages[name].version.clone());
+    assert_ne!(systemd, lock.own().packages["systemd"].version);
+    let said = rack.until("old to answer", HEALTHY_LIMIT, |rack| curl(rack.address("8082/tcp"), "/").ok());
+    let upstream = busybox.split(['-', '+']).next().unwrap();
+    let upstream = upstream.split_once(':').map_or(upstream, |(_, version)| version);
+    for line in [
+        "release 12\n".to_owned(),
+        format!("busybox\t{busybox}\n"),
+        format!("systemd\t{systemd}\n"),
+        format!("BusyBox v{upstream} "),
+        "kernel/fs/erofs/erofs.ko.xz of 6.".to_owned(),
+        "failed: .\n".to_owned(),
     ] {
         assert!(said.contains(&line), "`{line}` is not in:\n{said}");
     }

@@ -39,6 +39,12 @@ const STABLE: Pinned = Pinned {
     fingerprint: "41587f7db8c774bccf131416762f67a0b2c39de4",
     armored: include_str!("../../keys/debian-archive-trixie-stable.asc"),
 };
+// Bookworm's security updates are signed by this and an older key.
+const BOOKWORM_SECURITY: Pinned = Pinned {
+    owner: "Debian Security Archive Automatic Signing Key (12/bookworm)",
+    fingerprint: "05ab90340c0c5e797f44a8c8254cf3b5aec0a8f0",
+    armored: include_str!("../../keys/debian-archive-bookworm-security-automatic.asc"),
+};
 const SECURITY: Pinned = Pinned {
     owner: "Debian Security Archive Automatic Signing Key (13/trixie)",
     fingerprint: "5e04a1e3223a19a20706e20f9904613d4cce68c6",
@@ -93,9 +99,10 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// Debian's keys for trixie, and the given ones for others' archives. Debian signs all its living suites with them.
-    pub fn trixie(foreign: BTreeMap<String, Keyring>) -> Result<Self, KeyError> {
-        Ok(Self { debian: Keyring::of(&[AUTOMATIC, STABLE])?, security: Keyring::of(&[SECURITY])?, foreign })
+    /// Debian's keys, with which it signs all its living suites, and the given ones for others' archives.
+    pub fn debian(foreign: BTreeMap<String, Keyring>) -> Result<Self, KeyError> {
+        let security = Keyring::of(&[SECURITY, BOOKWORM_SECURITY])?;
+        Ok(Self { debian: Keyring::of(&[AUTOMATIC, STABLE])?, security, foreign })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rackstick_image::{
-    lock::{FORMAT, Lock, Package},
+    lock::{Base, FORMAT, Lock, Package},
     recipe::{Diagnostic, Diagnostics, Place, Rack, Repository},
 };
 
@@ -14,13 +14,13 @@ use super::{
     packages::{self, Catalogue, PackagesError, Rank},
     repositories::{self, Pinned, Repositories, RepositoryError},
     resolve::{self, KERNEL, ResolveError},
-    suites::{Source, Suites, SuitesError, TRIXIE},
+    suites::{Source, Suites, SuitesError},
     update::UpdateError,
 };
 use crate::{
     clock,
     progress::Progress,
-    sets,
+    sets::{self, Roots},
     store::{Client, Store, StoreError},
 };
 
@@ -35,7 +35,7 @@ pub enum ResolveLockError {
     /// The recipe asks for what the archive can't give.
     #[error("the recipe asks for what {base} can't give")]
     Recipe {
-        /// The base.
+        /// The base, or several.
         base: String,
         /// What and where.
         source: Diagnostics,
@@ -85,33 +85,43 @@ pub fn resolve(
     progress: &Progress,
 ) -> Result<Lock, ResolveLockError> {
     let Pinned { repositories, keyrings } = repositories::pin(rack)?;
-    let (client, trust) = (Client::new(), Trust::trixie(keyrings)?);
+    let (client, trust) = (Client::new(), Trust::debian(keyrings)?);
     let mirrors = &Mirrors::choose(mirrors, &repositories)?;
     let source =
         Source { store, client: &client, mirrors, repositories: &repositories, trust: &trust, now: clock::now() };
-    resolve_from(&source, rack, previous, progress)
+    let resolve = |(base, roots): (String, Roots)| {
+        let resolved = resolve_base(&source, rack, &base, roots, previous, progress);
+        (base, resolved)
+    };
+    lock_of(rack, &repositories, sets::roots(rack).into_iter().map(resolve))
 }
 
-fn resolve_from(
+fn resolve_base(
     source: &Source,
     rack: &Rack,
+    base: &str,
+    roots: Roots,
     previous: Option<&Lock>,
     progress: &Progress,
-) -> Result<Lock, ResolveLockError> {
-    let suites = suites(source, rack, previous, progress)?;
+) -> Result<Base, ResolveLockError> {
+    let suites = suites(source, rack, base, previous, progress)?;
     let catalogue = Catalogue::read(&suites.packages)?;
     let firmware = Catalogue::read(&suites.firmware)?;
-    let chosen = resolve_sets(&catalogue, &firmware, rack, &Kernels::new());
-    Ok(lock_of(rack, source.repositories, &suites, &told(rack, chosen)?))
+    let chosen = resolve_sets(&catalogue, &firmware, &roots, &Kernels::new());
+    Ok(base_of(roots, &suites, &told(rack, base, chosen)?))
 }
 
 /// What was resolved, or else the errors with their places in the recipe.
-pub(super) fn told<T>(rack: &Rack, resolved: Result<T, Vec<(String, ResolveError)>>) -> Result<T, ResolveLockError> {
+pub(super) fn told<T>(
+    rack: &Rack,
+    base: &str,
+    resolved: Result<T, Vec<(String, ResolveError)>>,
+) -> Result<T, ResolveLockError> {
     let diagnostics = |errors: Vec<(String, ResolveError)>| {
-        errors.into_iter().map(|(set, error)| diagnostic(rack, &set, error)).collect::<Result<Vec<_>, _>>()
+        errors.into_iter().map(|(set, error)| diagnostic(rack, base, &set, error)).collect::<Result<Vec<_>, _>>()
     };
     resolved.map_err(|errors| match diagnostics(errors) {
-        Ok(all) => ResolveLockError::Recipe { base: rack.base.value.clone(), source: Diagnostics(all) },
+        Ok(all) => ResolveLockError::Recipe { base: base.to_owned(), source: Diagnostics(all) },
         Err(error) => error.into(),
     })
 }
@@ -122,8 +132,40 @@ pub(super) type Chosen<'c, 'a> = BTreeMap<String, Vec<&'c packages::Package<'a>>
 /// Kernels that stay as they are, by set: a metapackage, of which no lock tells, would lead to the newest.
 pub(super) type Kernels = BTreeMap<String, String>;
 
-/// The lock that holds what was chosen.
-pub(super) fn lock_of(rack: &Rack, repositories: &Repositories, suites: &Suites, chosen: &Chosen<'_, '_>) -> Lock {
+/// The lock that holds what was resolved of each base, or all that the recipe has wrong with any of them.
+pub(super) fn lock_of(
+    rack: &Rack,
+    repositories: &Repositories,
+    resolved: impl Iterator<Item = (String, Result<Base, ResolveLockError>)>,
+) -> Result<Lock, ResolveLockError> {
+    let (mut bases, mut of, mut wrong) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for (name, resolved) in resolved {
+        match resolved {
+            Ok(base) => _ = bases.insert(name, base),
+            Err(ResolveLockError::Recipe { base, source: Diagnostics(found) }) => {
+                of.push(base);
+                wrong.extend(found);
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    if !wrong.is_empty() {
+        return Err(ResolveLockError::Recipe { base: of.join(" and "), source: Diagnostics(wrong) });
+    }
+    let dates = bases.values().flat_map(|base: &Base| &base.indexes).filter_map(|index| date::parse(&index.date));
+    Ok(Lock {
+        format: FORMAT,
+        builder: env!("CARGO_PKG_VERSION").to_owned(),
+        epoch: dates.max().unwrap_or_default(),
+        base: rack.base.value.clone(),
+        bases,
+        repositories: repositories.clone(),
+        inputs: BTreeMap::new(),
+    })
+}
+
+/// What was chosen of a base.
+pub(super) fn base_of(roots: Roots, suites: &Suites, chosen: &Chosen<'_, '_>) -> Base {
     let sets = chosen
         .iter()
         .map(|(set, packages)| {
@@ -134,18 +176,7 @@ pub(super) fn lock_of(rack: &Rack, repositories: &Repositories, suites: &Suites,
         })
         .collect();
     let packages = chosen.values().flatten().map(|package| (package.name.to_owned(), locked(package))).collect();
-    Lock {
-        format: FORMAT,
-        builder: env!("CARGO_PKG_VERSION").to_owned(),
-        epoch: suites.newest,
-        base: rack.base.value.clone(),
-        roots: sets::roots(rack),
-        sets,
-        indexes: suites.indexes.clone(),
-        repositories: repositories.clone(),
-        packages,
-        inputs: BTreeMap::new(),
-    }
+    Base { roots, sets, indexes: suites.indexes.clone(), packages }
 }
 
 fn locked(package: &packages::Package) -> Package {
@@ -159,22 +190,18 @@ fn locked(package: &packages::Package) -> Package {
     }
 }
 
-/// The suites of a rack's base, which must not be older than those of the lock before.
+/// The suites of one of a rack's bases, which must not be older than those of the lock before.
 pub(super) fn suites(
     source: &Source,
     rack: &Rack,
+    base: &str,
     previous: Option<&Lock>,
     progress: &Progress,
 ) -> Result<Suites, ResolveLockError> {
-    let base = &rack.base;
-    if base.value != TRIXIE {
-        let diagnostic = Diagnostic::new(base.place.clone(), SuitesError::Base(base.value.clone()).to_string());
-        return Err(ResolveLockError::Recipe { base: base.value.clone(), source: diagnostic.into() });
-    }
-    let suites = Suites::fetch(&base.value, source, progress).map_err(|error| placed(rack, error))?;
-    misnamed(rack, &suites)?;
+    let suites = Suites::fetch(base, base == rack.base.value, source, progress).map_err(|error| placed(rack, error))?;
+    misnamed(rack, base, &suites)?;
     if let Some(previous) = previous {
-        not_older(&suites, source.repositories, previous)?;
+        not_older(base, &suites, source.repositories, previous)?;
     }
     Ok(suites)
 }
@@ -194,9 +221,10 @@ fn placed(rack: &Rack, error: SuitesError) -> ResolveLockError {
 }
 
 /// A package that a repository does not have can't be taken from it.
-fn misnamed(rack: &Rack, suites: &Suites) -> Result<(), ResolveLockError> {
+fn misnamed(rack: &Rack, base: &str, suites: &Suites) -> Result<(), ResolveLockError> {
     let mut wrong = Vec::new();
-    for (name, repository) in rack.repositories.iter().filter(|(_, repository)| !repository.packages.is_empty()) {
+    let named = |repository: &Repository| repository.base == base && !repository.packages.is_empty();
+    for (name, repository) in rack.repositories.iter().filter(|(_, repository)| named(repository)) {
         let mut known = BTreeSet::new();
         for index in suites.packages.iter().filter(|index| index.archive == *name) {
             let index = std::slice::from_ref(index);
@@ -220,13 +248,19 @@ fn misnamed(rack: &Rack, suites: &Suites) -> Result<(), ResolveLockError> {
     if wrong.is_empty() {
         return Ok(());
     }
-    Err(ResolveLockError::Recipe { base: rack.base.value.clone(), source: Diagnostics(wrong) })
+    Err(ResolveLockError::Recipe { base: base.to_owned(), source: Diagnostics(wrong) })
 }
 
 /// An index without an expiry date could otherwise be an old one, with the vulnerabilities of its time.
-fn not_older(suites: &Suites, repositories: &Repositories, previous: &Lock) -> Result<(), ResolveLockError> {
+fn not_older(
+    base: &str,
+    suites: &Suites,
+    repositories: &Repositories,
+    previous: &Lock,
+) -> Result<(), ResolveLockError> {
+    let Some(locked) = previous.bases.get(base) else { return Ok(()) };
     for index in &suites.indexes {
-        let before = previous.indexes.iter().find(|old| (&old.archive, &old.suite) == (&index.archive, &index.suite));
+        let before = locked.indexes.iter().find(|old| (&old.archive, &old.suite) == (&index.archive, &index.suite));
         // A repository may have moved: the new one's dates are not the old one's.
         let url = |repositories: &Repositories| repositories.get(&index.archive).and_then(|found| found.url.clone());
         if url(repositories) != url(&previous.repositories) {
@@ -245,15 +279,14 @@ fn not_older(suites: &Suites, repositories: &Repositories, previous: &Lock) -> R
     Ok(())
 }
 
-/// Resolves all sets; everything wrong is reported at once, each with its set. Nothing but unpacked packages may come from
+/// Resolves all sets of a base; everything wrong is reported at once, each with its set. Nothing but unpacked packages may come from
 /// `firmware`: what an image installs depends only on Debian's main component.
 pub(super) fn resolve_sets<'c, 'a>(
     catalogue: &'c Catalogue<'a>,
     firmware: &'c Catalogue<'a>,
-    rack: &Rack,
+    roots: &Roots,
     kernels: &Kernels,
 ) -> Result<Chosen<'c, 'a>, Vec<(String, ResolveError)>> {
-    let roots = sets::roots(rack);
     let mut chosen = BTreeMap::new();
     let mut faults = Vec::new();
     let mut base = BTreeSet::new();
@@ -306,13 +339,14 @@ fn find_all<T>(names: &[String], find: impl Fn(&str) -> Result<T, ResolveError>)
     if errors.is_empty() { Ok(found) } else { Err(errors) }
 }
 
-fn diagnostic(rack: &Rack, set: &str, error: ResolveError) -> Result<Diagnostic, PackagesError> {
-    let at = |names: &[&str]| place(rack, set, names);
+fn diagnostic(rack: &Rack, base: &str, set: &str, error: ResolveError) -> Result<Diagnostic, PackagesError> {
+    let at = |names: &[&str]| place(rack, base, set, names);
     Ok(match error {
         ResolveError::Packages(error) => return Err(error),
         ResolveError::Unknown { name, nearest } => {
-            let beside: String = rack.repositories.keys().map(|name| format!(" or repository `{name}`")).collect();
-            let message = format!("`{name}` is not a package of {}{beside}", rack.base.value);
+            let beside = rack.repositories.iter().filter(|(_, repository)| repository.base == base);
+            let beside: String = beside.map(|(name, _)| format!(" or repository `{name}`")).collect();
+            let message = format!("`{name}` is not a package of {base}{beside}");
             did_you_mean(Diagnostic::new(at(&[&name]), message).label("no such package"), &nearest)
         }
         ResolveError::Virtual { name, providers } => {
@@ -359,11 +393,11 @@ fn way(chain: &str) -> (&str, String) {
     (last, links.map(|link| format!("\n  which is needed by {link}")).collect())
 }
 
-/// Where the recipe asks for one of these packages; what no recipe names stands with the base.
-fn place(rack: &Rack, set: &str, names: &[&str]) -> Place {
+/// Where the recipe asks for one of these packages; what no recipe names stands where the base is named first.
+fn place(rack: &Rack, base: &str, set: &str, names: &[&str]) -> Place {
     let images = rack.images.iter().filter(|(name, _)| sets::image(name) == set);
     let mut packages = images.flat_map(|(_, image)| &image.packages);
-    packages
-        .find(|package| names.contains(&package.value.as_str()))
-        .map_or_else(|| rack.base.place.clone(), |package| package.place.clone())
+    let mut bases = std::iter::once(&rack.base).chain(rack.images.values().filter_map(|image| image.base.as_ref()));
+    let asked = packages.find(|package| names.contains(&package.value.as_str()));
+    asked.or_else(|| bases.find(|named| named.value == base)).unwrap_or(&rack.base).place.clone()
 }

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use rackstick_image::lock::{Lock, Package};
+use rackstick_image::lock::{Base, Lock, Package};
 
 use super::{
     Mirrors, ResolveLockError, date,
@@ -42,9 +42,9 @@ pub enum ObtainError {
     Store(#[from] StoreError),
 }
 
-/// Where each of a lock's packages is, by its name, once it was obtained and unpacked.
-pub fn places(lock: &Lock, store: &Store) -> BTreeMap<String, PathBuf> {
-    lock.packages.iter().map(|(name, package)| (name.clone(), store.unpacked(package.sha256))).collect()
+/// Where each package of a base is, by its name, once it was obtained and unpacked.
+pub fn places(base: &Base, store: &Store) -> BTreeMap<String, PathBuf> {
+    base.packages.iter().map(|(name, package)| (name.clone(), store.unpacked(package.sha256))).collect()
 }
 
 /// Sees to it that all packages of a lock are in the store, unaltered. Needs no network, and no mirror, if they are there
@@ -53,9 +53,13 @@ pub fn obtain(lock: &Lock, mirrors: &Mirrors, store: &Store, progress: &Progress
     let client = Client::new();
     match store.obtain(&client, &wants(lock), mirrors, progress) {
         Err(StoreError::Gone(gone)) => {
-            let now = current(lock, store, &client, mirrors).map_err(|error| error.to_string());
-            let line = |(name, package): (&String, &Package)| {
-                let instead = match &now {
+            let hashes: BTreeSet<_> = gone.iter().map(|want| want.sha256).collect();
+            let gone = || lock.packages().filter(|(_, _, package)| hashes.contains(&package.sha256));
+            let bases: BTreeSet<&String> = gone().map(|(base, ..)| base).collect();
+            let now = |base| current(lock, base, store, &client, mirrors).map_err(|error| error.to_string());
+            let now: BTreeMap<&String, _> = bases.into_iter().map(|base| (base, now(base))).collect();
+            let line = |(base, name, package): (&String, &String, &Package)| {
+                let instead = match &now[base] {
                     _ if lock.repositories.contains_key(&package.archive) => {
                         format!("repository `{}` no longer has this file", package.archive)
                     }
@@ -67,17 +71,18 @@ pub fn obtain(lock: &Lock, mirrors: &Mirrors, store: &Store, progress: &Progress
                 };
                 format!("{name} {} ({}); {instead}", package.version, package.path)
             };
-            let hashes: BTreeSet<_> = gone.iter().map(|want| want.sha256).collect();
-            let packages = lock.packages.iter().filter(|(_, package)| hashes.contains(&package.sha256));
-            Err(ObtainError::Gone { lines: packages.map(line).collect(), snapshot: date::stamp(lock.epoch) })
+            Err(ObtainError::Gone { lines: gone().map(line).collect(), snapshot: date::stamp(lock.epoch) })
         }
         result => Ok(result?),
     }
 }
 
-/// The packages of a lock, as the store takes them.
+/// The packages of a lock, as the store takes them; two bases may have the same file.
 pub fn wants(lock: &Lock) -> Vec<Want> {
-    lock.packages.iter().map(|(name, package)| want(name, package)).collect()
+    let mut seen = BTreeSet::new();
+    let packages =
+        lock.packages().filter(|(_, _, package)| seen.insert((&package.archive, &package.path, package.sha256)));
+    packages.map(|(_, name, package)| want(name, package)).collect()
 }
 
 /// A package of a lock, as the store takes it.
@@ -91,21 +96,19 @@ pub(super) fn want(name: &str, package: &Package) -> Want {
     }
 }
 
-/// The versions that the archive has now of a lock's packages.
+/// The versions that the archive has now of a base.
 fn current(
     lock: &Lock,
+    base: &str,
     store: &Store,
     client: &Client,
     mirrors: &Mirrors,
 ) -> Result<BTreeMap<String, String>, ResolveLockError> {
     // Only what the base has: a lock does not hold the keys of other repositories.
-    let (trust, repositories) = (Trust::trixie(BTreeMap::new())?, Repositories::new());
+    let (trust, repositories) = (Trust::debian(BTreeMap::new())?, Repositories::new());
     let source = Source { store, client, mirrors, repositories: &repositories, trust: &trust, now: clock::now() };
-    let suites = Suites::fetch(&lock.base, &source, &Progress::quiet())?;
+    let suites = Suites::fetch(base, base == lock.base, &source, &Progress::quiet())?;
     let catalogues = [Catalogue::read(&suites.packages)?, Catalogue::read(&suites.firmware)?];
-    let version = |name: &String| {
-        let found = catalogues.iter().find_map(|catalogue| Some(catalogue.get(catalogue.find(name)?)))?;
-        Some((name.clone(), found.version.to_owned()))
-    };
-    Ok(lock.packages.keys().filter_map(version).collect())
+    let all = catalogues.iter().rev().flat_map(Catalogue::iter);
+    Ok(all.map(|(_, package)| (package.name.to_owned(), package.version.to_owned())).collect())
 }

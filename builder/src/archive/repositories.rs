@@ -1,4 +1,4 @@
-//! The repositories that a recipe names beside its base: their keys are read, and what the lock says of them is compared with the
+//! The repositories that a recipe names beside its bases: their keys are read, and what the lock says of them is compared with the
 //! recipe.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +33,7 @@ pub fn pin(rack: &Rack) -> Result<Pinned, RepositoryError> {
     for (name, repository) in &rack.repositories {
         let packages: BTreeSet<String> = repository.packages.iter().map(|package| package.value.clone()).collect();
         let mut new = Repository {
+            base: repository.base.clone(),
             url: None,
             suite: repository.suite.value.clone(),
             components: repository.components.clone(),
@@ -72,6 +73,9 @@ pub fn differences(now: &Repositories, lock: &Lock) -> Vec<String> {
             let url = repository.url.as_ref().map(|url| format!("{url} ")).unwrap_or_default();
             format!("{url}{} {}", repository.suite, repository.components.join(" ")).trim_end().to_owned()
         };
+        if new.base != old.base {
+            lines.push(format!("repository `{name}` stands beside {}, the lock's beside {}", new.base, old.base));
+        }
         if place(new) != place(old) {
             lines.push(format!("repository `{name}` is {}, the lock's {}", place(new), place(old)));
         }

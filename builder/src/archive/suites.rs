@@ -25,11 +25,14 @@ use crate::{
     store::{Client, Store, StoreError, Want},
 };
 
-/// The base that is known.
-pub const TRIXIE: &str = "debian:trixie";
-/// Its suites, by archive and code name.
-const TRIXIE_SUITES: [(&str, &str); 3] =
-    [(DEBIAN, "trixie"), (DEBIAN, "trixie-updates"), (SECURITY, "trixie-security")];
+/// The suites of each base, by archive and code name.
+const BASES: [(&str, &[(&str, &str)]); 4] = [
+    ("debian:bookworm", &[(DEBIAN, "bookworm"), (DEBIAN, "bookworm-updates"), (SECURITY, "bookworm-security")]),
+    ("debian:trixie", &[(DEBIAN, "trixie"), (DEBIAN, "trixie-updates"), (SECURITY, "trixie-security")]),
+    ("debian:forky", &[(DEBIAN, "forky"), (DEBIAN, "forky-updates"), (SECURITY, "forky-security")]),
+    // Its updates come into it at once.
+    ("debian:sid", &[(DEBIAN, "sid")]),
+];
 /// The component that everything but firmware comes from.
 const MAIN: &str = "main";
 /// The component of what devices and processors need that is not free: their firmware and microcode. Only the host asks
@@ -46,8 +49,11 @@ const MAX_PACKAGES: u64 = 512 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum SuitesError {
     /// Not a base that we know.
-    #[error("the base `{0}` is not known; `{TRIXIE}` is")]
-    Base(String),
+    #[error("the base `{name}` is not known; known are {}", BASES.map(|(base, _)| base).join(", "))]
+    Base {
+        /// Its name.
+        name: String,
+    },
     /// No mirror has a signed index that is accepted.
     #[error("no mirror has an acceptable index of {suite}:{}", refusals.iter().map(|r| format!("\n  {r}")).collect::<String>())]
     Release {
@@ -98,8 +104,6 @@ pub enum SuitesError {
 pub struct Suites {
     /// The signed indexes, for the lock.
     pub indexes: Vec<lock::Index>,
-    /// The newest of their dates, in seconds since 1970.
-    pub newest: i64,
     /// The package indexes of what images and host are made from.
     pub packages: Vec<PackageIndex>,
     /// The package indexes of firmware, for the host alone.
@@ -114,7 +118,7 @@ pub struct Source<'a> {
     pub client: &'a Client,
     /// Whom to ask.
     pub mirrors: &'a Mirrors,
-    /// What there is beside the base.
+    /// What there is beside bases.
     pub repositories: &'a Repositories,
     /// Whose signature counts.
     pub trust: &'a Trust,
@@ -123,13 +127,10 @@ pub struct Source<'a> {
 }
 
 impl Suites {
-    /// Fetches and checks the suites of a base and the repositories beside it.
-    pub fn fetch(base: &str, source: &Source, progress: &Progress) -> Result<Self, SuitesError> {
-        if base != TRIXIE {
-            return Err(SuitesError::Base(base.to_owned()));
-        }
-        let mut new = Self { indexes: Vec::new(), newest: i64::MIN, packages: Vec::new(), firmware: Vec::new() };
-        let suites = source.suites();
+    /// Fetches and checks the suites of a base and the repositories beside it; firmware too if a host is made of it.
+    pub fn fetch(base: &str, host: bool, source: &Source, progress: &Progress) -> Result<Self, SuitesError> {
+        let mut new = Self { indexes: Vec::new(), packages: Vec::new(), firmware: Vec::new() };
+        let suites = source.suites(base, host)?;
         let releases = thread::scope(|scope| {
             let threads: Vec<_> = suites.iter().map(|suite| scope.spawn(move || source.release(suite))).collect();
             let joined = threads.into_iter().map(|thread| match thread.join() {
@@ -144,7 +145,6 @@ impl Suites {
             for component in &suite.components {
                 listed.push(Listed::of(&release, suite, component).map_err(suite.at_fault())?);
             }
-            new.newest = new.newest.max(release.seconds);
             new.indexes.push(lock::Index {
                 archive: suite.archive.clone(),
                 suite: suite.name.clone(),
@@ -270,18 +270,24 @@ impl<'a> Listed<'a> {
 }
 
 impl Source<'_> {
-    /// The suites of the base, and those beside it.
-    fn suites(&self) -> Vec<Suite<'_>> {
+    /// The suites of a base, and those beside it.
+    fn suites(&self, base: &str, host: bool) -> Result<Vec<Suite<'_>>, SuitesError> {
+        let (_, suites) = BASES
+            .iter()
+            .find(|(known, _)| *known == base)
+            .ok_or_else(|| SuitesError::Base { name: base.to_owned() })?;
+        let components: &[&str] = if host { &[MAIN, FIRMWARE] } else { &[MAIN] };
         let keyring = |archive: &str| if archive == SECURITY { &self.trust.security } else { &self.trust.debian };
-        let own = TRIXIE_SUITES.iter().map(|(archive, name)| Suite {
+        let own = suites.iter().map(|(archive, name)| Suite {
             archive: (*archive).to_owned(),
             name: (*name).to_owned(),
-            components: vec![MAIN.to_owned(), FIRMWARE.to_owned()],
+            components: components.iter().map(|component| (*component).to_owned()).collect(),
             named: None,
             foreign: false,
             keyring: keyring(archive),
         });
-        let beside = self.repositories.iter().map(|(name, repository)| Suite {
+        let beside = self.repositories.iter().filter(|(_, repository)| repository.base == base);
+        let beside = beside.map(|(name, repository)| Suite {
             archive: name.clone(),
             name: repository.suite.clone(),
             components: match repository.components.as_slice() {
@@ -295,7 +301,7 @@ impl Source<'_> {
                 None => keyring(archive_of_suite(&repository.suite)),
             },
         });
-        own.chain(beside).collect()
+        Ok(own.chain(beside).collect())
     }
 
     /// The first acceptable signed index of a suite, and its hash.

@@ -9,7 +9,7 @@ use std::{
 
 use rackstick::layers::deb;
 use rackstick_image::{
-    lock::{Lock, Package},
+    lock::{Base, Lock, Package},
     recipe::Rack,
 };
 use serde::Serialize;
@@ -17,17 +17,18 @@ use serde::Serialize;
 use super::{
     Mirrors, ResolveLockError,
     keys::Trust,
-    lock::{Kernels, UNPACKED, lock_of, resolve_sets, suites, told},
+    lock::{Kernels, UNPACKED, base_of, lock_of, resolve_sets, suites, told},
     obtain::want,
     packages::{Catalogue, Held, PackageIndex},
     relation,
-    repositories::{self, Pinned, Repositories},
+    repositories::{self, Pinned},
     resolve::{self, KERNEL, ResolveError},
     suites::{Source, Suites},
 };
 use crate::{
     clock,
     progress::Progress,
+    sets::{self, Roots},
     store::{Client, Store, StoreError},
 };
 
@@ -92,13 +93,15 @@ pub struct Updated {
 /// A package that could not stay as it was.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Also {
+    /// The base that it is of.
+    pub base: String,
     /// Its name.
     pub package: String,
     /// The need that it was in the way of.
     pub why: String,
 }
 
-/// Updates the packages named, and what they need; all others keep the versions of `previous`.
+/// Updates the packages named in each base that has them, and what they need; all others keep the versions of `previous`.
 pub fn update(
     rack: &Rack,
     previous: &Lock,
@@ -107,18 +110,60 @@ pub fn update(
     store: &Store,
     progress: &Progress,
 ) -> Result<Updated, ResolveLockError> {
-    let held = Holding::all_but(previous, names)?;
+    let held = held(previous, names)?;
     let Pinned { repositories, keyrings } = repositories::pin(rack)?;
     let differences = repositories::differences(&repositories, previous);
     if !differences.is_empty() {
         return Err(UpdateError::Repositories(differences).into());
     }
-    let (client, trust) = (Client::new(), Trust::trixie(keyrings)?);
+    let (client, trust) = (Client::new(), Trust::debian(keyrings)?);
     let mirrors = &Mirrors::choose(mirrors, &repositories)?;
     let source =
         Source { store, client: &client, mirrors, repositories: &repositories, trust: &trust, now: clock::now() };
-    let suites = suites(&source, rack, Some(previous), progress)?;
-    held.resolve(suites, rack, &repositories, &|names, newest| debs(previous, names, &source, newest, progress))
+    let (mut also, nothing) = (Vec::new(), Base::default());
+    let resolved = sets::roots(rack).into_iter().map(|(base, roots)| {
+        let old = previous.bases.get(&base).unwrap_or(&nothing);
+        let mut resolve = |held: Holding| {
+            let suites = suites(&source, rack, &base, Some(previous), progress)?;
+            let fetch = |names: &[String], newest: &Newest| debs(old, names, &source, newest, progress);
+            let (resolved, moved) = held.resolve(suites, rack, &base, roots.clone(), &fetch)?;
+            also.extend(moved);
+            Ok(resolved)
+        };
+        let resolved = match held.get(&base) {
+            // Its archive is not even asked.
+            None if old.roots == roots => Ok(old.clone()),
+            None => resolve(Holding::all_but(old, &[])),
+            Some(held) => resolve(held.clone()),
+        };
+        (base, resolved)
+    });
+    let lock = lock_of(rack, &repositories, resolved)?;
+    Ok(Updated { lock, also })
+}
+
+/// What stays as it is, of each base that has any of the packages named.
+fn held(lock: &Lock, names: &[String]) -> Result<BTreeMap<String, Holding>, UpdateError> {
+    let has = |base: &Base, name: &String| base.packages.contains_key(name) || !kernels(base, name).is_empty();
+    if let Some(name) = names.iter().find(|name| !lock.bases.values().any(|base| has(base, name))) {
+        let known = lock.packages().map(|(_, name, _)| name.as_str());
+        let nearest = resolve::nearest(name, known).into_iter().next().map(str::to_owned);
+        return Err(UpdateError::Unknown { name: name.clone(), nearest });
+    }
+    let bases = lock.bases.iter().filter(|(_, base)| names.iter().any(|name| has(base, name)));
+    Ok(bases.map(|(name, base)| (name.clone(), Holding::all_but(base, names))).collect())
+}
+
+/// The kernels that a metapackage of a base's roots stands for.
+fn kernels(base: &Base, name: &str) -> Vec<String> {
+    let of = |set: &&&str| base.roots.get(**set).is_some_and(|roots| roots.iter().any(|root| root == name));
+    let sets = UNPACKED.iter().filter(|_| name.starts_with(KERNEL)).filter(of);
+    sets.filter_map(|set| kernel(base, set).cloned()).collect()
+}
+
+/// The kernel of a set that is only unpacked.
+fn kernel<'b>(base: &'b Base, set: &str) -> Option<&'b String> {
+    base.sets.get(set).into_iter().flatten().find(|name| name.starts_with(KERNEL))
 }
 
 /// The newest version of each package in the archive.
@@ -133,7 +178,8 @@ fn newest(suites: &Suites) -> Result<Newest, ResolveLockError> {
     Ok(newest)
 }
 
-/// What stays as it is.
+/// What of a base stays as it is.
+#[derive(Clone)]
 struct Holding {
     packages: Held,
     kernels: Kernels,
@@ -143,27 +189,15 @@ struct Holding {
 type Fetch<'f> = &'f dyn Fn(&[String], &Newest) -> Result<Vec<(PackageIndex, bool)>, ResolveLockError>;
 
 impl Holding {
-    /// All packages of a lock but those named. A kernel's metapackage stands for its kernel.
-    fn all_but(lock: &Lock, names: &[String]) -> Result<Self, UpdateError> {
-        let versions = lock.packages.iter().map(|(name, package)| (name.clone(), package.version.clone()));
-        let mut new = Self { packages: versions.collect(), kernels: Kernels::new() };
-        for set in UNPACKED {
-            let kernel = lock.sets.get(set).into_iter().flatten().find(|name| name.starts_with(KERNEL));
-            new.kernels.extend(kernel.map(|kernel| (set.to_owned(), kernel.clone())));
-        }
+    /// All packages of a base but those named. A kernel's metapackage stands for its kernel.
+    fn all_but(base: &Base, names: &[String]) -> Self {
+        let versions = base.packages.iter().map(|(name, package)| (name.clone(), package.version.clone()));
+        let kernels_of = UNPACKED.iter().filter_map(|set| Some(((*set).to_owned(), kernel(base, set)?.clone())));
+        let mut new = Self { packages: versions.collect(), kernels: kernels_of.collect() };
         for name in names {
-            let kernels = UNPACKED.iter().filter(|set| {
-                lock.roots.get(**set).is_some_and(|roots| name.starts_with(KERNEL) && roots.contains(name))
-            });
-            let kernels: Vec<String> = kernels.filter_map(|set| new.kernels.get(*set).cloned()).collect();
-            if kernels.is_empty() && !lock.packages.contains_key(name) {
-                let known = lock.packages.keys().map(String::as_str);
-                let nearest = resolve::nearest(name, known).into_iter().next().map(str::to_owned);
-                return Err(UpdateError::Unknown { name: name.clone(), nearest });
-            }
-            kernels.iter().chain([name]).for_each(|name| new.release(name));
+            kernels(base, name).iter().chain([name]).for_each(|name| new.release(name));
         }
-        Ok(new)
+        new
     }
 
     fn release(&mut self, name: &str) {
@@ -176,15 +210,16 @@ impl Holding {
         Ok((read(&suites.packages)?, read(&suites.firmware)?))
     }
 
-    /// Resolves the rack with what is held, and releases what can't stay as it is. `fetch` tells of what is held and no longer in
+    /// Resolves a base with what is held, and releases what can't stay as it is. `fetch` tells of what is held and no longer in
     /// the archive's indexes.
     fn resolve(
         mut self,
         mut suites: Suites,
         rack: &Rack,
-        repositories: &Repositories,
+        base: &str,
+        roots: Roots,
         fetch: Fetch<'_>,
-    ) -> Result<Updated, ResolveLockError> {
+    ) -> Result<(Base, Vec<Also>), ResolveLockError> {
         let newest = newest(&suites)?;
         for (index, firmware) in fetch(&self.absent(&suites)?, &newest)? {
             if firmware { suites.firmware.push(index) } else { suites.packages.push(index) }
@@ -196,14 +231,14 @@ impl Holding {
         let mut also = Vec::new();
         loop {
             let (catalogue, firmware) = self.catalogues(&suites)?;
-            let resolved = resolve_sets(&catalogue, &firmware, rack, &self.kernels);
+            let resolved = resolve_sets(&catalogue, &firmware, &roots, &self.kernels);
             let in_the_way = resolved.as_ref().err().map(|errors| self.in_the_way(errors, &newest)).unwrap_or_default();
             if in_the_way.is_empty() {
-                let chosen = told(rack, resolved)?;
-                return Ok(Updated { lock: lock_of(rack, repositories, &suites, &chosen), also });
+                let chosen = told(rack, base, resolved)?;
+                return Ok((base_of(roots, &suites, &chosen), also));
             }
             in_the_way.keys().for_each(|name| self.release(name));
-            also.extend(in_the_way.into_iter().map(|(package, why)| Also { package, why }));
+            also.extend(in_the_way.into_iter().map(|(package, why)| Also { base: base.to_owned(), package, why }));
         }
     }
 
@@ -249,15 +284,15 @@ fn named(relation: &str) -> Vec<String> {
     groups.iter().flat_map(|group| &group.atoms).map(|atom| atom.name.to_owned()).collect()
 }
 
-/// What stands in the .debs of a lock's packages, as an index for each, and whether it is one of firmware.
+/// What stands in the .debs of a base's packages, as an index for each, and whether it is one of firmware.
 fn debs(
-    lock: &Lock,
+    base: &Base,
     names: &[String],
     source: &Source,
     newest: &Newest,
     progress: &Progress,
 ) -> Result<Vec<(PackageIndex, bool)>, ResolveLockError> {
-    let packages = || names.iter().filter_map(|name| Some((name, lock.packages.get(name)?)));
+    let packages = || names.iter().filter_map(|name| Some((name, base.packages.get(name)?)));
     let wants: Vec<_> = packages().map(|(name, package)| want(name, package)).collect();
     match source.store.obtain(source.client, &wants, source.mirrors, progress) {
         Ok(()) => {}

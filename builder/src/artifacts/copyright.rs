@@ -29,40 +29,37 @@ enum Found {
     Nothing,
 }
 
-/// The text for each package of the lock that has one, by the package's name.
-pub fn texts(
-    lock: &Lock,
-    debs: &BTreeMap<String, PathBuf>,
-    store: &Store,
-    jobs: usize,
-) -> Result<BTreeMap<String, String>, ArtifactError> {
+/// Texts by the package's base and name.
+pub type Texts = BTreeMap<(String, String), String>;
+
+/// The text for each package of the lock that has one.
+pub fn texts(lock: &Lock, store: &Store, jobs: usize) -> Result<Texts, ArtifactError> {
     let folder = store.folder().join(FOLDER);
     fs::create_dir_all(&folder).map_err(|source| ArtifactError::Write { path: folder.clone(), source })?;
-    let packages: Vec<(&String, &PathBuf)> =
-        debs.iter().filter(|(name, _)| lock.packages.contains_key(*name)).collect();
-    let found = parallel::each_by(jobs, &packages, |(name, deb)| {
-        let kept = folder.join(lock.packages[*name].sha256.to_string());
-        Ok((name.as_str(), cached(&kept, name, deb)?))
+    let packages: Vec<_> = lock.packages().collect();
+    let found = parallel::each_by(jobs, &packages, |(base, name, package)| {
+        let kept = folder.join(package.sha256.to_string());
+        Ok(((base.as_str(), name.as_str()), cached(&kept, name, &store.path(package.sha256))?))
     });
-    let found: BTreeMap<&str, Found> = found.into_iter().collect::<Result<_, ArtifactError>>()?;
-    let text = |name: &str| {
+    let found: BTreeMap<(&str, &str), Found> = found.into_iter().collect::<Result<_, ArtifactError>>()?;
+    let text = |(base, name): (&str, &str)| {
         let mut at = name;
         for _ in 0..MOST_LINKS {
-            match found.get(at)? {
-                Found::Text(text) => return Some((name.to_owned(), text.clone())),
+            match found.get(&(base, at))? {
+                Found::Text(text) => return Some(((base.to_owned(), name.to_owned()), text.clone())),
                 Found::Of(other) => at = other,
                 Found::Nothing => return None,
             }
         }
         None
     };
-    Ok(found.keys().filter_map(|name| text(name)).collect())
+    Ok(found.keys().filter_map(|of| text(*of)).collect())
 }
 
 /// Whether what was found in all packages of the lock is kept, so that none is needed.
 pub fn are_kept(lock: &Lock, store: &Store) -> bool {
     let folder = store.folder().join(FOLDER);
-    lock.packages.values().all(|package| {
+    lock.packages().all(|(_, _, package)| {
         let kept = fs::read(folder.join(package.sha256.to_string()));
         kept.is_ok_and(|bytes| whole(&bytes).is_some())
     })

@@ -44,9 +44,10 @@ pub fn made_of(inputs: &Inputs, builder: Sha256) -> Result<Value, ArtifactError>
     for input in inputs.lock.inputs.values() {
         dependencies.extend(input.files().into_iter().map(|(path, sha256)| file(path.to_owned(), sha256)));
     }
-    dependencies.extend(inputs.lock.packages.iter().map(
-        |(name, package)| json!({ "uri": purl::of(name, package, inputs.lock), "digest": { "sha256": package.sha256 } }),
-    ));
+    dependencies.extend(inputs.lock.packages().map(|(base, name, package)| {
+        let uri = purl::of(name, package, base, inputs.lock);
+        json!({ "uri": uri, "digest": { "sha256": package.sha256 } })
+    }));
     let runtime = inputs.runtime;
     let mut programs = vec![file("rackstick".to_owned(), builder)];
     for path in [&runtime.guest, &runtime.host, &runtime.vmm] {

@@ -5,11 +5,11 @@ use std::fmt::Write;
 use rackstick_image::lock::{Lock, Package};
 
 /// `pkg:deb/debian/libstdc%2B%2B6@14.2.0-19?arch=amd64&distro=trixie`. Whose package it is stands before the name: of somebody else's
-/// archive that is the repository's name, and its URL is told too.
-pub fn of(name: &str, package: &Package, lock: &Lock) -> String {
+/// archive that is the repository's name, and its URL is told too. `base` is that of the package.
+pub fn of(name: &str, package: &Package, base: &str, lock: &Lock) -> String {
     let repository = lock.repositories.get(&package.archive);
     let url = repository.and_then(|repository| repository.url.as_ref());
-    let base = lock.base.split_once(':').map_or(&*lock.base, |(_, suite)| suite);
+    let base = base.split_once(':').map_or(base, |(_, suite)| suite);
     let suite = repository.map_or(base, |repository| &repository.suite);
     let mut purl = format!(
         "pkg:deb/{}/{}@{}?arch={}&distro={}",
@@ -42,12 +42,16 @@ fn encoded(text: &str) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use rackstick_image::{digest::Sha256, lock::Repository};
+    use rackstick_image::{
+        digest::Sha256,
+        lock::{FORMAT, Repository},
+    };
 
     use super::*;
 
     fn lock() -> Lock {
         let repository = |url: Option<&str>, suite: &str| Repository {
+            base: "debian:trixie".to_owned(),
             url: url.map(str::to_owned),
             suite: suite.to_owned(),
             components: Vec::new(),
@@ -55,18 +59,15 @@ mod tests {
             packages: Vec::new(),
         };
         Lock {
-            format: 1,
+            format: FORMAT,
             builder: String::new(),
             epoch: 0,
             base: "debian:trixie".into(),
-            roots: BTreeMap::new(),
-            sets: BTreeMap::new(),
-            indexes: Vec::new(),
+            bases: BTreeMap::new(),
             repositories: BTreeMap::from([
                 ("backports".to_owned(), repository(None, "trixie-backports")),
                 ("example".to_owned(), repository(Some("https://packages.example.org/debian"), "stable")),
             ]),
-            packages: BTreeMap::new(),
             inputs: BTreeMap::new(),
         }
     }
@@ -91,7 +92,9 @@ mod tests {
             ),
         ] {
             package.archive = archive.to_owned();
-            assert_eq!(of("libstdc++6", &package, &lock()), expected);
+            assert_eq!(of("libstdc++6", &package, "debian:trixie", &lock()), expected);
         }
+        package.archive = "debian-security".to_owned();
+        assert!(of("libstdc++6", &package, "debian:bookworm", &lock()).ends_with("&distro=bookworm"));
     }
 }

@@ -9,7 +9,7 @@ use rackstick_image::{
 };
 use serde_json::{Value, json};
 
-use super::{licences, purl};
+use super::{copyright, licences, purl};
 use crate::{archive, generation::Inputs, sets};
 
 /// What nobody says.
@@ -34,8 +34,8 @@ pub struct Subject<'a> {
     pub image: &'a str,
     /// Its hash.
     pub sha256: Sha256,
-    /// Copyright files by package.
-    pub copyrights: &'a BTreeMap<String, String>,
+    /// Copyright files.
+    pub copyrights: &'a copyright::Texts,
     /// The rack's own programs.
     pub programs: &'a [Program],
 }
@@ -46,17 +46,20 @@ pub fn document(inputs: &Inputs, subject: &Subject) -> Value {
     let mut packages = vec![rack_package(inputs, subject)];
     let mut relations = vec![relation(DOCUMENT, "DESCRIBES", RACK)];
     let mut extracted = BTreeMap::new();
-    for (set, names) in &lock.sets {
-        let id = set_id(set);
-        packages.push(set_package(set));
+    for (base, set, names) in
+        lock.bases.iter().flat_map(|(base, of)| of.sets.iter().map(move |(set, names)| (base, set, names)))
+    {
+        let id = set_id(lock, base, set);
+        packages.push(set_package(lock, base, set));
         relations.push(relation(RACK, "CONTAINS", &id));
-        // An image is the base, the kernel and what it adds.
+        // An image is its base, the kernel and what it adds.
         if set.starts_with(&sets::image("")) {
-            relations.extend([sets::BASE, sets::KERNEL].map(|part| relation(&id, "DEPENDS_ON", &set_id(part))));
+            let parts = [(base, sets::BASE), (&lock.base, sets::KERNEL)];
+            relations.extend(parts.map(|(base, part)| relation(&id, "DEPENDS_ON", &set_id(lock, base, part))));
         }
         let programs = subject.programs.iter().filter(|program| program.set == set);
         relations.extend(programs.map(|program| relation(&id, "CONTAINS", &id_of("Program", program.name))));
-        relations.extend(names.iter().map(|name| relation(&id, "CONTAINS", &id_of("Package", name))));
+        relations.extend(names.iter().map(|name| relation(&id, "CONTAINS", &package_id(lock, base, name))));
     }
     for (name, input) in &lock.inputs {
         for (id, package) in input_packages(name, input) {
@@ -65,10 +68,11 @@ pub fn document(inputs: &Inputs, subject: &Subject) -> Value {
         }
     }
     packages.extend(subject.programs.iter().map(program_package));
-    for (name, package) in &lock.packages {
-        let declared = subject.copyrights.get(name).and_then(|text| licences::declared(text));
+    for (base, name, package) in lock.packages() {
+        let text = subject.copyrights.get(&(base.clone(), name.clone()));
+        let declared = text.and_then(|text| licences::declared(text));
         let licence = declared.as_ref().map_or(UNKNOWN, |declared| declared.expression.as_str());
-        packages.push(debian_package(name, package, licence, lock));
+        packages.push(debian_package(base, name, package, licence, lock));
         extracted.extend(declared.into_iter().flat_map(|declared| declared.extracted));
     }
     let extracted: Vec<Value> = extracted
@@ -120,14 +124,19 @@ fn rack_package(inputs: &Inputs, subject: &Subject) -> Value {
     package(RACK, &inputs.rack.name, UNKNOWN, more)
 }
 
-fn set_package(set: &str) -> Value {
+fn set_package(lock: &Lock, base: &str, set: &str) -> Value {
     let (purpose, comment) = match set {
         sets::HOST => ("OPERATING-SYSTEM", "the host: kernel, drivers, firmware and runtime, in one UKI"),
         sets::KERNEL => ("OPERATING-SYSTEM", "the guests' kernel, initrd and modules"),
-        sets::BASE => ("CONTAINER", "the layer that all images share"),
-        _ => ("CONTAINER", "what an image adds to the base"),
+        sets::BASE => ("CONTAINER", "the layer that all images of its base share"),
+        _ => ("CONTAINER", "what an image adds to its base"),
     };
-    package(&set_id(set), set, UNKNOWN, json!({ "primaryPackagePurpose": purpose, "comment": comment }))
+    package(
+        &set_id(lock, base, set),
+        &told_apart(lock, base, set),
+        UNKNOWN,
+        json!({ "primaryPackagePurpose": purpose, "comment": comment }),
+    )
 }
 
 /// What an image was made of in place of packages. What is in it, it does not tell.
@@ -169,7 +178,7 @@ fn program_package(program: &Program) -> Value {
     package(&id_of("Program", program.name), program.name, env!("CARGO_PKG_LICENSE"), more)
 }
 
-fn debian_package(name: &str, locked: &Package, licence: &str, lock: &Lock) -> Value {
+fn debian_package(base: &str, name: &str, locked: &Package, licence: &str, lock: &Lock) -> Value {
     let url = lock.repositories.get(&locked.archive).and_then(|repository| repository.url.as_ref());
     // Who runs somebody else's archive is not known, only what the recipe calls it.
     let supplier = if url.is_some() { &locked.archive } else { "Debian" };
@@ -181,10 +190,10 @@ fn debian_package(name: &str, locked: &Package, licence: &str, lock: &Lock) -> V
         "externalRefs": [{
             "referenceCategory": "PACKAGE-MANAGER",
             "referenceType": "purl",
-            "referenceLocator": purl::of(name, locked, lock),
+            "referenceLocator": purl::of(name, locked, base, lock),
         }],
     });
-    package(&id_of("Package", name), name, licence, more)
+    package(&package_id(lock, base, name), name, licence, more)
 }
 
 fn checksums(sha256: Sha256) -> Value {
@@ -195,8 +204,17 @@ fn relation(from: &str, kind: &str, to: &str) -> Value {
     json!({ "spdxElementId": from, "relationshipType": kind, "relatedSpdxElement": to })
 }
 
-fn set_id(set: &str) -> String {
-    id_of("Set", set)
+fn set_id(lock: &Lock, base: &str, set: &str) -> String {
+    id_of("Set", &told_apart(lock, base, set))
+}
+
+fn package_id(lock: &Lock, base: &str, name: &str) -> String {
+    id_of("Package", &told_apart(lock, base, name))
+}
+
+/// Of another base than the rack's with that, since both may have it: neither packages nor sets have blanks in their names.
+fn told_apart(lock: &Lock, base: &str, name: &str) -> String {
+    if base == lock.base { name.to_owned() } else { format!("{name} {base}") }
 }
 
 /// An identifier has letters, digits, `.` and `-`; what else names have (`+`, `:`) stands as its number.

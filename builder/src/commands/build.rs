@@ -78,12 +78,12 @@ pub fn run(args: Args) -> Result<(), report::Error> {
     let store = Store::open()?;
     let lock = lock::for_build(&args.recipe, &rack, &args.from.mirror, &store, &progress)?;
     if !locked {
-        let (path, packages) = (lock::path(&args.recipe), lock.packages.len());
+        let (path, packages) = (lock::path(&args.recipe), lock.packages().count());
         output::say(format_args!("{}: written, {packages} packages; keep it in git", path.display()))?;
     }
     // A wrong one is said even if nothing has to be fetched.
     let mirrors = args.from.mirrors(&lock)?;
-    let packages = archive::places(&lock, &store);
+    let packages = archive::places(lock.own(), &store);
     let jobs = args.jobs.map_or_else(parallel::cpus, NonZero::get);
     let inputs = Inputs {
         recipe: &args.recipe,

@@ -45,6 +45,8 @@ struct Checked<'a> {
 #[derive(Serialize)]
 struct Guest<'a> {
     name: &'a str,
+    /// What its image's packages are of; none if it is not made of packages.
+    base: Option<&'a str>,
     vcpus: u8,
     memory_mib: u32,
     addresses: Vec<Address<'a>>,
@@ -74,6 +76,8 @@ struct Network<'a> {
 #[derive(Serialize)]
 struct Repository<'a> {
     name: &'a str,
+    /// The base that it stands beside.
+    base: &'a str,
     suite: &'a str,
     /// The root of somebody else's archive; none of Debian's own.
     url: Option<&'a str>,
@@ -90,7 +94,7 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
     let rack = recipe::load(&args.recipe)?;
     report::warn(&rack.warnings);
     let lock = lock::fitting(&args.recipe, &rack)?;
-    let lock = lock.map(|lock| Fitting { path: lock::path(&args.recipe), packages: lock.packages.len() });
+    let lock = lock.map(|lock| Fitting { path: lock::path(&args.recipe), packages: lock.packages().count() });
     let (name, version) = (&rack.name, &rack.version);
     let (guests, networks, repositories) = (guests(&rack), networks(&rack), repositories(&rack));
     output::result(&Checked { recipe: &args.recipe, rack: name, version, guests, networks, repositories, lock })?;
@@ -104,9 +108,12 @@ fn guests(rack: &Rack) -> Vec<Guest<'_>> {
             let mac = on_a_lan.then(|| recipe::mac(&rack.name, name, network));
             Address { network, address: at.known().map(|address| address.to_string()), mac }
         });
-        let secrets = rack.images.get(&guest.image).into_iter().flat_map(|image| image.secrets.keys());
+        let image = rack.images.get(&guest.image);
+        let base = image.filter(|image| image.from.is_none()).map(|image| rack.base_of(image).value.as_str());
+        let secrets = image.into_iter().flat_map(|image| image.secrets.keys());
         Guest {
             name,
+            base,
             vcpus: guest.vcpus,
             memory_mib: guest.memory_mib,
             addresses: addresses.collect(),
@@ -130,6 +137,7 @@ fn networks(rack: &Rack) -> Vec<Network<'_>> {
 fn repositories(rack: &Rack) -> Vec<Repository<'_>> {
     let repositories = rack.repositories.iter().map(|(name, repository)| Repository {
         name,
+        base: &repository.base,
         suite: &repository.suite.value,
         url: repository.foreign.as_ref().map(|foreign| &*foreign.url),
     });
@@ -191,7 +199,7 @@ impl fmt::Display for Network<'_> {
 
 impl fmt::Display for Repository<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, suite, url } = self;
+        let Self { name, suite, url, .. } = self;
         match url {
             Some(url) => write!(f, "{name} ({suite} of {url})"),
             None => write!(f, "{name} ({suite})"),

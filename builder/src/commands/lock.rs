@@ -90,6 +90,8 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
 #[derive(Serialize)]
 struct Outcome {
     lock: PathBuf,
+    /// The rack's.
+    base: String,
     packages: usize,
     bytes: u64,
     /// Images that are not made of packages.
@@ -111,6 +113,7 @@ struct Written {
 /// How one package changed: it came if there is no old version, and went if there is no new one.
 #[derive(Serialize)]
 struct Change {
+    base: String,
     package: String,
     old: Option<String>,
     new: Option<String>,
@@ -118,8 +121,9 @@ struct Change {
 
 impl Outcome {
     fn new(lock: PathBuf, content: &Lock, written: Option<Written>) -> Self {
-        let bytes = content.packages.values().map(|package| package.size).sum();
-        Self { lock, packages: content.packages.len(), bytes, inputs: content.inputs.len(), written }
+        let bytes = content.packages().map(|(_, _, package)| package.size).sum();
+        let (base, packages, inputs) = (content.base.clone(), content.packages().count(), content.inputs.len());
+        Self { lock, base, packages, bytes, inputs, written }
     }
 }
 
@@ -129,14 +133,17 @@ impl fmt::Display for Outcome {
         let Some(Written { also, changes, .. }) = &self.written else {
             return write!(f, "{path} fits its recipe and was left as it is; --update renews it");
         };
-        for Also { package, why } in also {
-            writeln!(f, "{package} can't stay as it is: {why}")?;
+        // Only other bases than the rack's have to be told apart.
+        let of = |base: &String| if *base == self.base { String::new() } else { format!(" of {base}") };
+        for Also { base, package, why } in also {
+            writeln!(f, "{package}{} can't stay as it is: {why}", of(base))?;
         }
-        for Change { package, old, new } in changes {
+        for Change { base, package, old, new } in changes {
+            let of = of(base);
             match (old, new) {
-                (Some(old), Some(new)) => writeln!(f, "  {package} {old} -> {new}")?,
-                (None, Some(new)) => writeln!(f, "+ {package} {new}")?,
-                (old, None) => writeln!(f, "- {package} {}", old.as_deref().unwrap_or_default())?,
+                (Some(old), Some(new)) => writeln!(f, "  {package}{of} {old} -> {new}")?,
+                (None, Some(new)) => writeln!(f, "+ {package}{of} {new}")?,
+                (old, None) => writeln!(f, "- {package}{of} {}", old.as_deref().unwrap_or_default())?,
             }
         }
         write!(f, "{path}: {} packages, {} MiB", self.packages, self.bytes >> 20)?;
@@ -150,10 +157,13 @@ impl fmt::Display for Outcome {
 /// How the packages changed, those that went last; nothing for a first lock.
 fn changes(previous: Option<&Lock>, lock: &Lock) -> Vec<Change> {
     let Some(previous) = previous else { return Vec::new() };
-    let version = |lock: &Lock, name: &String| lock.packages.get(name).map(|package| package.version.clone());
-    let gone = previous.packages.keys().filter(|name| !lock.packages.contains_key(*name));
-    let all = lock.packages.keys().chain(gone);
-    let changes =
-        all.map(|name| Change { package: name.clone(), old: version(previous, name), new: version(lock, name) });
+    let version = |lock: &Lock, base: &str, name: &str| Some(lock.bases.get(base)?.packages.get(name)?.version.clone());
+    let gone = previous.packages().filter(|(base, name, _)| version(lock, base, name).is_none());
+    let changes = lock.packages().chain(gone).map(|(base, name, _)| Change {
+        base: base.clone(),
+        package: name.clone(),
+        old: version(previous, base, name),
+        new: version(lock, base, name),
+    });
     changes.filter(|change| change.old != change.new).collect()
 }

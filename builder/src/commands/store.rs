@@ -156,7 +156,7 @@ fn gc(args: &GcArgs) -> Result<ExitCode, report::Error> {
     let (store, layers, parts) = open()?;
     let (mut hashes, mut kept_layers, mut kept_parts) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (rack, lock) in keep {
-        hashes.extend(lock.packages.values().map(|package| package.sha256));
+        hashes.extend(lock.packages().map(|(_, _, package)| package.sha256));
         hashes.extend(lock.inputs.values().flat_map(Input::blobs).map(|blob| blob.sha256));
         let layers = Layers::new(&store.layers(), &env::current_exe()?, lock.epoch, 1)?;
         let keys = generation::keys(&rack, &lock, &store, &layers, &parts)?;

@@ -59,8 +59,9 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
     let lock = lock::for_build(&args.recipe, &rack, &args.from.mirror, &store, &progress)?;
     archive::obtain(&lock, &args.from.mirrors(&lock)?, &store, &progress)?;
     registry::obtain(lock.inputs.values(), &args.from.mirror, &store, &progress)?;
-    let wanted: Vec<Want> =
-        archive::wants(&lock).into_iter().chain(lock.inputs.values().flat_map(registry::wants)).collect();
+    let mut wanted: Vec<Want> = archive::wants(&lock);
+    let packages = wanted.len();
+    wanted.extend(lock.inputs.values().flat_map(registry::wants));
     let what = format!("{} files", wanted.len());
     let job = progress.bytes("copying", &what, wanted.iter().map(|want| want.size).sum());
     let copied = each(&wanted, |want| {
@@ -70,7 +71,6 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
     });
     let copied = copied.into_iter().collect::<Result<Vec<bool>, _>>()?.into_iter().filter(|copied| *copied).count();
     job.done(&what);
-    let packages = lock.packages.len();
     let files = wanted.len();
     output::result(&Vendored { folder: &args.folder, recipe: &args.recipe, packages, files, copied })?;
     Ok(())

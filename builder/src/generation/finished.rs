@@ -150,7 +150,7 @@ impl Now {
 
 /// Counts the lock's packages as used now.
 fn touch_packages(inputs: &Inputs) -> Result<(), BuildError> {
-    Ok(inputs.store.touch(inputs.lock.packages.values().map(|package| package.sha256))?)
+    Ok(inputs.store.touch(inputs.lock.packages().map(|(_, _, package)| package.sha256))?)
 }
 
 /// Counts what comes of an input from a registry as used now.

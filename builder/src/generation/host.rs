@@ -42,8 +42,7 @@ pub fn part(inputs: &Inputs, parts: &Parts, epoch: u32) -> Result<Part, BuildErr
 
 /// What decides the part.
 pub fn made_of(lock: &Lock, epoch: u32) -> impl Serialize {
-    let names = lock.sets.get(sets::HOST).into_iter().flatten();
-    let packages = names.filter_map(|name| Some((name, lock.packages.get(name)?.sha256)));
+    let packages = lock.own().set(sets::HOST).map(|(name, package)| (name, package.sha256));
     ("host", epoch, packages.collect::<Vec<_>>())
 }
 

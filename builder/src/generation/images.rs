@@ -12,7 +12,7 @@ use rackstick::from::{self, FromError, Pinned, Start};
 use rackstick_image::{
     digest::{Sha256, VerityDigest},
     ext4::Kept,
-    lock::{Lock, Package as Locked},
+    lock::{self, Lock},
     manifest::{self, Blob},
     recipe::{From, Image, Rack, Root},
     verity,
@@ -74,7 +74,7 @@ pub fn build(
     if inputs.rack.images.values().all(|image| image.disk().is_some()) {
         return Ok(images);
     }
-    let package = kernel_of(&inputs.set(sets::KERNEL))
+    let package = kernel_of(&packages_of(inputs.lock.own(), sets::KERNEL, inputs.store))
         .ok_or_else(|| BuildError::Missing { set: sets::KERNEL.to_owned(), what: "kernel" })?;
     let (made, boot) = thread::scope(|scope| {
         let boot = scope.spawn(|| boot(inputs, &now.parts, &package, epoch));
@@ -94,7 +94,7 @@ pub fn build(
             let suffix = if compressed { manifest::COMPRESSED } else { "" };
             images.add(&format!("{label}{suffix}"), layer)
         };
-        let mut blobs: Vec<Blob> = own.base.iter().map(|base| add(&mut images, "base", base)).collect();
+        let mut blobs: Vec<Blob> = own.base.iter().map(|(label, base)| add(&mut images, label, base)).collect();
         blobs.push(modules.clone());
         blobs.extend(own.layers.iter().map(|(label, layer)| add(&mut images, label, layer)));
         let image = manifest::Image {
@@ -122,7 +122,8 @@ pub fn cmdline(image: Option<&Image>) -> String {
 /// What an image has above the base or, if it does not stand on that, above the kernel's modules: an image that is not made of
 /// packages may have a link where the modules' layer has folders, and what is above wins.
 struct Own {
-    base: Option<Layer>,
+    /// With its label.
+    base: Option<(String, Layer)>,
     /// Lowest first, each with its label.
     layers: Vec<(String, Layer)>,
     start: Start,
@@ -150,14 +151,14 @@ struct Made {
     own: BTreeMap<String, Own>,
 }
 
-/// What is made above the base.
+/// What is made above bases.
 enum Job<'a> {
     Modules,
     /// Of an image: made of packages, or from a root file system.
     Image(&'a Image, Option<&'a Root>),
 }
 
-/// Makes them: the base first, then all above it, what takes longest first: its scripts run one after the other, and where CPUs are few the
+/// Makes them: the bases first, then all above it, what takes longest first: its scripts run one after the other, and where CPUs are few the
 /// others give way to it. One more at once than there are threads: each waits for the disk now and then.
 fn layers(
     inputs: &Inputs,
@@ -166,9 +167,18 @@ fn layers(
     scratch: &Scratch,
     progress: &Progress,
 ) -> Result<Made, BuildError> {
-    let job = progress.spinner("building", "layer base");
-    let base = layers.base(&inputs.set(sets::BASE), &|_| ())?;
-    job.done("layer base");
+    let names: Vec<&String> = inputs.lock.bases.keys().collect();
+    let made = parallel::each_by(inputs.jobs, &names, |name| {
+        let label = format!("layer {}", inputs.label_of_base(name));
+        let job = progress.spinner("building", &label);
+        let base = layers.base(&inputs.set(name, sets::BASE), &|_| ())?;
+        job.done(&label);
+        Ok(((*name).clone(), base))
+    });
+    let bases: BTreeMap<String, Base> = made.into_iter().collect::<Result<_, BuildError>>()?;
+    let base_of = |name: &String| {
+        bases.get(name).ok_or_else(|| BuildError::Missing { set: inputs.label_of_base(name), what: "package" })
+    };
 
     let layered = inputs.rack.images.values().filter_map(|image| match &image.from {
         None => Some(Job::Image(image, None)),
@@ -178,19 +188,21 @@ fn layers(
     });
     let mut jobs: Vec<Job> = layered.chain([Job::Modules]).collect();
     jobs.sort_by_key(|job| match job {
-        Job::Modules => Reverse(inputs.weight(sets::KERNEL)),
-        Job::Image(image, _) => Reverse(inputs.weight(&sets::image(&image.name))),
+        Job::Modules => Reverse(inputs.weight(&inputs.rack.base.value, sets::KERNEL)),
+        Job::Image(image, _) => Reverse(inputs.weight(&inputs.rack.base_of(image).value, &sets::image(&image.name))),
     });
     let make = |job: &Job| match job {
         Job::Modules => {
             let job = progress.spinner("building", "guest kernel");
-            let modules = layers.kernel(&base, package, &|_| ())?;
+            let modules = layers.kernel(base_of(&inputs.rack.base.value)?, package, &|_| ())?;
             job.done("guest kernel");
             Ok((None, Some(modules)))
         }
         Job::Image(image, root) => {
             let own = match root {
-                None => own_layer(inputs, layers, &base, image, scratch, progress)?,
+                None => {
+                    own_layer(inputs, layers, base_of(&inputs.rack.base_of(image).value)?, image, scratch, progress)?
+                }
                 Some(root) => foreign_layers(inputs, layers, image, root, scratch, progress)?,
             };
             Ok((Some((image.name.clone(), own.compressed_if_asked(layers, image, progress)?)), None))
@@ -219,14 +231,14 @@ fn own_layer(
     scratch: &Scratch,
     progress: &Progress,
 ) -> Result<Own, BuildError> {
-    let name = &image.name;
+    let (name, base_name) = (&image.name, &inputs.rack.base_of(image).value);
     let label = format!("layer {name}");
     let job = progress.spinner("building", &label);
-    let (additions, marks) = additions::of(image, inputs.set(&sets::image(name)), scratch)?;
+    let (additions, marks) = additions::of(image, inputs.set(base_name, &sets::image(name)), scratch)?;
     let layers = layers.image(name, base, &additions, &|_| ()).map_err(|error| marks.place(name, error))?;
     job.done(&label);
     let start = Start { init: vec![INIT.to_owned()], process: None };
-    Ok(Own { base: Some(base.layer.clone()), layers, start })
+    Ok(Own { base: Some((inputs.label_of_base(base_name), base.layer.clone())), layers, start })
 }
 
 impl Own {
@@ -236,7 +248,8 @@ impl Own {
         let Some(how) = image.compress else { return Ok(self) };
         let label = format!("compressed layers of {}", image.name);
         let job = progress.spinner("building", &label);
-        let base = self.base.map(|base| layers.compressed(&base, how)).transpose()?;
+        let base = self.base.map(|(label, base)| Ok::<_, BuildError>((label, layers.compressed(&base, how)?)));
+        let base = base.transpose()?;
         let own = self.layers.into_iter().map(|(label, layer)| Ok((label, layers.compressed(&layer, how)?)));
         let own = own.collect::<Result<_, BuildError>>()?;
         job.done(&label);
@@ -299,27 +312,31 @@ impl Images {
 }
 
 impl Inputs<'_> {
-    /// How long a set takes to be unpacked and configured, as against others: its bytes, and as much for each package's scripts as for a MiB.
-    fn weight(&self, set: &str) -> u64 {
-        let names = self.lock.sets.get(set).into_iter().flatten();
-        names.filter_map(|name| self.lock.packages.get(name)).map(|package| package.size + (1 << 20)).sum()
+    /// How long a set of a base takes to be unpacked and configured, as against others: its bytes, and as much for each package's scripts as
+    /// for a MiB.
+    fn weight(&self, base: &str, set: &str) -> u64 {
+        let packages = self.lock.bases.get(base).into_iter().flat_map(|base| base.set(set));
+        packages.map(|(_, package)| package.size + (1 << 20)).sum()
     }
 
-    /// The packages of a set, as layers take them.
-    fn set(&self, set: &str) -> Vec<Package> {
-        packages_of(self.lock, set, self.store)
+    /// The packages of a set of a base, as layers take them.
+    fn set(&self, base: &str, set: &str) -> Vec<Package> {
+        self.lock.bases.get(base).map_or_else(Vec::new, |base| packages_of(base, set, self.store))
+    }
+
+    /// What the layer of a base is called: the rack's own goes without its name.
+    fn label_of_base(&self, base: &str) -> String {
+        if base == self.lock.base { sets::BASE.to_owned() } else { format!("{} {base}", sets::BASE) }
     }
 }
 
-/// The packages of a lock's set, as layers take them.
-fn packages_of(lock: &Lock, set: &str, store: &Store) -> Vec<Package> {
-    let names = lock.sets.get(set).into_iter().flatten();
-    let packages = names.filter_map(|name| {
-        let Locked { version, sha256, .. } = lock.packages.get(name)?;
-        let (name, version) = (name.clone(), version.clone());
-        Some(Package { name, version, sha256: *sha256, deb: store.unpacked(*sha256) })
-    });
-    packages.collect()
+/// The packages of a set, as layers take them.
+fn packages_of(base: &lock::Base, set: &str, store: &Store) -> Vec<Package> {
+    let package = |(name, locked): (&String, &lock::Package)| {
+        let lock::Package { version, sha256, .. } = locked;
+        Package { name: name.clone(), version: version.clone(), sha256: *sha256, deb: store.unpacked(*sha256) }
+    };
+    base.set(set).map(package).collect()
 }
 
 /// Under which keys layers and parts of a recipe are kept, once they are built. Whatever goes into a layer or part decides its key.
@@ -362,16 +379,21 @@ pub fn keys(rack: &Rack, lock: &Lock, store: &Store, layers: &Layers, parts: &Pa
     if rack.images.values().all(|image| image.disk().is_some()) {
         return Ok(keys);
     }
-    let Some(kernel) = kernel_of(&packages_of(lock, sets::KERNEL, store)) else { return Ok(keys) };
+    let Some(kernel) = kernel_of(&packages_of(lock.own(), sets::KERNEL, store)) else { return Ok(keys) };
     keys.parts.push(parts.key(&boot_of(&kernel, &Runtime::find()?, epoch)?)?);
     let scratch = Scratch::new(store)?;
-    let of_packages = rack.images.iter().filter(|(_, image)| image.from.is_none());
-    let images = of_packages.map(|(name, image)| {
-        let packages = packages_of(lock, &sets::image(name), store);
-        additions::of(image, packages, &scratch).map(|(additions, _)| (additions, image.compress))
-    });
-    let images = images.collect::<Result<Vec<_>, _>>()?;
-    (keys.layers, keys.own) = layers.keys_of(&packages_of(lock, sets::BASE, store), &kernel, &images)?;
+    for (name, base) in &lock.bases {
+        let is_of = |image: &Image| image.from.is_none() && rack.base_of(image).value == *name;
+        let images = rack.images.iter().filter(|(_, image)| is_of(image)).map(|(name, image)| {
+            let packages = packages_of(base, &sets::image(name), store);
+            additions::of(image, packages, &scratch).map(|(additions, _)| (additions, image.compress))
+        });
+        let images = images.collect::<Result<Vec<_>, _>>()?;
+        let modules = (*name == lock.base).then_some(&kernel);
+        let (of_packages, own) = layers.keys_of(&packages_of(base, sets::BASE, store), modules, &images)?;
+        keys.layers.extend(of_packages);
+        keys.own.extend(own);
+    }
     for (name, image) in &rack.images {
         let pinned = image.root().zip(lock.inputs.get(name)).and_then(|(root, locked)| Pinned::of(root, locked));
         let Some(pinned) = pinned else { continue };

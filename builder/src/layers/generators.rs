@@ -26,6 +26,39 @@ pub struct Generator {
     pub before: &'static str,
 }
 
+/// PostgreSQL's of one version; each release of Debian has one. The cluster's configuration is the recipe's: all of /etc/postgresql/17/main.
+/// initdb writes PG_VERSION first of all, so it works beside the cluster's place: a power cut must not leave half of one there. One flush for
+/// all files, not one for each.
+macro_rules! postgresql {
+    ($version:literal) => {
+        Generator {
+            name: "postgresql-cluster",
+            package: concat!("postgresql-", $version),
+            what: "a database cluster, whose identity and files are its own",
+            masked: &["/usr/bin/pg_createcluster"],
+            creates: concat!("/var/lib/postgresql/", $version, "/main"),
+            expected: &[],
+            run: concat!(
+                "/bin/sh -ec 'cd /var/lib/postgresql; rm -rf ",
+                $version,
+                "/new; runuser -u postgres -- /usr/lib/postgresql/",
+                $version,
+                "/bin/initdb --encoding=UTF8 --locale=C.UTF-8 --auth-local=peer --auth-host=scram-sha-256 --data-checksums \
+                 --no-sync --no-instructions ",
+                $version,
+                "/new; sync --file-system ",
+                $version,
+                "/new; mv ",
+                $version,
+                "/new ",
+                $version,
+                "/main'"
+            ),
+            before: concat!("postgresql@", $version, "-main.service"),
+        }
+    };
+}
+
 /// All of them.
 pub const GENERATORS: &[Generator] = &[
     Generator {
@@ -49,21 +82,9 @@ pub const GENERATORS: &[Generator] = &[
         run: "/usr/bin/newaliases",
         before: "postfix.service",
     },
-    // The cluster's configuration is the recipe's: all of /etc/postgresql/17/main. initdb writes PG_VERSION first of all, so it
-    // works beside the cluster's place: a power cut must not leave half of one there. One flush for all files, not one for each.
-    Generator {
-        name: "postgresql-cluster",
-        package: "postgresql-17",
-        what: "a database cluster, whose identity and files are its own",
-        masked: &["/usr/bin/pg_createcluster"],
-        creates: "/var/lib/postgresql/17/main",
-        expected: &[],
-        run: "/bin/sh -ec 'cd /var/lib/postgresql; rm -rf 17/new; \
-              runuser -u postgres -- /usr/lib/postgresql/17/bin/initdb --encoding=UTF8 --locale=C.UTF-8 \
-              --auth-local=peer --auth-host=scram-sha-256 --data-checksums --no-sync --no-instructions 17/new; \
-              sync --file-system 17/new; mv 17/new 17/main'",
-        before: "postgresql@17-main.service",
-    },
+    postgresql!("15"),
+    postgresql!("17"),
+    postgresql!("18"),
     Generator {
         name: "ssh-host-keys",
         package: "openssh-server",

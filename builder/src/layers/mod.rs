@@ -359,16 +359,17 @@ impl Layers {
         self.epoch
     }
 
-    /// The keys of all layers that are made of this, images with how they are compressed: those of packages alone, and those of
-    /// what else is made of them.
+    /// The keys of all layers that are made of a base, a kernel if its modules are indexed there, and images with how they are compressed:
+    /// those of packages alone, and those of what else is made of them.
     pub fn keys_of(
         &self,
         base: &[Package],
-        kernel: &Package,
+        kernel: Option<&Package>,
         images: &[(Additions, Option<Compression>)],
     ) -> Result<(Vec<String>, Vec<String>), Error> {
         let base = self.base_key(&sorted(base))?;
-        let (mut of_packages, mut others) = (vec![self.kernel_key(&base, kernel)?], Vec::new());
+        let (mut of_packages, mut others) = (Vec::new(), Vec::new());
+        of_packages.extend(kernel.map(|kernel| self.kernel_key(&base, kernel)).transpose()?);
         for (additions, compress) in images {
             let packages = sorted(&additions.packages);
             let packed = if packages.is_empty() { None } else { Some(self.packages_key(&base, &packages)?) };

@@ -14,7 +14,7 @@ use std::{
 /// What tells two .debs apart: the path below the archive's root, and the size.
 pub type Deb = (String, u64);
 
-/// An apt that knows only trixie and what it is told of, and nothing of this machine but its mirrors.
+/// An apt that knows only one release and what it is told of, and nothing of this machine but its mirrors.
 pub struct Apt {
     root: PathBuf,
 }
@@ -32,7 +32,7 @@ const REFUSALS: [&str; 2] = ["E: Unable to correct problems", "E: Packages need 
 
 impl Apt {
     /// One with further sources (deb822, sources.list(5)).
-    pub fn new(folder: &Path, sources_beside: &str) -> Self {
+    pub fn new(folder: &Path, release: &str, sources_beside: &str) -> Self {
         let apt = Self { root: folder.join("apt") };
         for folder in
             ["etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "lists/partial", "cache/archives/partial"]
@@ -40,18 +40,18 @@ impl Apt {
             fs::create_dir_all(apt.root.join(folder)).unwrap();
         }
         fs::write(apt.root.join("status"), "").unwrap();
-        let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/keys/debian-archive-trixie-");
+        let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/keys/debian-archive-");
         let mut sources = String::new();
         for (archive, suites, key) in [
-            ("debian", "trixie trixie-updates", "automatic.asc"),
-            ("debian-security", "trixie-security", "security-automatic.asc"),
+            ("debian", format!("{release} {release}-updates"), "trixie-automatic.asc".to_owned()),
+            ("debian-security", format!("{release}-security"), format!("{release}-security-automatic.asc")),
         ] {
             sources += &format!(
                 "Types: deb\nURIs: {}\nSuites: {suites}\nComponents: main\nArchitectures: amd64\nSigned-By: {keys}{key}\n\n",
                 mirror(archive)
             );
         }
-        fs::write(apt.root.join("etc/sources.list.d/trixie.sources"), sources + sources_beside).unwrap();
+        fs::write(apt.root.join("etc/sources.list.d/release.sources"), sources + sources_beside).unwrap();
         let etc = apt.root.join("etc");
         let root = apt.root.display();
         let conf = format!(

@@ -7,24 +7,27 @@ use std::{
     process::{Command, Output},
 };
 
-use rackstick_image::lock::Lock;
+use rackstick_image::lock::{Base, Lock};
 
 use super::apt::Deb;
 
-/// Locks all of these sets, which must be possible.
-pub fn all(folder: &Path, sets: &BTreeMap<String, Vec<String>>) -> Lock {
-    let recipe = write(folder, sets);
+/// The release that every rack is made of.
+const RACKS: &str = "trixie";
+
+/// Locks all of these sets of a release, which must be possible.
+pub fn all(folder: &Path, release: &str, sets: &BTreeMap<String, Vec<String>>) -> Lock {
+    let recipe = write(folder, release, sets);
     let output = run(&recipe);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     read(&recipe)
 }
 
-/// Locks these sets, less those that can't be had, and names the latter.
-pub fn some(folder: &Path, sets: &BTreeMap<String, Vec<String>>) -> (Lock, BTreeSet<String>) {
-    let recipe = write(folder, sets);
+/// Locks these sets of trixie, less those that can't be had, and names the latter.
+pub fn some(folder: &Path, sets: &BTreeMap<String, Vec<String>>) -> (Base, BTreeSet<String>) {
+    let recipe = write(folder, RACKS, sets);
     let output = run(&recipe);
     if output.status.success() {
-        return (read(&recipe), BTreeSet::new());
+        return (read(&recipe).own().clone(), BTreeSet::new());
     }
     let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let problems = said["error"]["problems"].as_array().unwrap_or_else(|| panic!("{said}"));
@@ -37,16 +40,16 @@ pub fn some(folder: &Path, sets: &BTreeMap<String, Vec<String>>) -> (Lock, BTree
     let refused: BTreeSet<String> = problems.iter().map(set).collect();
     assert!(!refused.is_empty(), "{said}");
     let left = sets.iter().filter(|(name, _)| !refused.contains(*name));
-    (all(folder, &left.map(|(name, packages)| (name.clone(), packages.clone())).collect()), refused)
+    let left = left.map(|(name, packages)| (name.clone(), packages.clone())).collect();
+    (all(folder, RACKS, &left).own().clone(), refused)
 }
 
 /// The .debs of a set.
-pub fn chosen(lock: &Lock, set: &str) -> BTreeSet<Deb> {
-    let deb = |name: &String| (lock.packages[name].path.clone(), lock.packages[name].size);
-    lock.sets[set].iter().map(deb).collect()
+pub fn chosen(base: &Base, set: &str) -> BTreeSet<Deb> {
+    base.set(set).map(|(_, package)| (package.path.clone(), package.size)).collect()
 }
 
-fn write(folder: &Path, sets: &BTreeMap<String, Vec<String>>) -> PathBuf {
+fn write(folder: &Path, release: &str, sets: &BTreeMap<String, Vec<String>>) -> PathBuf {
     let mut rack = "[rack]\nname = \"test\"\nversion = \"1\"\nbase = \"debian:trixie\"\ndomain = \"test.internal\"\n\
          [networks.servers]\nsubnet = \"10.0.0.0/24\"\n"
         .to_owned();
@@ -55,7 +58,8 @@ fn write(folder: &Path, sets: &BTreeMap<String, Vec<String>>) -> PathBuf {
         rack += &format!(
             "[guests.{name}]\nimage = \"{name}.toml\"\nmemory = \"256 MiB\"\naddress = {{ servers = \"10.0.0.{address}\" }}\n"
         );
-        fs::write(folder.join(format!("{name}.toml")), format!("packages = {packages:?}\n")).unwrap();
+        let recipe = format!("base = \"debian:{release}\"\npackages = {packages:?}\n");
+        fs::write(folder.join(format!("{name}.toml")), recipe).unwrap();
     }
     let recipe = folder.join("rack.toml");
     fs::write(&recipe, rack).unwrap();

@@ -73,13 +73,13 @@ fn compare(count: usize) {
     let seed = std::env::var(SEED.0).map_or(SEED.1, |text| text.parse().expect("the seed is a number"));
     println!("{count} sets of seed {seed}; {}=NUMBER draws others", SEED.0);
     let folder = tempfile::tempdir().unwrap();
-    let apt = Apt::new(folder.path(), "");
+    let apt = Apt::new(folder.path(), "trixie", "");
     let archive = Archive::read(&run(apt.command("apt-cache").arg("dumpavail")));
     let sets = draw(&archive, seed, count);
-    let (lock, refused) = lock::some(folder.path(), &sets);
-    apt.set_installed(&lock.sets["base"]);
+    let (base, refused) = lock::some(folder.path(), &sets);
+    apt.set_installed(&base.sets["base"]);
     let mut archive = archive;
-    archive.set_base(&lock.sets["base"]);
+    archive.set_base(&base.sets["base"]);
 
     let (apt, archive) = (&apt, &archive);
     let judge = |name: &String, asked: &Vec<String>| -> Result<&'static str, String> {
@@ -90,7 +90,7 @@ fn compare(count: usize) {
                 Answer::Installed(_) => Err(format!("{asked:?}: we refuse what apt installs\n")),
             };
         }
-        let ours = lock::chosen(&lock, &format!("image:{name}"));
+        let ours = lock::chosen(&base, &format!("image:{name}"));
         if matches!(&apts, Answer::Installed(apts) if *apts == ours) {
             return Ok("the same");
         }

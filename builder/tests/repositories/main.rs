@@ -77,8 +77,7 @@ fn example(archive: &Archive, packages: &[&str]) -> String {
 
 /// The .debs of a set.
 fn debs(lock: &Lock, set: &str) -> BTreeSet<Deb> {
-    let deb = |name: &String| (lock.packages[name].path.clone(), lock.packages[name].size);
-    lock.sets[set].iter().map(deb).collect()
+    lock.own().set(set).map(|(_, package)| (package.path.clone(), package.size)).collect()
 }
 
 /// What stands in an archive beside what Debian has.
@@ -110,7 +109,7 @@ fn a_lock_takes_what_apt_takes_with_the_same_priorities() {
         archive.url(),
         key.file.display()
     );
-    let apt = Apt::new(folder.path(), &sources);
+    let apt = Apt::new(folder.path(), "trixie", &sources);
     let [named, left, only] = backports(&apt);
     let preferences = format!(
         "Package: *\nPin: release n=trixie-backports\nPin-Priority: 100\n\n\
@@ -127,9 +126,9 @@ fn a_lock_takes_what_apt_takes_with_the_same_priorities() {
     let rack = Rack::new(&wanted, &repositories, &[("example.asc", &key)]);
     let lock = rack.lock();
 
-    apt.set_installed(&lock.sets["base"]);
+    apt.set_installed(&lock.own().sets["base"]);
     assert_eq!(debs(&lock, "image:app"), apt.install(&wanted));
-    let from = |name: &str| (lock.packages[name].archive.as_str(), lock.packages[name].version.as_str());
+    let from = |name: &str| (lock.own().packages[name].archive.as_str(), lock.own().packages[name].version.as_str());
     assert_eq!(from("example-lib"), ("example", "2.0"));
     assert_eq!(from("bind9-dnsutils"), ("example", "0.1"));
     assert_eq!(from("hostname").0, "debian");
@@ -137,7 +136,8 @@ fn a_lock_takes_what_apt_takes_with_the_same_priorities() {
     assert_eq!(from(&only).0, "backports");
     assert!(["debian", "debian-security"].contains(&from(&left).0), "{:?}", from(&left));
     assert_eq!(lock.repositories["example"].keys, [key.fingerprint.as_str()]);
-    let indexes: Vec<_> = lock.indexes.iter().map(|index| (index.archive.as_str(), index.suite.as_str())).collect();
+    let indexes: Vec<_> =
+        lock.own().indexes.iter().map(|index| (index.archive.as_str(), index.suite.as_str())).collect();
     assert!(
         indexes.contains(&("example", "stable")) && indexes.contains(&("backports", "trixie-backports")),
         "{indexes:?}"
@@ -177,17 +177,17 @@ fn a_vendored_rack_needs_its_repository_no_more_and_another_place_can_be_named_f
     assert!(success && said.contains("example (stable of "), "{said}");
     let (success, said) = rack.run(&["vendor", "vendored", "rack.toml"]);
     assert!(success, "{said}");
-    let deb = Path::new("vendored/example").join(&lock.packages["example-agent"].path);
+    let deb = Path::new("vendored/example").join(&lock.own().packages["example-agent"].path);
     assert!(rack.path(deb.to_str().unwrap()).is_file(), "{}", deb.display());
 
     // Everything is gone but the folder: the store, and the server's files.
     for name in ["example-agent", "example-lib"] {
-        let path = format!("/example/{}", lock.packages[name].path);
+        let path = format!("/example/{}", lock.own().packages[name].path);
         archive.server.answer(&path, vec![server::Answer::Status(404)]);
     }
     let (empty, again) = (rack.path("empty"), ["vendor", "again", "rack.toml", "--mirror", "vendored"]);
     let (success, said) = rack.run_with(&empty, &again);
-    assert!(success && said.contains(&format!("{} are new", lock.packages.len())), "{said}");
+    assert!(success && said.contains(&format!("{} are new", lock.packages().count())), "{said}");
 
     // Without the folder it says whose file is missing.
     let (success, said) = rack.run(&["lock", "rack.toml", "--update", "--mirror", "exampel=http://127.0.0.1:1/x"]);
@@ -207,7 +207,7 @@ fn a_plain_folder_of_packages_is_a_repository_too() {
     let recipe = example(&archive, &[]).replace("\"stable\"", "\"./\"");
     let rack = Rack::new(&["example-agent"], &recipe, &[("example.asc", &key)]);
     let lock = rack.lock();
-    assert_eq!(lock.packages["example-agent"].path, "example-agent_2.0_all.deb");
+    assert_eq!(lock.own().packages["example-agent"].path, "example-agent_2.0_all.deb");
     let (success, said) = rack.run(&["vendor", "vendored", "rack.toml"]);
     assert!(success && rack.path("vendored/example/example-agent_2.0_all.deb").is_file(), "{said}");
 }

@@ -17,7 +17,7 @@ use crate::reference::Reference;
 /// Keys that only images with `from` have.
 const OF_FROM: [&str; 4] = ["command", "env", "workdir", "user"];
 /// Keys that only images made of packages have.
-const OF_PACKAGES: [&str; 7] = ["packages", "services", "users", "groups", "timezone", "locale", "commands"];
+const OF_PACKAGES: [&str; 8] = ["base", "packages", "services", "users", "groups", "timezone", "locale", "commands"];
 
 /// Keys that no image has that is a whole disk.
 const NOT_OF_DISKS: [&str; 8] = ["files", "vars", "secrets", "compress", "command", "env", "workdir", "user"];

@@ -18,6 +18,8 @@ pub struct Image {
     pub source: Arc<Source>,
     /// What it is made from in place of packages; then it has neither packages nor services.
     pub from: Option<From>,
+    /// The base that its packages are of, if not the rack's.
+    pub base: Option<Placed<String>>,
     /// Packages it adds to the base, in the recipe's order, each once. Their names are well-formed; whether they exist
     /// is for the lock to say.
     pub packages: Vec<Placed<String>>,

@@ -11,7 +11,7 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 use super::{
-    accounts, cmdline, commands,
+    accounts, bases, cmdline, commands,
     error::{Placed, Source},
     from,
     image::{Compression, Content, File, Image, Named},
@@ -42,6 +42,10 @@ pub(super) fn read(
     let table = Table::new(report, &shapes::IMAGE, &title, 0..0, root.get_ref());
     let folder = source.path.parent().unwrap_or(Path::new(""));
     let from = from::read(report, &table, folder);
+    let base = table.text(report, "base").map(|text| {
+        bases::check(report, &text);
+        report.placed(&text)
+    });
     let packages = packages(report, &table);
     let services = services(report, &table);
     let (files, templates) = files(report, &table, folder);
@@ -58,6 +62,7 @@ pub(super) fn read(
         name: name.to_owned(),
         source: Arc::clone(source),
         from,
+        base,
         packages,
         services,
         files,

@@ -11,6 +11,7 @@ use std::{
 use toml::{Spanned, de::DeTable};
 
 use super::{
+    bases::{self, RACK_BASE},
     disks,
     error::{Diagnostic, Diagnostics, LoadError, Place, Source},
     guests::{self, Draft},
@@ -27,8 +28,6 @@ use super::{
 
 /// Largest recipe in bytes: a file named by mistake is refused before it fills the memory.
 pub const RECIPE_MAX: u64 = 1 << 20;
-/// The bases that images can be made from.
-pub const BASES: &[&str] = &["debian:trixie"];
 
 /// What the TOML reader says of a key or name that stands twice in a table.
 const DUPLICATE_KEY: &str = "duplicate key";
@@ -54,7 +53,8 @@ pub(super) fn parse(path: &Path, bytes: Vec<u8>) -> Result<Rack, Vec<Diagnostic>
     let table = Table::new(&mut report, &shapes::RECIPE, "the rack recipe", 0..0, root.get_ref());
     let head = head(&mut report, &table);
     let entries = table.entries(&mut report, "repositories");
-    let repositories = repositories::read(&mut report, entries, path.parent().unwrap_or(Path::new("")));
+    let base = head.as_ref().map_or(RACK_BASE, |head| &head.base.value);
+    let repositories = repositories::read(&mut report, entries, base, path.parent().unwrap_or(Path::new("")));
     let entries = table.entries(&mut report, "networks");
     let networks = networks::read(&mut report, entries);
     let entries = table.entries(&mut report, "guests");
@@ -125,20 +125,12 @@ fn head(report: &mut Report, root: &Table<'_>) -> Option<Rack> {
         format!("1 to {} letters, digits, `.`, `-`, `~` and `^`, as in `2026.11.1`", names::VERSION_MAX),
     );
     demand(
-        &base,
-        |base| BASES.contains(&base),
-        "the base",
-        format!(
-            "supported is {}; packages of other suites can be taken beside it, see `[repositories.NAME]`",
-            names::list(BASES.iter().copied())
-        ),
-    );
-    demand(
         &domain,
         names::is_domain,
         "a domain",
         "lower-case labels with dots between them, as in `lab.internal`".to_owned(),
     );
+    base.iter().for_each(|base| bases::check_racks(report, base));
     let name = name?.value.to_owned();
     Some(Rack {
         domain: domain.map_or_else(|| format!("{name}.internal"), |domain| domain.value.to_owned()),

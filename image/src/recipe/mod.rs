@@ -2,6 +2,7 @@
 //! with its place and a hint. Every key stands in `docs/recipes.md`.
 
 mod accounts;
+mod bases;
 mod cmdline;
 mod commands;
 mod disks;
@@ -34,11 +35,12 @@ mod volumes;
 mod warnings;
 
 pub use accounts::{ID_MAX, UID_MAX};
+pub use bases::{BASES, RACK_BASE};
 pub use error::{Diagnostic, Diagnostics, LoadError, Place, Placed, Source};
 pub use generation::{GenerationError, mac, manifest};
 pub use guests::VCPUS_MAX;
 pub use image::{Archive, Compression, Content, Disk, File, From, Group, Image, Named, Owner, Root, Secret, User};
-pub use load::{BASES, RECIPE_MAX, load};
+pub use load::{RECIPE_MAX, load};
 pub use names::{NAME_MAX, NETWORK_NAME_MAX, VERSION_MAX, closest, is_name, name_rule};
 pub use rack::{Foreign, Guest, Network, Rack, Repository, Volume};
 pub use repositories::is_url as is_archive_url;

@@ -18,9 +18,9 @@ pub struct Rack {
     pub name: String,
     /// The generation's version, ordered as UAPI.10 says.
     pub version: String,
-    /// The base that host and images are made from, `debian:trixie`.
+    /// The base that the host is made of, and images that name no other, `debian:trixie`.
     pub base: Placed<String>,
-    /// Where packages come from beside the base, by name.
+    /// Where packages come from beside a base, by name.
     pub repositories: BTreeMap<String, Repository>,
     /// The rack's domain: dot-separated labels, no dot at the end.
     pub domain: String,
@@ -36,9 +36,18 @@ pub struct Rack {
     pub warnings: Vec<Diagnostic>,
 }
 
-/// Where packages come from beside the base.
+impl Rack {
+    /// The base of an image that is made of packages.
+    pub fn base_of<'a>(&'a self, image: &'a Image) -> &'a Placed<String> {
+        image.base.as_ref().unwrap_or(&self.base)
+    }
+}
+
+/// Where packages come from beside a base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repository {
+    /// The base that it stands beside: images of another don't see it.
+    pub base: String,
     /// Whose archive it is; none for Debian's own.
     pub foreign: Option<Foreign>,
     /// The suite; one that ends with `/` is a plain folder.

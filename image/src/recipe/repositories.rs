@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, ops::Range, path::Path};
 use toml::{Spanned, de::DeValue};
 
 use super::{
+    bases,
     error::Placed,
     image::Named,
     images,
@@ -28,15 +29,16 @@ const ALIASES: [&str; 6] = ["stable", "oldstable", "oldoldstable", "testing", "u
 /// The component without which Debian has no packages.
 const MAIN: &str = "main";
 
-/// Reads all repositories; of `folder` are the keys.
+/// Reads all repositories; those that name no base are of `base`, and the keys are in `folder`.
 pub(super) fn read<'a>(
     report: &mut Report,
     entries: Vec<(Text<'a>, &'a Spanned<DeValue<'a>>)>,
+    base: &str,
     folder: &Path,
 ) -> BTreeMap<String, Repository> {
     let mut found = BTreeMap::new();
-    // Which repository names a package.
-    let mut named: BTreeMap<String, String> = BTreeMap::new();
+    // Which repository names a package of a base.
+    let mut named: BTreeMap<(String, String), String> = BTreeMap::new();
     for (number, (name, value)) in entries.into_iter().enumerate() {
         if number == REPOSITORIES_MAX {
             let message = format!("there are more than {REPOSITORIES_MAX} repositories");
@@ -49,9 +51,10 @@ pub(super) fn read<'a>(
             let message = format!("`{}` is the name of an archive of the base", name.value);
             report.wrong(name.span.clone(), message, "give the repository another name");
         }
-        let Some(repository) = repository(report, &name, value, folder) else { continue };
+        let Some(repository) = repository(report, &name, value, base, folder) else { continue };
         for package in &repository.packages {
-            if let Some(other) = named.insert(package.value.clone(), name.value.to_owned()) {
+            let of = (repository.base.clone(), package.value.clone());
+            if let Some(other) = named.insert(of, name.value.to_owned()) {
                 let message = format!("`{}` is to be taken from repository `{other}` already", package.value);
                 report.wrong(package.place.span.clone(), message, "leave one out: it can come from one place only");
             }
@@ -65,10 +68,14 @@ fn repository<'a>(
     report: &mut Report,
     name: &Text<'a>,
     value: &'a Spanned<DeValue<'a>>,
+    base: &str,
     folder: &Path,
 ) -> Option<Repository> {
     let title = format!("repository `{}`", shown(name.value));
     let table = Table::open(report, &shapes::REPOSITORY, &title, name.span.clone(), value)?;
+    let named = table.text(report, "base");
+    named.iter().for_each(|base| bases::check(report, base));
+    let base = named.map_or(base, |base| base.value).to_owned();
     let url = table.text(report, "url");
     let key = table.text(report, "key");
     let suite = table.text(report, "suite");
@@ -116,7 +123,7 @@ fn repository<'a>(
         None => None,
         Some(foreign) => Some(foreign?),
     };
-    Some(Repository { foreign, suite: report.placed(&suite), components, packages })
+    Some(Repository { base, foreign, suite: report.placed(&suite), components, packages })
 }
 
 fn foreign(report: &mut Report, url: &Text<'_>, key: &Text<'_>, folder: &Path) -> Option<Foreign> {

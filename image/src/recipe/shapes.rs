@@ -38,6 +38,7 @@ pub const RACK: Shape = Shape {
 pub const REPOSITORY: Shape = Shape {
     what: "a repository",
     keys: &[
+        optional("base", r#"base = "debian:bookworm""#),
         required("suite", r#"suite = "trixie-backports""#),
         optional("components", r#"components = ["main"]"#),
         optional("packages", r#"packages = ["nginx-light"]"#),
@@ -99,6 +100,7 @@ pub const HEALTH: Shape = Shape {
 pub const IMAGE: Shape = Shape {
     what: "an image recipe",
     keys: &[
+        optional("base", r#"base = "debian:bookworm""#),
         optional("packages", r#"packages = ["nginx-light"]"#),
         optional("services", r#"services = ["nginx"]"#),
         optional("files", "[[files]]"),

@@ -444,3 +444,30 @@ fn every_key_is_explained_in_the_documentation() {
         assert!(docs.contains(key.example), "no example `{}`", key.example);
     }
 }
+
+#[test]
+fn an_image_is_of_the_racks_base_unless_it_names_another_and_a_repository_is_of_one_base() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("web.toml"), "").unwrap();
+    fs::write(folder.path().join("old.toml"), "base = 'debian:bookworm'").unwrap();
+    let text = |repositories: &str| {
+        format!(
+            "{SMALL}[guests.a]\nimage = 'web.toml'\nmemory = '64 MiB'\n[guests.b]\nimage = 'old.toml'\nmemory = '64 MiB'\n\
+             {repositories}"
+        )
+    };
+    let load = |text: String| load::parse(&folder.path().join("rack.toml"), text.into_bytes()).unwrap();
+    // What one base's repository names is nothing to the other's.
+    let repositories = "[repositories.new]\nsuite = 'trixie-backports'\npackages = ['nginx']\n\
+        [repositories.old]\nbase = 'debian:bookworm'\nsuite = 'bookworm-backports'\npackages = ['nginx']\n";
+    let rack = load(text(repositories));
+    let base_of = |image: &str| &*rack.base_of(&rack.images[image]).value;
+    assert_eq!((base_of("web"), base_of("old")), ("debian:trixie", "debian:bookworm"));
+    let of = |repository: &str| &*rack.repositories[repository].base;
+    assert_eq!((of("new"), of("old")), ("debian:trixie", "debian:bookworm"));
+    assert_eq!(rack.warnings, []);
+
+    let rack = load(text("[repositories.sid]\nbase = 'debian:sid'\nsuite = 'sid'\n"));
+    let [warning] = &rack.warnings[..] else { panic!("{:?}", rack.warnings) };
+    assert_eq!(warning.message, "nothing comes from repository `sid`: no image is made of `debian:sid`");
+}

@@ -7,7 +7,7 @@ use toml::{Spanned, de::DeTable};
 use super::{
     error::{Diagnostic, Place, Source},
     generation,
-    rack::{Network, Rack},
+    rack::{Network, Rack, Repository},
     reader::value,
 };
 use crate::manifest::{self, Address, Nic, UplinkAddress};
@@ -20,6 +20,7 @@ pub(super) fn find(rack: &Rack, source: &Arc<Source>, root: &DeTable<'_>) -> Vec
     };
     let mut found = foreign_names(rack, &place);
     found.extend(without_way_out(rack, &place));
+    found.extend(without_images(rack, &place));
     found.sort_by_key(|warning| warning.place.span.start);
     found
 }
@@ -58,6 +59,20 @@ fn without_way_out(rack: &Rack, place: &dyn Fn(&[&str]) -> Place) -> Vec<Diagnos
         found.push(Diagnostic::new(place(&["guests", name, "address", &at.network]), message).hint(hint));
     }
     found
+}
+
+/// Repositories beside a base that nothing is made of.
+fn without_images(rack: &Rack, place: &dyn Fn(&[&str]) -> Place) -> Vec<Diagnostic> {
+    let images = || rack.images.values().filter(|image| image.from.is_none());
+    let unused = rack.repositories.iter().filter(|(_, repository)| {
+        repository.base != rack.base.value && images().all(|image| rack.base_of(image).value != repository.base)
+    });
+    let warning = |(name, repository): (&String, &Repository)| {
+        let message = format!("nothing comes from repository `{name}`: no image is made of `{}`", repository.base);
+        Diagnostic::new(place(&["repositories", name, "base"]), message)
+            .hint("images that name no `base` are made of the rack's, and see only its repositories")
+    };
+    unused.map(warning).collect()
 }
 
 /// How a guest with an address of its own on this network, which names no router, gets a default route.

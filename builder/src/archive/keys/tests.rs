@@ -162,7 +162,7 @@ fn files_of_keys_are_read_armored_and_binary_and_nothing_else_is() {
 
 #[test]
 fn the_built_in_keys_are_those_that_are_pinned_and_can_sign() {
-    let trust = Trust::trixie(BTreeMap::new()).unwrap();
+    let trust = Trust::debian(BTreeMap::new()).unwrap();
     for keyring in [trust.debian, trust.security] {
         for certificate in &keyring.0 {
             let now = seconds(certificate.key.primary_key.created_at()) + 86_400;

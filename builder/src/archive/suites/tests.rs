@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rackstick_image::lock::Repository;
+use rackstick_image::{lock::Repository, recipe};
 use tempfile::TempDir;
 
 use super::*;
@@ -42,8 +42,13 @@ impl Rig {
         let client = Client::new();
         let source =
             Source { store: &self.store, client: &client, mirrors, repositories, trust: &self.trust, now: NOW };
-        Suites::fetch(TRIXIE, &source, &Progress::quiet()).map_err(|error| error.to_string())
+        Suites::fetch(recipe::RACK_BASE, true, &source, &Progress::quiet()).map_err(|error| error.to_string())
     }
+}
+
+/// The suites of the archive here.
+fn trixie() -> &'static [(&'static str, &'static str)] {
+    BASES.iter().find(|(base, _)| *base == recipe::RACK_BASE).unwrap().1
 }
 
 fn packed(suite: &str, component: &str) -> Vec<u8> {
@@ -58,7 +63,7 @@ fn path_of_index(archive: &str, suite: &str, component: &str) -> String {
 
 fn mirror() -> Server {
     let server = Server::start();
-    for (archive, suite) in TRIXIE_SUITES {
+    for (archive, suite) in trixie() {
         let release = data(&format!("{suite}.InRelease")).into_bytes();
         server.answer(&format!("/{archive}/dists/{suite}/InRelease"), vec![Answer::Whole(release)]);
         for component in [MAIN, FIRMWARE] {
@@ -73,9 +78,9 @@ fn mirror() -> Server {
 fn the_suites_of_a_base_are_fetched_checked_and_read() {
     let (rig, server) = (Rig::new(), mirror());
     let suites = rig.fetch(&[&server]).unwrap();
-    // Sun, 01 Jun 2025 03:00:00 UTC, the date of the last of the three.
-    assert_eq!(suites.newest, 1_748_746_800);
-    assert_eq!(suites.indexes.iter().map(|index| index.suite.as_str()).collect::<Vec<_>>(), TRIXIE_SUITES.map(|s| s.1));
+    let names = suites.indexes.iter().map(|index| index.suite.as_str());
+    assert!(names.eq(trixie().iter().map(|(_, name)| *name)));
+    assert_eq!(suites.indexes[2].date, "Sun, 01 Jun 2025 03:00:00 UTC");
     let catalogue = Catalogue::read(&suites.packages).unwrap();
     let shared = catalogue.get(catalogue.find("shared").unwrap());
     assert_eq!((shared.version, shared.archive), ("1.3", SECURITY));
@@ -173,6 +178,7 @@ fn an_index_is_unpacked_however_it_is_packed_also_if_its_size_is_not_listed() {
 /// A repository of Debian's own archive, and one of somebody else's.
 fn repositories(url: &str) -> Repositories {
     let of = |url: Option<&str>, suite: &str| Repository {
+        base: recipe::RACK_BASE.to_owned(),
         url: url.map(str::to_owned),
         suite: suite.to_owned(),
         components: vec![MAIN.to_owned()],
@@ -222,4 +228,29 @@ fn a_component_that_a_repository_does_not_have_is_an_error_that_says_so() {
     let error = rig.fetch_with(&[&server], &all).err().unwrap();
     let expected = "the index of trixie-updates of repository `own`: it lists no `contrib/binary-amd64/Packages`";
     assert_eq!(error, expected);
+}
+
+#[test]
+fn every_base_of_recipes_has_its_suites_and_no_other_sees_what_stands_beside_it() {
+    assert_eq!(BASES.map(|(base, _)| base), recipe::BASES);
+    let (rig, server) = (Rig::new(), mirror());
+    let mut all = repositories(&server.root("elsewhere"));
+    all.remove("other");
+    let own = all.get_mut("own").unwrap();
+    own.base = "debian:bookworm".to_owned();
+    let suites = rig.fetch_with(&[&server], &all).unwrap();
+    assert_eq!(suites.indexes.len(), 3, "and none of the repository");
+    let names = |base: &str, host: bool| {
+        let (client, mirrors) = (Client::new(), Mirrors::choose(&[server.root(DEBIAN)], &all).unwrap());
+        let (store, trust) = (&rig.store, &rig.trust);
+        let source = Source { store, client: &client, mirrors: &mirrors, repositories: &all, trust, now: NOW };
+        let suites = source.suites(base, host).map_err(|error| error.to_string())?;
+        Ok::<_, String>(
+            suites.iter().map(|suite| format!("{} {}", suite.name, suite.components.join(" "))).collect::<Vec<_>>(),
+        )
+    };
+    let bookworm = ["bookworm main", "bookworm-updates main", "bookworm-security main", "trixie-updates main"];
+    assert_eq!(names("debian:bookworm", false).unwrap(), bookworm);
+    assert_eq!(names("debian:sid", true).unwrap(), ["sid main non-free-firmware"]);
+    assert!(names("debian:woody", false).unwrap_err().contains("the base `debian:woody` is not known"));
 }

@@ -18,10 +18,15 @@ fn rack(packages: &str) -> Rack {
     recipe::load(&folder.path().join("rack.toml")).unwrap()
 }
 
+/// What a rack asks for of its base.
+fn roots(rack: &Rack) -> Roots {
+    sets::roots(rack).remove(recipe::RACK_BASE).unwrap()
+}
+
 /// What every rack asks for, kernels by metapackages, and these packages.
 fn suites(kernel: &str, packages: &str) -> Suites {
     let mut text = packages.to_owned();
-    for name in sets::roots(&rack("[]")).into_values().flatten().collect::<BTreeSet<_>>() {
+    for name in roots(&rack("[]")).into_values().flatten().collect::<BTreeSet<_>>() {
         match name.strip_prefix(KERNEL) {
             None => text += &stanza(&name, "1", ""),
             Some(flavour) => {
@@ -31,7 +36,7 @@ fn suites(kernel: &str, packages: &str) -> Suites {
             }
         }
     }
-    Suites { indexes: Vec::new(), newest: 0, packages: vec![index(text)], firmware: Vec::new() }
+    Suites { indexes: Vec::new(), packages: vec![index(text)], firmware: Vec::new() }
 }
 
 /// Gives what was once in the archive: as if its .debs were fetched.
@@ -43,9 +48,20 @@ fn once(old: &str) -> impl Fn(&[String], &Newest) -> Result<Vec<(PackageIndex, b
     }
 }
 
+/// A lock of all that.
 fn all(suites: Suites, rack: &Rack) -> Lock {
-    let nothing = Holding { packages: Held::new(), kernels: Kernels::new() };
-    nothing.resolve(suites, rack, &Repositories::new(), &|_, _| Ok(Vec::new())).unwrap().lock
+    let resolved = resolve(Holding::all_but(&Base::default(), &[]), suites, rack, &|_, _| Ok(Vec::new()));
+    let resolved = resolved.map(|(base, _)| base);
+    lock_of(rack, &BTreeMap::new(), [(recipe::RACK_BASE.to_owned(), resolved)].into_iter()).unwrap()
+}
+
+fn resolve(
+    held: Holding,
+    suites: Suites,
+    rack: &Rack,
+    fetch: Fetch<'_>,
+) -> Result<(Base, Vec<Also>), ResolveLockError> {
+    held.resolve(suites, rack, recipe::RACK_BASE, roots(rack), fetch)
 }
 
 /// Name and version of packages whose version is not 1, and why those moved that were not named.
@@ -54,10 +70,10 @@ fn updated(old: &str, new: &str, names: &[&str]) -> Result<(Vec<String>, Vec<Als
     let before = all(suites("6.12.1", old), &rack);
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let text = suites("6.12.1", old).packages.remove(0).text;
-    let done =
-        Holding::all_but(&before, &names)?.resolve(suites("6.12.2", new), &rack, &Repositories::new(), &once(&text))?;
-    let moved = done.lock.packages.iter().filter(|(_, package)| !["1", "6.12.1"].contains(&package.version.as_str()));
-    Ok((moved.map(|(name, package)| format!("{name} {}", package.version)).collect(), done.also))
+    let held = held(&before, &names)?.remove(recipe::RACK_BASE).unwrap();
+    let (base, also) = resolve(held, suites("6.12.2", new), &rack, &once(&text))?;
+    let moved = base.packages.iter().filter(|(_, package)| !["1", "6.12.1"].contains(&package.version.as_str()));
+    Ok((moved.map(|(name, package)| format!("{name} {}", package.version)).collect(), also))
 }
 
 #[test]
@@ -87,7 +103,14 @@ fn what_can_not_stay_beside_what_is_named_moves_too_and_the_reason_is_said() {
     let (moved, also) = updated(&old, &new, &["web"]).unwrap();
     assert_eq!(moved, ["db 2", "lib 2", "web 2"]);
     let expected = [("lib", "web 2 needs lib (>= 2)"), ("db", "db 1 needs lib (= 1)")];
-    assert_eq!(also, expected.map(|(name, why)| Also { package: name.to_owned(), why: why.to_owned() }));
+    assert_eq!(
+        also,
+        expected.map(|(name, why)| Also {
+            base: recipe::RACK_BASE.to_owned(),
+            package: name.to_owned(),
+            why: why.to_owned()
+        })
+    );
     let breaks =
         stanza("web", "2", "Breaks: lib (<< 2)\n") + &stanza("db", "1", "Depends: lib\n") + &stanza("lib", "2", "");
     let free = stanza("web", "1", "") + &stanza("db", "1", "Depends: lib\n") + &stanza("lib", "1", "");
@@ -136,8 +159,25 @@ fn a_package_that_is_nowhere_any_more_in_its_locked_version_is_an_error() {
     let old = stanza("web", "1", "") + &stanza("db", "1", "");
     let new = stanza("web", "2", "") + &stanza("db", "2", "");
     let before = all(suites("6.12.1", &old), &rack);
-    let held = Holding::all_but(&before, &["web".to_owned()]).unwrap();
-    let none = Repositories::new();
-    let error = held.resolve(suites("6.12.1", &new), &rack, &none, &|_, _| Ok(Vec::new())).unwrap_err().to_string();
+    let held = Holding::all_but(before.own(), &["web".to_owned()]);
+    let error = resolve(held, suites("6.12.1", &new), &rack, &|_, _| Ok(Vec::new())).unwrap_err().to_string();
     assert!(error.contains("its file for db 1 is of another package or version"), "{error}");
+}
+
+#[test]
+fn a_package_is_updated_in_each_base_that_has_it_and_other_bases_are_not_touched() {
+    let rack = rack("['web', 'db']");
+    let mut lock = all(suites("6.12.1", &(stanza("web", "1", "") + &stanza("db", "1", ""))), &rack);
+    let mut other = lock.own().clone();
+    other.packages.remove("db");
+    other.roots.remove(sets::HOST);
+    lock.bases.insert("debian:bookworm".to_owned(), other);
+    for (name, bases) in [
+        ("web", vec!["debian:bookworm", "debian:trixie"]),
+        ("db", vec!["debian:trixie"]),
+        ("linux-image-amd64", vec!["debian:trixie"]),
+    ] {
+        assert!(held(&lock, &[name.to_owned()]).unwrap().into_keys().eq(bases), "{name}");
+    }
+    assert!(held(&lock, &["web".to_owned(), "bd".to_owned()]).is_err());
 }

@@ -84,14 +84,17 @@ pub fn run(question: Question<'_>, recipe: &Path, from: &MirrorArgs) -> Result<E
     let mut lock = lock::for_build(recipe, &rack, &from.mirror, &store, &progress)?;
     if !locked {
         let path = lock::path(recipe);
-        output::remark(&format!("{}: written, {} packages; keep it in git", path.display(), lock.packages.len()));
+        output::remark(&format!("{}: written, {} packages; keep it in git", path.display(), lock.packages().count()));
     }
     // Nothing but the host's packages is needed.
-    let host = lock.sets.get(sets::HOST).cloned().unwrap_or_default();
-    lock.packages.retain(|name, _| host.contains(name));
+    lock.bases.retain(|base, _| *base == lock.base);
+    for base in lock.bases.values_mut() {
+        let host = base.sets.get(sets::HOST).cloned().unwrap_or_default();
+        base.packages.retain(|name, _| host.contains(name));
+    }
     archive::obtain(&lock, &from.mirrors(&lock)?, &store, &progress)?;
     store.unpack(&archive::wants(&lock), parallel::cpus(), &progress)?;
-    let packages = archive::places(&lock, &store);
+    let packages = archive::places(lock.own(), &store);
 
     let image = packages.iter().find(|(name, _)| name.starts_with("linux-image-")).ok_or(NoKernel)?;
     // The first question to a lock unpacks hundreds of MiB, and so does the second.
@@ -108,7 +111,7 @@ pub fn run(question: Question<'_>, recipe: &Path, from: &MirrorArgs) -> Result<E
         Some(Asked::Many(lines)) => list(lines, &answers),
         None => {
             let versions: BTreeMap<&str, &str> =
-                lock.packages.iter().map(|(name, package)| (name.as_str(), package.version.as_str())).collect();
+                lock.packages().map(|(_, name, package)| (name.as_str(), package.version.as_str())).collect();
             output::answer(&Text { text: document::write(&kernel, &drivers, &versions)? })?;
             Ok(ExitCode::SUCCESS)
         }

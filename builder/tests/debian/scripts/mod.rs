@@ -10,6 +10,7 @@ mod tree;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     process::Command,
 };
 
@@ -25,9 +26,14 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_rackstick");
 /// Some of the sets by their names, with commas between them; all without it.
 const CHOSEN: &str = "RACKSTICK_SETS";
 
+/// The releases whose layers are compared, and the sets of each.
+const RELEASES: [(&str, &[Set]); 2] = [("trixie", &SETS), ("bookworm", &OF_BOOKWORM)];
+/// A set by its name.
+type Set = (&'static str, &'static [&'static str]);
+
 /// What labs consist of: accounts by adduser and by sysusers, triggers, alternatives, diversions, questions of debconf. Each is
 /// compared with the base that it stands on.
-const SETS: [(&str, &[&str]); 10] = [
+const SETS: [Set; 10] = [
     ("bare", &[]),
     ("database", &["postgresql"]),
     ("dns", &["bind9"]),
@@ -39,6 +45,11 @@ const SETS: [(&str, &[&str]); 10] = [
     ("shell", &["openssh-server", "cron", "logrotate", "sudo", "molly-guard", "vim-tiny", "python3"]),
     ("web", &["nginx", "ssl-cert", "spamassassin"]),
 ];
+/// What is different in an older release: packages still ship files in `/bin` and `/lib`, and have other scripts.
+const OF_BOOKWORM: [Set; 2] = [
+    ("bookworm", &[]),
+    ("bookworm-web", &["nginx-light", "php-fpm", "openssh-server", "postgresql", "postfix", "bind9", "ssl-cert"]),
+];
 
 #[test]
 #[ignore = "takes minutes: run by `ci/soak scripts`"]
@@ -48,20 +59,42 @@ fn layers_are_what_mmdebstrap_makes_but_for_what_has_a_reason() {
     let folder = folder.path();
     let named = std::env::var(CHOSEN).ok();
     let is_chosen = |set: &str| named.as_deref().is_none_or(|names| names.split(',').any(|name| name == set));
-    let sets: BTreeMap<String, Vec<String>> = SETS
-        .iter()
-        .filter(|(set, _)| is_chosen(set))
-        .map(|(set, packages)| ((*set).to_owned(), packages.iter().map(|name| (*name).to_owned()).collect()))
-        .collect();
-    let lock = lock::all(folder, &sets);
-    let archive = Archive::new(folder, &folder.join("rack.toml"));
-    let apt = Apt::new(folder, "");
-    let ours = Ours::new(folder, lock.epoch, &archive.packages(&lock, "base"));
-
     let (mut used, mut wrong) = (BTreeSet::new(), String::new());
+    for (release, sets) in RELEASES {
+        let sets = sets.iter().filter(|(set, _)| is_chosen(set));
+        let owned = |packages: &[&str]| packages.iter().map(|name| (*name).to_owned()).collect();
+        let sets: BTreeMap<String, Vec<String>> =
+            sets.map(|(set, packages)| ((*set).to_owned(), owned(packages))).collect();
+        if !sets.is_empty() {
+            let folder = folder.join(release);
+            std::fs::create_dir(&folder).unwrap();
+            compare(&folder, release, &sets, &mut used, &mut wrong);
+        }
+    }
+    for (number, reason) in REASONS.iter().enumerate() {
+        if named.is_none() && !used.contains(&number) {
+            wrong += &format!("nothing is different for this reason any more: {}\n", reason.why);
+        }
+    }
+    assert!(wrong.is_empty(), "without a reason:\n{wrong}");
+}
+
+/// Compares the sets of a release. Notes which reasons were needed, and what has none.
+fn compare(
+    folder: &Path,
+    release: &str,
+    sets: &BTreeMap<String, Vec<String>>,
+    used: &mut BTreeSet<usize>,
+    wrong: &mut String,
+) {
+    let lock = lock::all(folder, release, sets);
+    let base = &lock.bases[&format!("debian:{release}")];
+    let archive = Archive::new(folder, &folder.join("rack.toml"), base);
+    let apt = Apt::new(folder, release, "");
+    let ours = Ours::new(folder, lock.epoch, &archive.packages(base, "base"));
     for set in sets.keys() {
-        let packages = archive.packages(&lock, &format!("image:{set}"));
-        let names = packages.iter().map(|package| &package.name).chain(&lock.sets["base"]).cloned().collect::<Vec<_>>();
+        let packages = archive.packages(base, &format!("image:{set}"));
+        let names = packages.iter().map(|package| &package.name).chain(&base.sets["base"]).cloned().collect::<Vec<_>>();
         let mine = ours.make(&folder.join("ours"), set, &packages);
         database::judge(&mine, &apt);
         let theirs = theirs::make(&folder.join("theirs"), &archive, &names, lock.epoch);
@@ -78,7 +111,7 @@ fn layers_are_what_mmdebstrap_makes_but_for_what_has_a_reason() {
                 unexplained += 1;
                 let line = format!("{set}: /{}: {how:?}\n{}", path.display(), detail(&difference));
                 print!("{line}");
-                wrong += &line;
+                wrong.push_str(&line);
             }
         }
         let files = one.entries.keys().chain(other.entries.keys()).collect::<BTreeSet<_>>().len();
@@ -96,12 +129,6 @@ fn layers_are_what_mmdebstrap_makes_but_for_what_has_a_reason() {
             std::fs::remove_dir_all(tree).unwrap();
         }
     }
-    for (number, reason) in REASONS.iter().enumerate() {
-        if named.is_none() && !used.contains(&number) {
-            wrong += &format!("nothing is different for this reason any more: {}\n", reason.why);
-        }
-    }
-    assert!(wrong.is_empty(), "without a reason:\n{wrong}");
 }
 
 /// How it looks, of what is short enough to be shown.

@@ -5,7 +5,10 @@ use std::{
     process::Command,
 };
 
-use super::{super::apt::run, archive::Archive};
+use super::{
+    super::apt::run,
+    archive::{Archive, SUITE},
+};
 
 /// A tree with these packages and no others, in a new folder.
 pub fn make(target: &Path, archive: &Archive, packages: &[String], epoch: i64) -> PathBuf {
@@ -14,7 +17,7 @@ pub fn make(target: &Path, archive: &Archive, packages: &[String], epoch: i64) -
     let mut make = Command::new("unshare");
     make.args(["-m", "sh", "-c", script]).arg(target);
     make.args(["mmdebstrap", "--mode=root", "--format=directory", "--variant=essential"]);
-    make.arg(format!("--include={}", packages.join(","))).args(["trixie", "/mnt/tree"]).arg(archive.source());
+    make.arg(format!("--include={}", packages.join(","))).args([SUITE, "/mnt/tree"]).arg(archive.source());
     // As a stage has it, and nothing of this machine's: python3 for one makes other files where it may not write any at each import.
     make.env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::super::{
     accounts::{ID_MAX, UID_MAX},
+    bases::{BASES, RACK_BASE},
     guests::VCPUS_MAX,
-    load::BASES,
     names,
     reader::{Key, Shape},
     shapes,
@@ -117,8 +117,9 @@ pub const OWNER: (Form, Form) = (ACCOUNT, Form::Number(0, ID_MAX));
 const VALUES: &[(&Shape, &str, Form)] = &[
     (&shapes::RACK, "name", LABEL),
     (&shapes::RACK, "version", VERSION),
-    (&shapes::RACK, "base", Form::OneOf(BASES)),
+    (&shapes::RACK, "base", Form::OneOf(&[RACK_BASE])),
     (&shapes::RACK, "domain", DOMAIN),
+    (&shapes::REPOSITORY, "base", Form::OneOf(&BASES)),
     (&shapes::REPOSITORY, "suite", SUITE),
     (&shapes::REPOSITORY, "components", COMPONENT),
     (&shapes::REPOSITORY, "packages", PACKAGE),
@@ -142,6 +143,7 @@ const VALUES: &[(&Shape, &str, Form)] = &[
     (&shapes::HEALTH, "dns", DOMAIN),
     (&shapes::HEALTH, "http", HTTP),
     (&shapes::HEALTH, "tcp", PORT),
+    (&shapes::IMAGE, "base", Form::OneOf(&BASES)),
     (&shapes::IMAGE, "packages", PACKAGE),
     (&shapes::IMAGE, "services", UNIT),
     (&shapes::IMAGE, "timezone", TIMEZONE),
