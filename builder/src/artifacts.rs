@@ -111,14 +111,8 @@ fn map(inputs: &Inputs, path: &Path, image: &Growing) -> Result<String, Artifact
     bmap::text(image, &used, inputs.jobs.saturating_sub(1).max(1)).map_err(failed)
 }
 
-/// What is told of packages and programs, whatever the image.
-pub struct Described {
-    copyrights: copyright::Texts,
-    programs: Vec<sbom::Program>,
-}
-
-/// Reads it.
-pub fn read(inputs: &Inputs) -> Result<Described, ArtifactError> {
+/// The SBOM as far as it can be told before the image is there.
+pub fn draft(inputs: &Inputs) -> Result<sbom::Draft, ArtifactError> {
     let copyrights = copyright::texts(inputs.lock, inputs.store, inputs.jobs)?;
     let runtime = inputs.runtime;
     let program = |name, set, path: &Path| Ok(sbom::Program { name, set, sha256: provenance::hash(path)? });
@@ -129,15 +123,15 @@ pub fn read(inputs: &Inputs) -> Result<Described, ArtifactError> {
     ]
     .into_iter()
     .collect();
-    Ok(Described { copyrights, programs: programs? })
+    Ok(sbom::draft(inputs.lock, &copyrights, &programs?))
 }
 
-/// Makes all of it; the compressed image only if it is asked for. `made_of` is what [`made_of`] said, `described` what [`read`] did, `sha256`
+/// Makes all of it; the compressed image only if it is asked for. `made_of` is what [`made_of`] said, `draft` is that of [`draft`], `sha256`
 /// and `map` what [`follow`] did. Says what it wrote.
 pub fn make(
     inputs: &Inputs,
     made_of: &Value,
-    described: &Described,
+    draft: &sbom::Draft,
     image: &Path,
     map: &str,
     sha256: Sha256,
@@ -145,11 +139,9 @@ pub fn make(
 ) -> Result<Vec<(PathBuf, Stamp)>, ArtifactError> {
     let job = progress.spinner("describing", "disk image");
     let name = image.file_name().unwrap_or_default().to_string_lossy();
-    let Described { copyrights, programs } = described;
-    let subject = sbom::Subject { image: &name, sha256, copyrights, programs };
     let files = [
         (MAP, map.as_bytes().to_vec()),
-        (SBOM, json(&sbom::document(inputs, &subject))?),
+        (SBOM, json(&sbom::document(inputs, draft, &name, sha256))?),
         (PROVENANCE, json(&provenance::statement(made_of, &name, sha256))?),
     ];
     // Each waits for the disk, and all for the same one.

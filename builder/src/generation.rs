@@ -235,18 +235,18 @@ pub fn build(inputs: &Inputs, now: Now, output: &Path, place: Place, progress: &
     let uki = uki::make(rack, &host, initrd)?;
     let uki_size = uki.content.size();
 
-    let (written, described) = thread::scope(|scope| {
+    let (written, read) = thread::scope(|scope| {
         // From here on no input is read any more, but to see whether it is what it was.
-        let described = scope.spawn(|| (artifacts::read(inputs), now.holds(inputs, output)));
+        let read = scope.spawn(|| (artifacts::draft(inputs), now.holds(inputs, output)));
         let written = disk::write(inputs, output, place, &manifest, partition, uki, &images.files, epoch);
-        (written, described.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
+        (written, read.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     });
     let Written { image, allocated, sha256, map, mut stamps, replaced, held: _held } = written?;
     job.done("host and disk image");
-    let (described, holds) = (described.0?, described.1?);
+    let (draft, holds) = (read.0?, read.1?);
     let artifacts = thread::scope(|scope| {
         scope.spawn(|| drop(replaced));
-        artifacts::make(inputs, &now.made_of, &described, &image, &map, sha256, progress)
+        artifacts::make(inputs, &now.made_of, &draft, &image, &map, sha256, progress)
     });
     stamps.extend(artifacts?);
     if holds {

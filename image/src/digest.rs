@@ -16,6 +16,8 @@ use crate::holes::next_data;
 
 /// Bytes read at once: large enough that system calls do not count, small enough for the second-level cache.
 const READ_SIZE: usize = 256 << 10;
+/// Zeroes hashed at once: they stay in the first-level cache.
+const ZEROES: usize = 16 << 10;
 
 macro_rules! digest {
     ($(#[$doc:meta])* $name:ident) => {
@@ -96,44 +98,85 @@ impl Sha256 {
         if !metadata.is_file() {
             return Self::of_reader(file);
         }
-        let mut hasher = FileHasher::default();
-        hasher.update(file, metadata.len())?;
+        let (mut hasher, mut stretches, mut spare) = (StretchHasher::default(), Stretches::of(file), Vec::new());
+        while let Some(stretch) = stretches.next(metadata.len(), spare)? {
+            spare = hasher.update(stretch);
+        }
         Ok(hasher.finish())
     }
 }
 
-/// The SHA-256 of a regular file that is hashed in stretches, each as soon as it is written. Holes are not read.
-#[derive(Default)]
-pub struct FileHasher {
-    hasher: sha2::Sha256,
-    at: u64,
+/// A stretch of a file.
+pub(crate) enum Stretch {
+    /// Bytes.
+    Data(Vec<u8>),
+    /// So many zeroes that no disk holds.
+    Hole(u64),
 }
 
-impl FileHasher {
-    /// Goes on to byte `end` of the file, which reaches that far. Moves the file's offset.
-    pub fn update(&mut self, file: &File, end: u64) -> io::Result<()> {
-        let mut buffer = vec![0; READ_SIZE];
-        let zeroes = vec![0; READ_SIZE];
-        while self.at < end {
-            let (data, hole) = next_data(file, self.at, end)?;
-            while self.at < data {
-                let here = (data - self.at).min(READ_SIZE as u64);
-                self.hasher.update(&zeroes[..here as usize]);
-                self.at += here;
-            }
-            while self.at < hole {
-                let here = (hole - self.at).min(READ_SIZE as u64);
-                file.read_exact_at(&mut buffer[..here as usize], self.at)?;
-                self.hasher.update(&buffer[..here as usize]);
-                self.at += here;
+/// Reads a regular file in stretches that are not long.
+pub(crate) struct Stretches<'a> {
+    file: &'a File,
+    at: u64,
+    /// Where the data that was found ends.
+    data_end: u64,
+}
+
+impl<'a> Stretches<'a> {
+    pub(crate) fn of(file: &'a File) -> Self {
+        Self { file, at: 0, data_end: 0 }
+    }
+
+    /// The next stretch before byte `end`, to which the file must reach; none if that was reached. Moves the file's offset. The bytes come in
+    /// `spare`, whatever it holds.
+    pub(crate) fn next(&mut self, end: u64, mut spare: Vec<u8>) -> io::Result<Option<Stretch>> {
+        if self.at >= end {
+            return Ok(None);
+        }
+        if self.at >= self.data_end {
+            let (data, hole) = next_data(self.file, self.at, end)?;
+            self.data_end = hole;
+            if data > self.at {
+                let length = data - self.at;
+                self.at = data;
+                return Ok(Some(Stretch::Hole(length)));
             }
         }
-        Ok(())
+        let here = (self.data_end.min(end) - self.at).min(READ_SIZE as u64);
+        spare.resize(here as usize, 0);
+        self.file.read_exact_at(&mut spare, self.at)?;
+        self.at += here;
+        Ok(Some(Stretch::Data(spare)))
+    }
+}
+
+/// The SHA-256 of stretches.
+#[derive(Default)]
+pub(crate) struct StretchHasher(sha2::Sha256);
+
+impl StretchHasher {
+    /// Goes on, and gives the stretch's memory back.
+    pub(crate) fn update(&mut self, stretch: Stretch) -> Vec<u8> {
+        match stretch {
+            Stretch::Data(bytes) => {
+                self.0.update(&bytes);
+                bytes
+            }
+            Stretch::Hole(mut left) => {
+                let zeroes = [0; ZEROES];
+                while left > 0 {
+                    let here = left.min(ZEROES as u64);
+                    self.0.update(&zeroes[..here as usize]);
+                    left -= here;
+                }
+                Vec::new()
+            }
+        }
     }
 
     /// The digest of all up to there.
-    pub fn finish(self) -> Sha256 {
-        Sha256(self.hasher.finalize().into())
+    pub(crate) fn finish(self) -> Sha256 {
+        Sha256(self.0.finalize().into())
     }
 }
 

@@ -28,22 +28,17 @@ pub struct Program {
     pub sha256: Sha256,
 }
 
-/// What the document tells of.
-pub struct Subject<'a> {
-    /// The image's file name.
-    pub image: &'a str,
-    /// Its hash.
-    pub sha256: Sha256,
-    /// Copyright files.
-    pub copyrights: &'a copyright::Texts,
-    /// The rack's own programs.
-    pub programs: &'a [Program],
+/// All of the document that can be told before the image is there: nearly all.
+pub struct Draft {
+    packages: Vec<Value>,
+    relations: Vec<Value>,
+    /// The texts of licences that SPDX has no name for.
+    extracted: Vec<Value>,
 }
 
-/// The document.
-pub fn document(inputs: &Inputs, subject: &Subject) -> Value {
-    let (rack, lock) = (inputs.rack, inputs.lock);
-    let mut packages = vec![rack_package(inputs, subject)];
+/// What there is to tell of packages and of the rack's own programs.
+pub fn draft(lock: &Lock, copyrights: &copyright::Texts, programs: &[Program]) -> Draft {
+    let mut packages = Vec::new();
     let mut relations = vec![relation(DOCUMENT, "DESCRIBES", RACK)];
     let mut extracted = BTreeMap::new();
     for (base, set, names) in
@@ -57,8 +52,8 @@ pub fn document(inputs: &Inputs, subject: &Subject) -> Value {
             let parts = [(base, sets::BASE), (&lock.base, sets::KERNEL)];
             relations.extend(parts.map(|(base, part)| relation(&id, "DEPENDS_ON", &set_id(lock, base, part))));
         }
-        let programs = subject.programs.iter().filter(|program| program.set == set);
-        relations.extend(programs.map(|program| relation(&id, "CONTAINS", &id_of("Program", program.name))));
+        let of_set = programs.iter().filter(|program| program.set == set);
+        relations.extend(of_set.map(|program| relation(&id, "CONTAINS", &id_of("Program", program.name))));
         relations.extend(names.iter().map(|name| relation(&id, "CONTAINS", &package_id(lock, base, name))));
     }
     for (name, input) in &lock.inputs {
@@ -67,20 +62,28 @@ pub fn document(inputs: &Inputs, subject: &Subject) -> Value {
             relations.push(relation(RACK, "CONTAINS", &id));
         }
     }
-    packages.extend(subject.programs.iter().map(program_package));
+    packages.extend(programs.iter().map(program_package));
     for (base, name, package) in lock.packages() {
-        let text = subject.copyrights.get(&(base.clone(), name.clone()));
+        let text = copyrights.get(&(base.clone(), name.clone()));
         let declared = text.and_then(|text| licences::declared(text));
         let licence = declared.as_ref().map_or(UNKNOWN, |declared| declared.expression.as_str());
         packages.push(debian_package(base, name, package, licence, lock));
         extracted.extend(declared.into_iter().flat_map(|declared| declared.extracted));
     }
-    let extracted: Vec<Value> = extracted
+    let extracted = extracted
         .into_iter()
         .map(|(id, (name, text))| json!({ "licenseId": id, "name": name, "extractedText": text }))
         .collect();
+    Draft { packages, relations, extracted }
+}
+
+/// The document of an image with this file name and hash.
+pub fn document(inputs: &Inputs, draft: &Draft, image: &str, sha256: Sha256) -> Value {
+    let (rack, lock) = (inputs.rack, inputs.lock);
+    let packages: Vec<Value> =
+        [rack_package(inputs, image, sha256)].into_iter().chain(draft.packages.iter().cloned()).collect();
     // The same content always has the same name, and other content another.
-    let namespace = guid::derive(&[b"SBOM", &subject.sha256.0]);
+    let namespace = guid::derive(&[b"SBOM", &sha256.0]);
     json!({
         "spdxVersion": "SPDX-2.3",
         "dataLicense": "CC0-1.0",
@@ -92,8 +95,8 @@ pub fn document(inputs: &Inputs, subject: &Subject) -> Value {
             "creators": [format!("Tool: rackstick-{}", env!("CARGO_PKG_VERSION"))],
         },
         "packages": packages,
-        "relationships": relations,
-        "hasExtractedLicensingInfos": extracted,
+        "relationships": draft.relations,
+        "hasExtractedLicensingInfos": draft.extracted,
     })
 }
 
@@ -114,12 +117,12 @@ fn package(id: &str, name: &str, licence: &str, more: Value) -> Value {
     package
 }
 
-fn rack_package(inputs: &Inputs, subject: &Subject) -> Value {
+fn rack_package(inputs: &Inputs, image: &str, sha256: Sha256) -> Value {
     let more = json!({
         "versionInfo": inputs.rack.version,
-        "packageFileName": subject.image,
+        "packageFileName": image,
         "primaryPackagePurpose": "OPERATING-SYSTEM",
-        "checksums": checksums(subject.sha256),
+        "checksums": checksums(sha256),
     });
     package(RACK, &inputs.rack.name, UNKNOWN, more)
 }

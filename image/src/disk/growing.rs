@@ -4,11 +4,15 @@
 use std::{
     fs::File,
     io,
-    sync::{Condvar, Mutex, PoisonError},
+    sync::{Condvar, Mutex, PoisonError, mpsc},
+    thread,
 };
 
 use super::Extents;
-use crate::digest::{FileHasher, Sha256};
+use crate::digest::{Sha256, Stretch, StretchHasher, Stretches};
+
+/// How many stretches are read before they are hashed.
+const AHEAD: usize = 4;
 
 /// An image that is being written.
 #[derive(Debug)]
@@ -51,14 +55,37 @@ impl Growing {
 
     /// The SHA-256 of all of it, soon after it is there. Moves the file's offset.
     pub fn sha256(&self) -> io::Result<Sha256> {
-        let mut hasher = FileHasher::default();
-        let mut at = 0;
-        while at < self.extents.disk {
-            let end = self.wait_for(at + 1)?;
-            hasher.update(&self.file, end)?;
-            at = end;
+        let (send, read) = mpsc::sync_channel(AHEAD);
+        let (give_back, spare) = mpsc::channel();
+        thread::scope(|scope| {
+            // Only one thread can hash it, and that takes longest: so it does nothing else.
+            scope.spawn(move || {
+                let result = self.read(|stretch| match send.send(Ok(stretch)) {
+                    Ok(()) => Ok(spare.try_recv().unwrap_or_default()),
+                    Err(_) => Err(io::Error::other("nobody hashes it any more")),
+                });
+                // If nobody does, why that is was told there.
+                _ = result.map_err(|error| send.send(Err(error)));
+            });
+            let mut hasher = StretchHasher::default();
+            for stretch in read {
+                // The reader may have read all of it.
+                _ = give_back.send(hasher.update(stretch?));
+            }
+            Ok(hasher.finish())
+        })
+    }
+
+    /// Reads all of it. `each` is given a stretch and gives memory for the next one.
+    fn read(&self, mut each: impl FnMut(Stretch) -> io::Result<Vec<u8>>) -> io::Result<()> {
+        let (mut stretches, mut spare, mut settled) = (Stretches::of(&self.file), Vec::new(), 0);
+        while settled < self.extents.disk {
+            settled = self.wait_for(settled + 1)?;
+            while let Some(stretch) = stretches.next(settled, std::mem::take(&mut spare))? {
+                spare = each(stretch)?;
+            }
         }
-        Ok(hasher.finish())
+        Ok(())
     }
 
     /// Bytes before `end` don't change any more.

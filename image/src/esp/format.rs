@@ -4,9 +4,10 @@ use std::{fs::File, io, os::unix::fs::FileExt};
 
 use crate::sector::SectorSize;
 
-/// Size of the ESP in bytes: room for the hosts of many generations. Sparse, so an image pays only for what is in it.
-pub const SIZE: u64 = 1 << 30;
-/// Bytes of a cluster: what Microsoft's table gives for this size, and at least one sector of any disk; the 261,000
+/// Size of the ESP in bytes: room for the hosts of eight generations. Sparse, so an image's file pays only for what is in it, but all of it has to
+/// be hashed.
+pub const SIZE: u64 = 512 << 20;
+/// Bytes of a cluster: what Microsoft's table gives for this size, and at least one sector of any disk; the 130,000
 /// clusters are well above the 65,525 that make a FAT32 file system.
 pub(super) const CLUSTER_SIZE: u64 = 4096;
 const FATS: u64 = 2;
