@@ -238,7 +238,7 @@ pub fn build(inputs: &Inputs, now: Now, output: &Path, place: Place, progress: &
     let (written, read) = thread::scope(|scope| {
         // From here on no input is read any more, but to see whether it is what it was.
         let read = scope.spawn(|| (artifacts::draft(inputs), now.holds(inputs, output)));
-        let written = disk::write(inputs, output, place, &manifest, partition, uki, &images.files, epoch);
+        let written = disk::write(inputs, place, &manifest, partition, uki, &images.files, epoch);
         (written, read.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     });
     let Written { image, allocated, sha256, map, mut stamps, replaced, held: _held } = written?;

@@ -229,8 +229,8 @@ fn a_schema_marks_no_value_that_the_command_takes() {
     let checked = rackstick(folder.path(), &["check", "rack.toml"]);
     assert!(checked.status.success(), "{}", text(&checked.stderr));
     let [rack, app, other] = ODD.map(|(name, _)| folder.path().join(name));
-    assert_eq!(misfits(&schema(folder.path(), "rack"), &[rack]), [PathBuf::new(); 0]);
-    assert_eq!(misfits(&schema(folder.path(), "image"), &[app, other]), [PathBuf::new(); 0]);
+    assert_eq!(misfits(&schema(folder.path(), "rack"), &[rack]), Vec::<PathBuf>::new());
+    assert_eq!(misfits(&schema(folder.path(), "image"), &[app, other]), Vec::<PathBuf>::new());
 }
 
 #[test]

@@ -125,6 +125,11 @@ impl Place {
         Ok(Self { image: path.to_path_buf(), partial, file })
     }
 
+    /// Path of the image that will be there.
+    pub fn path(&self) -> &Path {
+        &self.image
+    }
+
     /// Writes the image. It is made under the other name, synced and renamed, so that what has the final name is whole. `follow`
     /// reads it while it grows; what it returns is passed on.
     pub fn write<T: Send>(

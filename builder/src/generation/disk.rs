@@ -151,10 +151,9 @@ pub struct Written {
     pub held: File,
 }
 
-/// Writes `<rack>_<version>.img` to its `place` in `output`, and its manifest beside it.
+/// Writes `<rack>_<version>.img` to its `place`, and its manifest beside it.
 pub fn write(
     inputs: &Inputs,
-    output: &Path,
     place: disk::Place,
     manifest: &Manifest,
     partition: Guid,
@@ -206,7 +205,7 @@ pub fn write(
         },
     };
 
-    let image = path(output, rack, version, sector);
+    let image = place.path().to_owned();
     // A rack may have been started on it meanwhile.
     not_used(image.clone())?;
     let replaced = File::open(&image).ok();
