@@ -288,7 +288,11 @@ mod tests {
 
     fn bytes(pieces: &Pieces) -> Vec<u8> {
         let mut bytes = Vec::new();
-        pieces.each(|piece| Ok::<_, Error>(bytes.extend_from_slice(piece))).unwrap();
+        let add = |piece: &[u8]| {
+            bytes.extend_from_slice(piece);
+            Ok::<_, Error>(())
+        };
+        pieces.each(add).unwrap();
         bytes
     }
 

@@ -21,7 +21,11 @@ fn sample() -> Uki {
 
 fn bytes(pieces: &Pieces) -> Vec<u8> {
     let mut bytes = Vec::new();
-    pieces.each(|piece| Ok::<_, SourceError>(bytes.extend_from_slice(piece))).unwrap();
+    let add = |piece: &[u8]| {
+        bytes.extend_from_slice(piece);
+        Ok::<_, SourceError>(())
+    };
+    pieces.each(add).unwrap();
     assert_eq!(pieces.size(), bytes.len() as u64);
     bytes
 }
