@@ -1,5 +1,5 @@
-//! What a build gives beside the disk image, named like it. All of it is made from the image, partly while that is written, and what it was made of, and
-//! is written whole or not at all.
+//! What a build gives beside the disk image, named like it. All of it is made from the image, partly while that is
+//! written, and what it was made of, and is written whole or not at all.
 
 mod bmap;
 mod compress;
@@ -74,8 +74,8 @@ pub enum ArtifactError {
     },
 }
 
-/// Takes away what tells of an image that is no longer what it was: what has its name, wherever links to it are. Beside a file that is
-/// not called as a build calls images, nothing is a build's.
+/// Takes away what tells of an image that is no longer what it was: what has its name, wherever links to it are. Beside
+/// a file that is not called as a build calls images, nothing is a build's.
 pub fn clear(image: &Path) -> Result<(), ArtifactError> {
     let image = fs::canonicalize(image).map_err(|source| ArtifactError::Read { path: image.to_owned(), source })?;
     if image.extension().is_none_or(|extension| extension != "img") {
@@ -126,8 +126,8 @@ pub fn draft(inputs: &Inputs) -> Result<sbom::Draft, ArtifactError> {
     Ok(sbom::draft(inputs.lock, &copyrights, &programs?))
 }
 
-/// Makes all of it; the compressed image only if it is asked for. `made_of` is what [`made_of`] said, `draft` is that of [`draft`], `sha256`
-/// and `map` what [`follow`] did. Says what it wrote.
+/// Makes all of it; the compressed image only if it is asked for. `made_of` is what [`made_of`] said, `draft` is that
+/// of [`draft`], `sha256` and `map` what [`follow`] did. Says what it wrote.
 pub fn make(
     inputs: &Inputs,
     made_of: &Value,

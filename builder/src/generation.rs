@@ -207,13 +207,14 @@ impl Scratch {
     }
 }
 
-/// Takes the place of the image in the folder `output`. While another build has it, that is waited for, and this is said: what it makes may be
-/// just what is wanted.
+/// Takes the place of the image in the folder `output`. While another build has it, that is waited for, and this is
+/// said: what it makes may be just what is wanted.
 pub fn take_place(inputs: &Inputs, output: &Path, progress: &Progress) -> Result<Place, BuildError> {
     Ok(disk::take_place(output, inputs.rack, inputs.sector, progress)?)
 }
 
-/// Builds the generation from what was `now` and writes its disk image to its `place` in the folder `output`, and beside it what else a build gives.
+/// Builds the generation from what was `now` and writes its disk image to its `place` in the folder `output`, and
+/// beside it what else a build gives.
 pub fn build(inputs: &Inputs, now: Now, output: &Path, place: Place, progress: &Progress) -> Result<Built, BuildError> {
     let Inputs { rack, lock, .. } = inputs;
     let epoch = epoch(lock)?;

@@ -60,8 +60,8 @@ pub fn host(runtime: &Runtime, drivers: &Path, manifest: &Manifest, epoch: u32) 
     Ok(archive.finish()?)
 }
 
-/// Writes to `out` what is the same in the host's initrd of all racks with the same packages: modules, firmware, and the list
-/// of both.
+/// Writes to `out` what is the same in the host's initrd of all racks with the same packages: modules, firmware, and
+/// the list of both.
 pub fn drivers(out: &Path, kernel: &Kernel, drivers: &Drivers, epoch: u32) -> Result<(), InitrdError> {
     let mut archive = create(out, epoch)?;
     let mut spares = add_modules(&mut archive, kernel, &drivers.modules)?;

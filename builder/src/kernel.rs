@@ -1,5 +1,5 @@
-//! What is taken out of a Debian kernel package (`linux-image-*`): the `vmlinuz`, the modules as they are, still compressed,
-//! and an index of those that are wanted.
+//! What is taken out of a Debian kernel package (`linux-image-*`): the `vmlinuz`, the modules as they are, still
+//! compressed, and an index of those that are wanted.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

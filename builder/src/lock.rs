@@ -137,7 +137,8 @@ pub fn fitting(recipe: &Path, rack: &Rack) -> Result<Option<Lock>, LockError> {
     Err(LockError::Unfit { path: path(recipe), recipe: recipe.to_owned(), differences })
 }
 
-/// Resolves the recipe against the archives as they are now and writes its lock. Images of registries stay as they are in `kept`.
+/// Resolves the recipe against the archives as they are now and writes its lock. Images of registries stay as they are
+/// in `kept`.
 pub fn renew(
     recipe: &Path,
     rack: &Rack,
@@ -160,7 +161,8 @@ pub fn renew_inputs(recipe: &Path, rack: &Rack, previous: &Lock) -> Result<Lock,
     Ok(lock)
 }
 
-/// How a lock differs from what the recipe asks for and from the files that lie beside it, one line each; empty if it fits.
+/// How a lock differs from what the recipe asks for and from the files that lie beside it, one line each; empty if it
+/// fits.
 pub fn differences(rack: &Rack, lock: &Lock) -> Result<Vec<String>, LockError> {
     Ok([package_differences(rack, lock)?, from::differences(rack, &beside(rack)?, lock)].concat())
 }
@@ -252,7 +254,8 @@ struct Format {
     format: u32,
 }
 
-/// The largest package accepted, in bytes: sizes are added up, and a lock may come from anywhere. Debian's largest has below 2 GiB.
+/// The largest package accepted, in bytes: sizes are added up, and a lock may come from anywhere. Debian's largest has
+/// below 2 GiB.
 const MAX_PACKAGE: u64 = 32 << 30;
 const REMEDY: &str = "take the lock from git again, or make a new one with `rackstick lock --update`";
 

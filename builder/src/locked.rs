@@ -1,4 +1,5 @@
-//! Lock files: held by a process as long as it works on what they stand for, and gone with it, however it ends (flock(2)).
+//! Lock files: held by a process as long as it works on what they stand for, and gone with it, however it ends
+//! (flock(2)).
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -12,8 +13,8 @@ use rustix::{
     io::Errno,
 };
 
-/// Opens a file, creates it if need be, and locks it; waits while another process has it. Whoever has the lock may rename or
-/// remove the file: then the next one gets a fresh file.
+/// Opens a file, creates it if need be, and locks it; waits while another process has it. Whoever has the lock may
+/// rename or remove the file: then the next one gets a fresh file.
 pub fn open(path: &Path) -> io::Result<File> {
     loop {
         let file = create(path)?;

@@ -1,5 +1,5 @@
-//! How a run of the command speaks: in words for people, or with `--json` in one document for programs, on stdout when it ends.
-//! What stands in the document is told in `docs/json.md`. Set once, before anything is said.
+//! How a run of the command speaks: in words for people, or with `--json` in one document for programs, on stdout when
+//! it ends. What stands in the document is told in `docs/json.md`. Set once, before anything is said.
 
 use std::{
     error::Error,

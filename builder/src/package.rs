@@ -11,7 +11,8 @@ use thiserror::Error;
 
 use crate::layers::deb;
 
-/// The most one file may hold; the largest of Debian's kernel packages is below 16 MiB. Stops a package that would fill memory.
+/// The most one file may hold; the largest of Debian's kernel packages is below 16 MiB. Stops a package that would fill
+/// memory.
 const MAX_FILE: u64 = 256 << 20;
 /// The most the files taken from one package may hold, for the same reason; those of Debian's kernel are below 128 MiB.
 const MAX_FILES: u64 = 1 << 30;

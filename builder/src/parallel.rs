@@ -26,7 +26,8 @@ pub fn each_by<T: Sync, R: Send>(threads: usize, items: &[T], work: impl Fn(&T) 
     all(threads, items, work, || ())
 }
 
-/// As [`each_by`], giving way to what this program does beside it, where CPUs are few: for what does not decide when all is done.
+/// As [`each_by`], giving way to what this program does beside it, where CPUs are few: for what does not decide when
+/// all is done.
 pub fn each_behind<T: Sync, R: Send>(threads: usize, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     all(threads, items, work, nice::give_way)
 }

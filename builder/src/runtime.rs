@@ -1,4 +1,5 @@
-//! Where the rack's own binaries are: beside the builder, installed (`../lib/rackstick/`) or built (cargo's target folder).
+//! Where the rack's own binaries are: beside the builder, installed (`../lib/rackstick/`) or built (cargo's target
+//! folder).
 
 use std::{
     env, io,

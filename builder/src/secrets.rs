@@ -1,5 +1,5 @@
-//! The values of secrets that a user gives: a folder with files `<guest>/<secret>`, held against what the guests of an image want,
-//! and the bytes that go into the slot on the image's ESP.
+//! The values of secrets that a user gives: a folder with files `<guest>/<secret>`, held against what the guests of an
+//! image want, and the bytes that go into the slot on the image's ESP.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -14,7 +14,8 @@ pub const BASE: &str = "base";
 /// How the names of kernels and of their metapackages begin.
 pub const KERNELS: &str = "linux-image-";
 
-/// What every rack needs beside what its recipe names. One line a package, its set first. The set of the base is the same for each base.
+/// What every rack needs beside what its recipe names. One line a package, its set first. The set of the base is the
+/// same for each base.
 const FIXED: &[(&str, &str)] = &[
     // The host: a kernel with the drivers of real hardware, and the boot loader.
     (HOST, "linux-image-amd64"),
@@ -41,15 +42,15 @@ const FIXED: &[(&str, &str)] = &[
     (BASE, "udev"),
 ];
 
-/// What the set of one base needs beside these, which its essential packages would else be satisfied with another way. One line a package,
-/// its base first.
+/// What the set of one base needs beside these, which its essential packages would else be satisfied with another way.
+/// One line a package, its base first.
 const OF_BASES: &[(&str, &str)] = &[
     // Else `usrmerge`, with all of perl, to merge what the stage has merged already.
     ("debian:bookworm", "usr-is-merged"),
 ];
 
-/// Whether host and kernel are made from the package: these come from the base alone, since drivers, firmware and kernel are made
-/// to fit each other, and we to fit them.
+/// Whether host and kernel are made from the package: these come from the base alone, since drivers, firmware and
+/// kernel are made to fit each other, and we to fit them.
 pub fn is_of_the_host(package: &str) -> bool {
     package.starts_with(KERNELS) || FIXED.iter().any(|(set, name)| *name == package && [HOST, KERNEL].contains(set))
 }
@@ -62,8 +63,8 @@ pub fn image(name: &str) -> String {
 /// The packages asked for, sorted, by set.
 pub type Roots = BTreeMap<String, Vec<String>>;
 
-/// What is asked for of each base, the rack's and those of images: of all the set `base` and one `image:<name>` for each image made of its
-/// packages, of the rack's `host` and `kernel` too.
+/// What is asked for of each base, the rack's and those of images: of all the set `base` and one `image:<name>` for
+/// each image made of its packages, of the rack's `host` and `kernel` too.
 pub fn roots(rack: &Rack) -> BTreeMap<String, Roots> {
     let mut bases = BTreeMap::from([(rack.base.value.clone(), fixed(&rack.base.value, &[HOST, KERNEL, BASE]))]);
     for (name, recipe) in rack.images.iter().filter(|(_, recipe)| recipe.from.is_none()) {

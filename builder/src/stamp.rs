@@ -1,5 +1,5 @@
-//! Whether a file is what it was, told by what its file system says of it, without reading it, as git's index does. A time of change (ctime)
-//! can't be set by anybody: it moves with whatever is done to a file or its name.
+//! Whether a file is what it was, told by what its file system says of it, without reading it, as git's index does. A
+//! time of change (ctime) can't be set by anybody: it moves with whatever is done to a file or its name.
 
 use std::{
     fs::Metadata,
@@ -41,8 +41,8 @@ impl From<Metadata> for Stamp {
 }
 
 impl Stamp {
-    /// Waits until files in `folder` that change get a later time than these changed at; false if that doesn't come. Before, a
-    /// file could change once more within one tick of the clock, and keep its stamp.
+    /// Waits until files in `folder` that change get a later time than these changed at; false if that doesn't come.
+    /// Before, a file could change once more within one tick of the clock, and keep its stamp.
     pub fn wait_until_past<'a>(stamps: impl IntoIterator<Item = &'a Self>, folder: &Path) -> io::Result<bool> {
         let Some(newest) = stamps.into_iter().map(|stamp| stamp.changed).max() else { return Ok(true) };
         let started = Instant::now();

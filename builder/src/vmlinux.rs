@@ -95,8 +95,8 @@ pub fn unpack(vmlinuz: &[u8]) -> Result<Vec<u8>, VmlinuxError> {
     Ok(vmlinux)
 }
 
-/// What boots of a kernel that somebody names: the unpacked `vmlinux`, where it is packed as we know it, else the file as it is, which unpacks
-/// itself.
+/// What boots of a kernel that somebody names: the unpacked `vmlinux`, where it is packed as we know it, else the file
+/// as it is, which unpacks itself.
 pub fn bootable(kernel: &File) -> Result<Vec<u8>, VmlinuxError> {
     let size = kernel.metadata()?.len();
     if size > MAX_VMLINUX {

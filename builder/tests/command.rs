@@ -1,5 +1,5 @@
-//! What holds for the whole command: how it speaks to programs, what it writes for shells, editors and readers of manuals, judged by
-//! those, and how one begins.
+//! What holds for the whole command: how it speaks to programs, what it writes for shells, editors and readers of
+//! manuals, judged by those, and how one begins.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -1,4 +1,5 @@
-//! `rackstick flash` on loop devices, which need root: what is on the disk afterwards is judged by other people's tools.
+//! `rackstick flash` on loop devices, which need root: what is on the disk afterwards is judged by other people's
+//! tools.
 
 #![allow(clippy::unwrap_used)]
 

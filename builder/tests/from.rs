@@ -1,5 +1,5 @@
-//! Images that are not made of packages, as other programs make them: GNU tar, umoci, skopeo and buildah write, the kernel reads the
-//! layer, and what stands in it must be what they meant.
+//! Images that are not made of packages, as other programs make them: GNU tar, umoci, skopeo and buildah write, the
+//! kernel reads the layer, and what stands in it must be what they meant.
 
 #![allow(clippy::unwrap_used)]
 
@@ -202,7 +202,8 @@ fn what_can_not_be_started_is_found_when_it_is_built() {
     assert!(error.to_string().contains("image.tar is no tar archive") && error.is_of_the_input(), "{error}");
 }
 
-/// An image of two layers, the second of which removes and replaces; with what umoci itself makes of it in `expected/rootfs`.
+/// An image of two layers, the second of which removes and replaces; with what umoci itself makes of it in
+/// `expected/rootfs`.
 const UMOCI: &str = r#"
     umoci init --layout layout; umoci new --image layout:app; umoci unpack --image layout:app bundle
     cp -a rootfs/. bundle/rootfs/; rm bundle/rootfs/dev/*; umoci repack --refresh-bundle --image layout:app bundle

@@ -86,7 +86,8 @@ fn a_damaged_lock_is_refused_with_its_place_and_only_replaced_when_asked() {
     assert_eq!(recipes.read("lab.lock"), damaged);
 }
 
-/// A rack whose one image is made from a file, locked but for that; the lock of its packages is that of a rack without images.
+/// A rack whose one image is made from a file, locked but for that; the lock of its packages is that of a rack without
+/// images.
 fn rack_from(file: &str) -> (TempDir, impl Fn(&str, &[&str]) -> (bool, String)) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_owned();

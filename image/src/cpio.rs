@@ -15,7 +15,8 @@ use crate::{
     source::{Source, SourceError},
 };
 
-/// Longest path the kernel's unpacker takes, without the NUL (`PATH_MAX` is 4096); longer ones would be skipped silently.
+/// Longest path the kernel's unpacker takes, without the NUL (`PATH_MAX` is 4096); longer ones would be skipped
+/// silently.
 const MAX_PATH: usize = 4095;
 /// Largest file: the size field has eight hexadecimal digits.
 const MAX_FILE: u64 = u32::MAX as u64;
@@ -102,7 +103,8 @@ impl<W: Write> Writer<W> {
         self.pad()
     }
 
-    /// Adds a regular file from memory whose content starts at a multiple of `align` bytes, a power of two of at most 16.
+    /// Adds a regular file from memory whose content starts at a multiple of `align` bytes, a power of two of at most
+    /// 16.
     pub fn aligned(&mut self, path: &str, mode: u32, content: &[u8], align: u64) -> Result<(), Error> {
         let Ok(size) = u32::try_from(content.len()) else {
             return Err(Error::TooLarge { path: path.into(), size: content.len() as u64 });
@@ -149,7 +151,8 @@ impl<W: Write> Writer<W> {
         Ok(self.out)
     }
 
-    /// Checks that `path` is new and well-formed, and makes its parents: the kernel drops entries without a parent silently.
+    /// Checks that `path` is new and well-formed, and makes its parents: the kernel drops entries without a parent
+    /// silently.
     fn claim(&mut self, path: &str, directory: bool) -> Result<(), Error> {
         let proper = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
         if path.len() > MAX_PATH || path == "TRAILER!!!" || !path.split('/').all(proper) {
@@ -236,7 +239,8 @@ impl Writer<Pieces> {
         self.refer(content)
     }
 
-    /// Adds the entries of a [`Writer::piece`], which has no path in common with what is here but directories, and stays where it is.
+    /// Adds the entries of a [`Writer::piece`], which has no path in common with what is here but directories, and
+    /// stays where it is.
     pub fn append(&mut self, piece: &Path) -> Result<(), Error> {
         self.refer(Source::file(piece)?)
     }

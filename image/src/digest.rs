@@ -127,8 +127,8 @@ impl<'a> Stretches<'a> {
         Self { file, at: 0, data_end: 0 }
     }
 
-    /// The next stretch before byte `end`, to which the file must reach; none if that was reached. Moves the file's offset. The bytes come in
-    /// `spare`, whatever it holds.
+    /// The next stretch before byte `end`, to which the file must reach; none if that was reached. Moves the file's
+    /// offset. The bytes come in `spare`, whatever it holds.
     pub(crate) fn next(&mut self, end: u64, mut spare: Vec<u8>) -> io::Result<Option<Stretch>> {
         if self.at >= end {
             return Ok(None);

@@ -106,8 +106,8 @@ pub struct Written {
     pub file: File,
 }
 
-/// The place of an image that will be written: `<name>.partial` beside it, locked, so that of two builds only one writes. If it is dropped, nothing is
-/// left of it.
+/// The place of an image that will be written: `<name>.partial` beside it, locked, so that of two builds only one
+/// writes. If it is dropped, nothing is left of it.
 #[derive(Debug)]
 pub struct Place {
     image: PathBuf,
@@ -130,8 +130,8 @@ impl Place {
         &self.image
     }
 
-    /// Writes the image. It is made under the other name, synced and renamed, so that what has the final name is whole. `follow`
-    /// reads it while it grows; what it returns is passed on.
+    /// Writes the image. It is made under the other name, synced and renamed, so that what has the final name is whole.
+    /// `follow` reads it while it grows; what it returns is passed on.
     pub fn write<T: Send>(
         self,
         disk: &Disk,
@@ -230,7 +230,8 @@ fn folder_of(path: &Path) -> &Path {
 struct Partial {
     path: PathBuf,
     done: bool,
-    /// The same open file as the one that is written, so that it stays locked until it has no name: who waits for it would take that name.
+    /// The same open file as the one that is written, so that it stays locked until it has no name: who waits for it
+    /// would take that name.
     _lock: File,
 }
 

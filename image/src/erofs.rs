@@ -1,9 +1,9 @@
-//! Writer of EROFS layers: 4 KiB blocks, file contents never inlined, because an inlined tail silently takes the whole file off
-//! DAX. Compression does so too; only where it is asked for, files are compressed, and small ones inlined. On-disk format: Linux, fs/erofs/erofs_fs.h and
-//! Documentation/filesystems/erofs.rst.
+//! Writer of EROFS layers: 4 KiB blocks, file contents never inlined, because an inlined tail silently takes the whole
+//! file off DAX. Compression does so too; only where it is asked for, files are compressed, and small ones inlined.
+//! On-disk format: Linux, fs/erofs/erofs_fs.h and Documentation/filesystems/erofs.rst.
 //!
-//! A [`Tree`] says what the layer holds; it is made by hand or by [`scan`] of a directory, and [`write`](write()) turns it
-//! into bytes that depend on nothing but the tree and the options. [`read`] reads them.
+//! A [`Tree`] says what the layer holds; it is made by hand or by [`scan`] of a directory, and [`write`](write()) turns
+//! it into bytes that depend on nothing but the tree and the options. [`read`] reads them.
 
 mod compress;
 mod copy;

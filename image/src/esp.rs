@@ -65,8 +65,8 @@ pub struct EspFile {
     pub content: Pieces,
 }
 
-/// Makes the file system in [`SIZE`] bytes of `disk` from byte `start` on, which must be holes or zeroes. All times in it
-/// are 1980-01-01, the earliest that FAT knows.
+/// Makes the file system in [`SIZE`] bytes of `disk` from byte `start` on, which must be holes or zeroes. All times in
+/// it are 1980-01-01, the earliest that FAT knows.
 pub fn write(disk: &File, sector: SectorSize, start: u64, volume_id: u32, files: &[EspFile]) -> Result<(), EspError> {
     if files.len() > MAX_FILES {
         return Err(EspError::TooMany(files.len()));

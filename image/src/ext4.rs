@@ -24,8 +24,8 @@ use crate::{
     source::{Source, SourceError},
 };
 
-/// Free space of a new data partition, in bytes, of which the kernel keeps 2 % to itself: the rack writes state and logs there
-/// before it has grown the partition to its disk. Sparse in the image.
+/// Free space of a new data partition, in bytes, of which the kernel keeps 2 % to itself: the rack writes state and
+/// logs there before it has grown the partition to its disk. Sparse in the image.
 pub const SLACK: u64 = 192 << 20;
 /// Blocks of the journal: 32 MiB, which stays when the file system grows to the whole disk.
 const JOURNAL_BLOCKS: u32 = 8192;
@@ -115,7 +115,8 @@ pub struct Measured {
 /// What was kept of a file when it was hashed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
-    /// A file with the hashes of its blocks ([`crate::verity::Tree::leaves`]). Used only if they are those of the digest.
+    /// A file with the hashes of its blocks ([`crate::verity::Tree::leaves`]). Used only if they are those of the
+    /// digest.
     pub leaves: PathBuf,
     /// CRC-32C of the file, which what is copied must have: the tree would not fit it else.
     pub crc: u32,
@@ -150,8 +151,9 @@ impl Data {
     }
 }
 
-/// Makes the file system in [`Data::size`] bytes of `disk` from byte `start` on, which must be holes or zeroes. First come all tables, then the
-/// files in the order of their place: `settle` is told before which byte of `disk` nothing will change any more.
+/// Makes the file system in [`Data::size`] bytes of `disk` from byte `start` on, which must be holes or zeroes. First
+/// come all tables, then the files in the order of their place: `settle` is told before which byte of `disk` nothing
+/// will change any more.
 pub fn write(disk: &File, start: u64, data: &Data, settle: &dyn Fn(u64)) -> Result<(), Ext4Error> {
     let size = data.size();
     let mut options = Options::new(size, data.uuid.0, data.epoch);

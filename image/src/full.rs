@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-/// What Linux says of a full file system and of a user's full share of one. Some errors are known by their words alone: what ran in
-/// a process of its own, or what a library says that keeps no cause.
+/// What Linux says of a full file system and of a user's full share of one. Some errors are known by their words alone:
+/// what ran in a process of its own, or what a library says that keeps no cause.
 const SAID: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
 /// Whether an error comes of a disk without space.

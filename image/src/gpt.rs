@@ -69,7 +69,8 @@ pub struct Partition {
     pub size: u64,
 }
 
-/// Writes the protective MBR and both copies of the table to a `disk` that already has its size; nothing else is touched.
+/// Writes the protective MBR and both copies of the table to a `disk` that already has its size; nothing else is
+/// touched.
 pub fn write(mut disk: &File, sector: SectorSize, disk_guid: Guid, partitions: &[Partition]) -> Result<(), GptError> {
     let size = disk.metadata()?.len();
     let block = sector.bytes();

@@ -1,4 +1,5 @@
-//! Deterministic GUIDs: derived from names by SHA-256, so that a rebuild gives the same ones. RFC 9562, version 8 (section 5.8).
+//! Deterministic GUIDs: derived from names by SHA-256, so that a rebuild gives the same ones. RFC 9562, version 8
+//! (section 5.8).
 
 use std::fmt;
 
@@ -26,7 +27,8 @@ impl fmt::Debug for Guid {
     }
 }
 
-/// The GUID that `parts`, in this order, always give. Each part is length-prefixed, so `["ab"]` and `["a", "b"]` differ.
+/// The GUID that `parts`, in this order, always give. Each part is length-prefixed, so `["ab"]` and `["a", "b"]`
+/// differ.
 pub fn derive(parts: &[&[u8]]) -> Guid {
     let mut sha = Sha256::new();
     for part in parts {

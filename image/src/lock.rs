@@ -36,8 +36,8 @@ pub struct Lock {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Base {
-    /// What each set was resolved from: set name (`base`, `image:<name>`, and of the rack's base `host` and `kernel`) to the packages
-    /// asked for, sorted. If the recipe asks for others, the lock no longer fits it.
+    /// What each set was resolved from: set name (`base`, `image:<name>`, and of the rack's base `host` and `kernel`)
+    /// to the packages asked for, sorted. If the recipe asks for others, the lock no longer fits it.
     pub roots: BTreeMap<String, Vec<String>>,
     /// What each set consists of, by package name, sorted; an image's set does not repeat `base`.
     pub sets: BTreeMap<String, Vec<String>>,
@@ -85,8 +85,9 @@ pub enum Input {
     Oci {
         /// As the image recipe names it: relative to it.
         path: String,
-        /// SHA-256 of the image's manifest, which names everything else by its hash: what registries call its digest. Of an
-        /// archive in the older format of `docker save`, which has no manifest, that of the configuration: the image's id.
+        /// SHA-256 of the image's manifest, which names everything else by its hash: what registries call its digest.
+        /// Of an archive in the older format of `docker save`, which has no manifest, that of the configuration: the
+        /// image's id.
         sha256: Sha256,
     },
     /// An OCI image in a registry.
@@ -137,8 +138,8 @@ impl Input {
         manifest.into_iter().chain(blobs)
     }
 
-    /// All files that it consists of: each by its path as the image recipe names it, and its SHA-256. Of an OCI image, whose files may
-    /// be many, the hash is that of its manifest.
+    /// All files that it consists of: each by its path as the image recipe names it, and its SHA-256. Of an OCI image,
+    /// whose files may be many, the hash is that of its manifest.
     pub fn files(&self) -> Vec<(&str, Sha256)> {
         match self {
             Self::Rootfs { .. } | Self::Oci { .. } | Self::Registry { .. } => vec![(self.path(), self.sha256())],

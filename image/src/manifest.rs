@@ -304,8 +304,8 @@ pub enum Protocol {
     Udp,
 }
 
-/// A health check, run against the guest's own address: by the agent inside the guest, or by the rack where the image is a
-/// whole disk, which has no agent.
+/// A health check, run against the guest's own address: by the agent inside the guest, or by the rack where the image
+/// is a whole disk, which has no agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "lowercase")]
 pub enum Health {

@@ -1,5 +1,6 @@
 //! The index of kernel modules: which file a module is, what it needs, and which devices it drives. Computed by
-//! the builder from the modules' own `.modinfo`, shipped as text in the initrd at [`path`], read by whoever loads modules.
+//! the builder from the modules' own `.modinfo`, shipped as text in the initrd at [`path`], read by whoever loads
+//! modules.
 //!
 //! The rules are those of modprobe(8) and modprobe.d(5): `-` and `_` are the same, aliases are fnmatch(3) patterns,
 //! soft dependencies are loaded if they are there.
@@ -58,7 +59,8 @@ enum Target {
     Module(u32),
 }
 
-/// One alias: a pattern that stands in `Index::patterns` at `start..end`, the first `literal` bytes of it without meaning.
+/// One alias: a pattern that stands in `Index::patterns` at `start..end`, the first `literal` bytes of it without
+/// meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Alias {
     start: u32,
@@ -109,8 +111,9 @@ pub fn normalise(name: &str) -> Cow<'_, str> {
 }
 
 impl Index {
-    /// Makes the index of `modules`; `builtin_modinfo` is the kernel package's `modules.builtin.modinfo`, `builtin` its `modules.builtin`.
-    /// The order of `modules` does not matter; if two have the same name the one whose path sorts first stays.
+    /// Makes the index of `modules`; `builtin_modinfo` is the kernel package's `modules.builtin.modinfo`, `builtin` its
+    /// `modules.builtin`. The order of `modules` does not matter; if two have the same name the one whose path sorts
+    /// first stays.
     pub fn new(modules: Vec<ModuleInfo>, builtin: &str, builtin_modinfo: &[u8]) -> Self {
         let mut modules = modules;
         modules.sort_by(|a, b| (&a.module.name, &a.module.path).cmp(&(&b.module.name, &b.module.path)));
@@ -143,7 +146,8 @@ impl Index {
     }
 
     fn push_alias(&mut self, pattern: &str, target: Target) {
-        // Patterns come from files of a few megabytes: their length fits 32 bits, and `text::parse` refuses longer ones.
+        // Patterns come from files of a few megabytes: their length fits 32 bits, and `text::parse` refuses longer
+        // ones.
         let start = self.patterns.len() as u32;
         self.patterns.push_str(pattern);
         let end = self.patterns.len() as u32;
@@ -204,8 +208,8 @@ impl Index {
         })
     }
 
-    /// The modules with an alias that matches `alias` (a device's modalias, `fs-erofs`, `nft-expr-counter`...), by name.
-    /// Empty where nothing drives it or what drives it is built in.
+    /// The modules with an alias that matches `alias` (a device's modalias, `fs-erofs`, `nft-expr-counter`...), by
+    /// name. Empty where nothing drives it or what drives it is built in.
     pub fn by_alias(&self, alias: &str) -> Vec<&Module> {
         let positions: BTreeSet<u32> = self
             .targets(alias)
@@ -217,7 +221,8 @@ impl Index {
         positions.into_iter().filter_map(|position| self.modules.get(position as usize)).collect()
     }
 
-    /// What `name` means, in modprobe(8)'s order: a module, else an alias of modules, else something built in (nothing to load).
+    /// What `name` means, in modprobe(8)'s order: a module, else an alias of modules, else something built in (nothing
+    /// to load).
     ///
     /// # Errors
     /// [`ResolveError::Unknown`] if it is none of the three.
@@ -235,7 +240,8 @@ impl Index {
     /// Everything to load for `names` (modules or aliases), in an order in which each comes after what it needs.
     ///
     /// # Errors
-    /// [`ResolveError`] for a name or a hard dependency that is not there; soft dependencies that are not there are left out.
+    /// [`ResolveError`] for a name or a hard dependency that is not there; soft dependencies that are not there are
+    /// left out.
     pub fn closure<S: AsRef<str>>(&self, names: &[S]) -> Result<Vec<&Module>, ResolveError> {
         self.walk(names, false)
     }

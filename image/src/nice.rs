@@ -1,4 +1,5 @@
-//! Threads that give way to others of the same program, where CPUs are few: those that do not decide when all is done. sched(7), "The nice value".
+//! Threads that give way to others of the same program, where CPUs are few: those that do not decide when all is done.
+//! sched(7), "The nice value".
 
 /// How much nicer a thread is that gives way: where it shares a CPU with another, it gets a fifth of it.
 const NICER: i32 = 6;

@@ -1,10 +1,11 @@
-//! A whole disk as one file of blocks that are not zero: what a generation carries, and what a guest's own disk is copied from. A
-//! disk's zeroes take no room in it, so that no file system on the way needs to know holes, and a small image can't unpack to a large one.
+//! A whole disk as one file of blocks that are not zero: what a generation carries, and what a guest's own disk is
+//! copied from. A disk's zeroes take no room in it, so that no file system on the way needs to know holes, and a small
+//! image can't unpack to a large one.
 //!
-//! A format of our own, in blocks of 4096 bytes: the disk's blocks that are not all zero, in their order; a table with 16 bytes for
-//! each run of them (number of its first block on the disk, count of blocks; 64 bits each, lowest byte first), filled up with zeroes
-//! to a whole block; last a block with [`MAGIC`], [`VERSION`] (32 bits and 32 zeroes), and as 64 bits each the disk's size in bytes,
-//! the number of runs and the number of blocks in them.
+//! A format of our own, in blocks of 4096 bytes: the disk's blocks that are not all zero, in their order; a table with
+//! 16 bytes for each run of them (number of its first block on the disk, count of blocks; 64 bits each, lowest byte
+//! first), filled up with zeroes to a whole block; last a block with [`MAGIC`], [`VERSION`] (32 bits and 32 zeroes),
+//! and as 64 bits each the disk's size in bytes, the number of runs and the number of blocks in them.
 
 use std::{
     fs::File,

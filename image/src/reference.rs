@@ -1,5 +1,5 @@
-//! How an image in a registry is named: `registry.example.org/team/app:1.2`. The grammar is that of the OCI Distribution
-//! Specification 1.1, "Pulling manifests", with the registry's host before it, as all tools write it.
+//! How an image in a registry is named: `registry.example.org/team/app:1.2`. The grammar is that of the OCI
+//! Distribution Specification 1.1, "Pulling manifests", with the registry's host before it, as all tools write it.
 
 use std::{fmt, str::FromStr};
 

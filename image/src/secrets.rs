@@ -1,10 +1,10 @@
-//! Secrets on their way to a rack. Every ESP has a *slot* for them, a file of fixed size that the builder makes empty. Who flashes
-//! or runs an image overwrites its bytes where they lie, so that no file system changes; the rack takes the values from there to its
-//! data partition, and empties it.
+//! Secrets on their way to a rack. Every ESP has a *slot* for them, a file of fixed size that the builder makes empty.
+//! Who flashes or runs an image overwrites its bytes where they lie, so that no file system changes; the rack takes the
+//! values from there to its data partition, and empties it.
 //!
-//! A filled slot is a head ([`MAGIC`], the length of what follows as 8 bytes, lowest first, and the SHA-256 of that) padded to
-//! [`HEAD_SIZE`], then a newc archive with the values as files `<guest>/<name>`, then zeroes. Whoever empties a slot does so from
-//! behind, the head last: one whose head is zero holds nothing.
+//! A filled slot is a head ([`MAGIC`], the length of what follows as 8 bytes, lowest first, and the SHA-256 of that)
+//! padded to [`HEAD_SIZE`], then a newc archive with the values as files `<guest>/<name>`, then zeroes. Whoever empties
+//! a slot does so from behind, the head last: one whose head is zero holds nothing.
 
 use std::{
     collections::BTreeMap,
@@ -119,7 +119,8 @@ pub fn is_empty(head: &[u8]) -> bool {
     head.iter().all(|&byte| byte == 0)
 }
 
-/// The values in a slot, none if it is empty. Anybody may have written it: names are checked, so that they can be names of files.
+/// The values in a slot, none if it is empty. Anybody may have written it: names are checked, so that they can be names
+/// of files.
 ///
 /// # Errors
 /// [`ReadError`].

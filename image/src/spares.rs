@@ -1,6 +1,6 @@
-//! The host's *spare files*: modules and firmware, which are needed only at the moment when a driver is loaded. The rack
-//! takes them out of memory once its devices have drivers, and reads one back from its UKI when a new device wants it.
-//! This list, in the initrd at [`PATH`], says what each must be. As text, one line a file, sorted by path:
+//! The host's *spare files*: modules and firmware, which are needed only at the moment when a driver is loaded. The
+//! rack takes them out of memory once its devices have drivers, and reads one back from its UKI when a new device wants
+//! it. This list, in the initrd at [`PATH`], says what each must be. As text, one line a file, sorted by path:
 //! ```text
 //! 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0bdeb5f15a0b4a1f0a2b0c /lib/modules/6.12.57/kernel/fs/fat/fat.ko.xz
 //! ```

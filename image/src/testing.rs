@@ -62,8 +62,8 @@ pub(crate) fn assert_huge(path: &Path, size: u64) {
     assert_eq!(last, [0; 20]);
 }
 
-/// Damages of a file, one after the other and each undone before the next: a bit is flipped, or a byte becomes 0 or 255. The
-/// same places give the same damages.
+/// Damages of a file, one after the other and each undone before the next: a bit is flipped, or a byte becomes 0 or
+/// 255. The same places give the same damages.
 pub(crate) struct Flips<'a, P> {
     file: &'a File,
     places: P,

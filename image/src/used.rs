@@ -1,6 +1,6 @@
 //! Which bytes of a disk image must lie on a disk: all but those that its file systems call free. What was on the disk
-//! before may stay there: no file system reads a free block before it has written it. Holes of the image's file are something
-//! else: zeroes of a layer, an empty journal or an allocation table are read, and must be written.
+//! before may stay there: no file system reads a free block before it has written it. Holes of the image's file are
+//! something else: zeroes of a layer, an empty journal or an allocation table are read, and must be written.
 
 mod ext4;
 mod fat;
@@ -64,8 +64,8 @@ pub fn of(image: &File) -> Result<Used, UsedError> {
             Some(free) => free,
             None => ext4::free(image, &partition)?.unwrap_or_default(),
         };
-        // What other formats write at a partition's begin or end is taken for its content if it stays there: labels of ZFS and
-        // of RAID stand at the end.
+        // What other formats write at a partition's begin or end is taken for its content if it stays there: labels of
+        // ZFS and of RAID stand at the end.
         let (from, to) = (partition.start.saturating_add(ALIGNMENT), partition.end.saturating_sub(ALIGNMENT));
         free.extend(within.into_iter().filter_map(|range| {
             let start = range.start.max(from).checked_next_multiple_of(UNIT)?;

@@ -55,8 +55,8 @@ impl Tree {
         self.blocks[start..].get(..count as usize * HASH_SIZE).unwrap_or_default()
     }
 
-    /// The tree of a file of `size` bytes whose blocks have these hashes; none if that is another number of blocks. That it is the file's,
-    /// its digest tells.
+    /// The tree of a file of `size` bytes whose blocks have these hashes; none if that is another number of blocks.
+    /// That it is the file's, its digest tells.
     pub fn of_leaves(size: u64, leaves: &[u8]) -> Option<Self> {
         let count = size.div_ceil(BLOCK_SIZE as u64);
         if count < 2 || leaves.len() as u64 != count.checked_mul(HASH_SIZE as u64)? {
@@ -68,8 +68,8 @@ impl Tree {
     }
 }
 
-/// The digest of bytes that arrive in pieces; holds one tree block per level, so memory grows with the logarithm of the size,
-/// unless the tree is kept, which is 1/127 of it.
+/// The digest of bytes that arrive in pieces; holds one tree block per level, so memory grows with the logarithm of the
+/// size, unless the tree is kept, which is 1/127 of it.
 #[derive(Debug, Default)]
 pub struct Hasher {
     size: u64,

@@ -1,6 +1,6 @@
-//! A part of a disk image that is read as if it stood alone: a partition, a file in the partition's file system, a section of
-//! that file. It is a list of places on the disk, so nothing of it is in memory. Readers of formats report what they find by
-//! [`ReadError`].
+//! A part of a disk image that is read as if it stood alone: a partition, a file in the partition's file system, a
+//! section of that file. It is a list of places on the disk, so nothing of it is in memory. Readers of formats report
+//! what they find by [`ReadError`].
 
 use std::{
     fs::File,
@@ -8,8 +8,8 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-/// Most places that one view is put together from: a file system of crumbs would fill the memory. A file of 8 TiB in ext4's
-/// largest extents has as many.
+/// Most places that one view is put together from: a file system of crumbs would fill the memory. A file of 8 TiB in
+/// ext4's largest extents has as many.
 pub const MAX_PIECES: usize = 1 << 16;
 
 /// Why a format can't be read on.

@@ -1,5 +1,5 @@
-//! A guest's volume as it is before its first use: an empty ext4 with a journal. Only ever written here; what a guest has
-//! made of it is read by that guest's own kernel and by nobody else.
+//! A guest's volume as it is before its first use: an empty ext4 with a journal. Only ever written here; what a guest
+//! has made of it is read by that guest's own kernel and by nobody else.
 
 use std::{cell::RefCell, fs::File};
 
@@ -14,16 +14,16 @@ pub const SIZE_MAX_MIB: u32 = 8 << 20;
 /// Longest name of a volume: the serial number by which a guest finds it (`VIRTIO_BLK_ID_BYTES` of virtio 1.2, 5.2.6).
 pub const NAME_MAX: usize = 20;
 
-/// A fresh file system is at most so big; the guest grows it to its volume. Making it takes the same moment for any volume,
-/// and growing is tried by every first start of a big one.
+/// A fresh file system is at most so big; the guest grows it to its volume. Making it takes the same moment for any
+/// volume, and growing is tried by every first start of a big one.
 const FRESH_MAX: u64 = 1 << 30;
 /// One inode for so many bytes, as mke2fs has it: volumes hold mail and web pages as well as databases.
 const BYTES_PER_INODE: u64 = 16 << 10;
 /// Blocks of the journal by the size of the volume, as mke2fs has it up to 64 MiB.
 const JOURNALS: [(u64, u32); 4] = [(128 << 20, 1024), (1 << 30, 4096), (2 << 30, 8192), (u64::MAX, 16384)];
 
-/// Writes a fresh file system for a volume of `size` bytes into `file`, which must be empty or a hole, and gives it that size.
-/// `epoch`: the time of its making, in seconds since 1970.
+/// Writes a fresh file system for a volume of `size` bytes into `file`, which must be empty or a hole, and gives it
+/// that size. `epoch`: the time of its making, in seconds since 1970.
 ///
 /// # Errors
 /// [`Ext4Error`]: also where `size` is not one that [`SIZE_MIN_MIB`] and [`SIZE_MAX_MIB`] allow.

@@ -1,5 +1,5 @@
-//! How long builds take: all of a rack, and what is left to do after a change. Beside them mkosi, where it is installed,
-//! which builds one bootable image with the same web server.
+//! How long builds take: all of a rack, and what is left to do after a change. Beside them mkosi, where it is
+//! installed, which builds one bootable image with the same web server.
 
 #![allow(clippy::expect_used)]
 

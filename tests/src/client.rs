@@ -90,7 +90,8 @@ pub fn send_mail(server: SocketAddr, to: &str, subject: &str, body: &str) -> Res
     if said.success { Ok(()) } else { Err(said.stdout.lines().chain(said.stderr.lines()).filter(refused).collect()) }
 }
 
-/// What an IMAP server answers to a command on the user's inbox; an error says what curl said. Its certificate is its own.
+/// What an IMAP server answers to a command on the user's inbox; an error says what curl said. Its certificate is its
+/// own.
 pub fn imap(server: SocketAddr, user: &str, password: &str, command: &str) -> Result<String, String> {
     let mut curl = Command::new("curl");
     curl.args(["--silent", "--show-error", "--max-time", "60", "--insecure", "--user", &format!("{user}:{password}")]);

@@ -1,5 +1,5 @@
-//! What a program takes of memory together with all that it starts: the sum of their proportional shares (PSS in smaps_rollup,
-//! proc(5)), so that what several map counts once. The kernel's page cache is not in it.
+//! What a program takes of memory together with all that it starts: the sum of their proportional shares (PSS in
+//! smaps_rollup, proc(5)), so that what several map counts once. The kernel's page cache is not in it.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,5 @@
-//! What a rack's screen shows, judged without a font: a text is there where cells are alike and differ as its letters do.
+//! What a rack's screen shows, judged without a font: a text is there where cells are alike and differ as its letters
+//! do.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -54,7 +54,8 @@ pub fn rackstick() -> Command {
         let target = place::rig();
         let target = target.parent().expect("rig/ lies in target/");
         let mut build = Command::new(place::clone().join("ci/build"));
-        // What cargo tells this test of its own package, build scripts would take for news of theirs, and compile again.
+        // What cargo tells this test of its own package, build scripts would take for news of theirs, and compile
+        // again.
         for (name, _) in env::vars_os() {
             let own = [&b"CARGO_PKG_"[..], b"CARGO_MANIFEST_"];
             if own.iter().any(|own| name.as_encoded_bytes().starts_with(own)) {

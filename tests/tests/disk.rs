@@ -42,9 +42,9 @@ from    = { disk = "server/server.qcow2", kernel = "server/vmlinuz", initrd = "s
 cmdline = ["root=/dev/vda1"]
 "#;
 
-/// Makes a disk as a stranger would: a partition with a system of one program, which asks DHCP for its address, counts its starts,
-/// serves a page that says so, and listens to the power button; its kernel is Debian's, with an initrd for that. Debian packages
-/// are in the folder `$1`.
+/// Makes a disk as a stranger would: a partition with a system of one program, which asks DHCP for its address, counts
+/// its starts, serves a page that says so, and listens to the power button; its kernel is Debian's, with an initrd for
+/// that. Debian packages are in the folder `$1`.
 const MAKE: &str = r##"
 set -euo pipefail
 dpkg-deb --fsys-tarfile "$(find "$1" -name 'linux-image-6*-cloud-*.deb')" | tar -x
@@ -232,7 +232,8 @@ fn a_whole_disk_boots_answers_keeps_what_it_writes_and_is_shut_down_by_its_power
     rack.power_off();
     assert_eq!(rack.console().matches("server: stopped (it switched itself off)").count(), 3, "each stop was clean");
 
-    // What is on the rack's disk: holes have stayed holes, nothing is left of the copy, and the guest's file system is whole.
+    // What is on the rack's disk: holes have stayed holes, nothing is left of the copy, and the guest's file system is
+    // whole.
     let said = Partition::of(&image.path, DATA).within(
         "ro",
         "ls -A volumes/server; stat -c '%s %b' volumes/server/disk.raw; e2fsck -fn volumes/server/disk.raw?offset=1048576 2>&1",

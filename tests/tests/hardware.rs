@@ -156,8 +156,8 @@ fn throttle(rack: &mut Rack, bytes: u64) {
     rack.qmp().execute("block_set_io_throttle", limits);
 }
 
-/// A disk that the firmware could read and that then answers nothing: the kernel's drivers wait for it for minutes, and so does
-/// every driver that is loaded after them.
+/// A disk that the firmware could read and that then answers nothing: the kernel's drivers wait for it for minutes, and
+/// so does every driver that is loaded after them.
 #[test]
 fn a_disk_that_never_answers_is_reported_and_keeps_the_rack_from_neither_its_data_nor_its_network() {
     let drive = "if=none,id=dead,driver=null-co,size=1G,read-zeroes=on";

@@ -1,5 +1,6 @@
-//! Ring 3: what guests are made of: a container image, root file systems that are as small as they can be, packages from
-//! somebody else's repository and from another suite of Debian's, and a release of Debian that the rack is not made of. Needs the network: the base is Debian's, from this machine's mirrors.
+//! Ring 3: what guests are made of: a container image, root file systems that are as small as they can be, packages
+//! from somebody else's repository and from another suite of Debian's, and a release of Debian that the rack is not
+//! made of. Needs the network: the base is Debian's, from this machine's mirrors.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -39,7 +40,8 @@ image   = "images/ends.toml"
 memory  = "96 MiB"
 "#;
 
-/// Its layers are compressed. Says who and where it is, counts its starts on its volume, leaves an orphan behind, and ends when it is asked to.
+/// Its layers are compressed. Says who and where it is, counts its starts on its volume, leaves an orphan behind, and
+/// ends when it is asked to.
 const KEEPER: &str = r#"
 from    = { rootfs = "tiny.tar.gz" }
 command = ["sh", "/bin/keeper"]
@@ -99,8 +101,8 @@ packages = ["wireguard-tools"]
 
 const PACKAGES: &str = "packages = [\"example-agent\", \"wireguard-tools\"]\nservices = [\"example-agent.socket\"]\n";
 
-/// A guest of an older release, which tells by HTTP which one it is, what it has of that, whether it finds the rack's modules, and that
-/// nothing in it failed.
+/// A guest of an older release, which tells by HTTP which one it is, what it has of that, whether it finds the rack's
+/// modules, and that nothing in it failed.
 const OLD: &str = r#"
 base     = "debian:bookworm"
 packages = ["busybox"]
@@ -141,7 +143,8 @@ StandardInput=socket
 """
 "#;
 
-/// Makes a repository of one package and signs it. The package's service tells by HTTP what the guest's dpkg and its programs say.
+/// Makes a repository of one package and signs it. The package's service tells by HTTP what the guest's dpkg and its
+/// programs say.
 const REPOSITORY: &str = r#"set -euo pipefail; export GNUPGHOME=$PWD/gnupg; mkdir -m 700 gnupg
     mkdir -p tree/DEBIAN tree/usr/bin tree/usr/lib/systemd/system repository
     cat > tree/DEBIAN/control <<'END'
@@ -308,7 +311,8 @@ fn a_container_a_tarball_packages_from_elsewhere_and_another_release_run_as_gues
         assert!(said.contains(line), "`{line}` is not in:\n{said}");
     }
 
-    // The packages: those that the lock names, by dpkg's word and by the program's own; trixie's program says v1.0.20210914.
+    // The packages: those that the lock names, by dpkg's word and by the program's own; trixie's program says
+    // v1.0.20210914.
     let example = version(lock.own(), "example-agent", "example");
     let wireguard = version(lock.own(), "wireguard-tools", "backports");
     assert!(wireguard.contains("~bpo13"), "{wireguard}");

@@ -1,4 +1,5 @@
-//! Ring 3: what `rackstick inspect`, `verify` and `diff` say of images that were really built, judged by other people's tools.
+//! Ring 3: what `rackstick inspect`, `verify` and `diff` say of images that were really built, judged by other people's
+//! tools.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,7 +18,8 @@ fn ask(command: &str, images: &[&Path]) -> Said {
     tool::run(tool::rackstick().arg(command).args(images))
 }
 
-/// `name version` of all packages in the highest database of some layers, as dpkg-query finds them in what fsck.erofs unpacks.
+/// `name version` of all packages in the highest database of some layers, as dpkg-query finds them in what fsck.erofs
+/// unpacks.
 fn packages(data: &Partition, layers: &[Blob]) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     let unpacked = layers.iter().rev().map(|layer| {

@@ -1,5 +1,5 @@
-//! Ring 3: images in a registry, asked for from Debian's docker-registry on this machine. That the same image boots is shown by
-//! `inputs.rs`.
+//! Ring 3: images in a registry, asked for from Debian's docker-registry on this machine. That the same image boots is
+//! shown by `inputs.rs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

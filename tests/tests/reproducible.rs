@@ -1,6 +1,6 @@
-//! Ring 3: the same recipe and lock give the same bytes in whatever surroundings. Every build has an empty store, so each layer is
-//! made anew; only packages come from a vendored folder. The machine's clock is as it is: the command is static, so no library can give
-//! it another. What programs see of it in a layer, `--twice` changes.
+//! Ring 3: the same recipe and lock give the same bytes in whatever surroundings. Every build has an empty store, so
+//! each layer is made anew; only packages come from a vendored folder. The machine's clock is as it is: the command is
+//! static, so no library can give it another. What programs see of it in a layer, `--twice` changes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -35,8 +35,8 @@ enum On {
 use On::{Disk, Memory, Small};
 use Who::{Ordinary, Root};
 
-/// Time zone, language, umask, CPUs, threads, the folder's name, when the recipes' files were last changed, who, on what, and whether
-/// layers are made a second time, when their programs see another time of day and other process ids.
+/// Time zone, language, umask, CPUs, threads, the folder's name, when the recipes' files were last changed, who, on
+/// what, and whether layers are made a second time, when their programs see another time of day and other process ids.
 type Surroundings =
     (&'static str, &'static str, &'static str, &'static str, &'static str, &'static str, &'static str, Who, On, bool);
 
@@ -65,8 +65,8 @@ const ALL: [Surroundings; 20] = [
     ("Etc/GMT+12", "zh_CN.GB18030", "077", "0,1", "2", "u", "2049-12-31", Ordinary, Memory, false),
 ];
 
-/// Its mount namespace is the build's own. `/mnt` becomes the place of all that it reads and writes, which the user can reach wherever
-/// the target folder lies.
+/// Its mount namespace is the build's own. `/mnt` becomes the place of all that it reads and writes, which the user can
+/// reach wherever the target folder lies.
 const BUILD: &str = r#"
 set -e
 case $ON in

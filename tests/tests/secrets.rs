@@ -55,8 +55,8 @@ forward = ["lan:8026/tcp -> 8000"]
 health  = { http = "http://:8000/" }
 "#;
 
-/// Proves what it was given, as an ordinary user: one secret in the place that it names, the other as a credential of systemd.
-/// Of the lock of the matrix, by the image's name and its package.
+/// Proves what it was given, as an ordinary user: one secret in the place that it names, the other as a credential of
+/// systemd. Of the lock of the matrix, by the image's name and its package.
 const IMAGE: &str = r#"
 packages = ["busybox"]
 services = ["page"]
@@ -270,7 +270,8 @@ fn a_secret_reaches_its_guest_and_stays_on_the_data_partition_and_is_nowhere_els
     let modes = data.within("ro", "stat -c '%U %a' state/secrets state/secrets/mail state/secrets/mail/*");
     assert_eq!(modes, "root 700\nroot 700\nroot 600\nroot 600\n");
 
-    // A new value, and those of the other guest, for a disk that a rack has used; what was not given again is still there.
+    // A new value, and those of the other guest, for a disk that a rack has used; what was not given again is still
+    // there.
     let more = [("mail/password", NEW_PASSWORD), ("backup/dkim", DKIM), ("backup/password", NEW_PASSWORD)];
     tool::output(tool::rackstick().arg("secrets").arg(values(&folder, "more", &more)).arg(&image.path));
     let mut rack = Rack::start("secrets-renewed", &image, Options { persist: true, ..Options::default() });

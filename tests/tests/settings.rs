@@ -37,15 +37,16 @@ impl Layers {
         self.mounted("exec chroot /mnt/all sh -ec \"$0\"", script)
     }
 
-    /// Lets the image's own `fsck.erofs` unpack a layer, and compares what comes of that with what this machine's kernel reads of it.
+    /// Lets the image's own `fsck.erofs` unpack a layer, and compares what comes of that with what this machine's
+    /// kernel reads of it.
     fn compare_readers(&self, name: &str) {
         let script = "mount --bind . /mnt/all/media; chroot /mnt/all fsck.erofs --extract=/media/unpacked /media/$0; \
                       diff -r --no-dereference unpacked /mnt/$0; rm -r unpacked";
         self.mounted(script, name);
     }
 
-    /// What a script prints that runs, as root and given `argument` as `$0`, beside the layers: each is in `/mnt`, and what a guest sees
-    /// of them in `/mnt/all`.
+    /// What a script prints that runs, as root and given `argument` as `$0`, beside the layers: each is in `/mnt`, and
+    /// what a guest sees of them in `/mnt/all`.
     fn mounted(&self, script: &str, argument: &str) -> String {
         let mounts: Vec<String> =
             self.names.iter().map(|name| format!("mkdir /mnt/{name}; mount -o loop,ro {name} /mnt/{name};")).collect();

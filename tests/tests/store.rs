@@ -1,5 +1,5 @@
-//! Ring 3: builds that are killed, builds at the same time, a store that is tidied up, packages that archives dropped: the image
-//! stays the same.
+//! Ring 3: builds that are killed, builds at the same time, a store that is tidied up, packages that archives dropped:
+//! the image stays the same.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -53,7 +53,8 @@ const SECURITY: Pinned = Pinned {
 
 /// Most characters of the name in a key that messages repeat.
 const MAX_OWNER: usize = 100;
-/// Largest file of keys in bytes: all of Debian's have 60 KB together. Stops a file named by mistake from filling memory.
+/// Largest file of keys in bytes: all of Debian's have 60 KB together. Stops a file named by mistake from filling
+/// memory.
 const MAX_KEYS: u64 = 1 << 20;
 
 /// What is wrong with a key or a signature.
@@ -132,8 +133,8 @@ impl Keyring {
         pinned.iter().map(|p| Certificate::read(p.owner, p.fingerprint, p.armored)).collect::<Result<_, _>>().map(Self)
     }
 
-    /// The certificates in a file, armored or binary, as archives publish them. It needs no pin of its own: whoever names it
-    /// keeps it in git, and the lock has its fingerprints.
+    /// The certificates in a file, armored or binary, as archives publish them. It needs no pin of its own: whoever
+    /// names it keeps it in git, and the lock has its fingerprints.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
         let mut bytes = Vec::new();
         let read = File::open(path).and_then(|file| file.take(MAX_KEYS + 1).read_to_end(&mut bytes));

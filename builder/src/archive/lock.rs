@@ -279,8 +279,8 @@ fn not_older(
     Ok(())
 }
 
-/// Resolves all sets of a base; everything wrong is reported at once, each with its set. Nothing but unpacked packages may come from
-/// `firmware`: what an image installs depends only on Debian's main component.
+/// Resolves all sets of a base; everything wrong is reported at once, each with its set. Nothing but unpacked packages
+/// may come from `firmware`: what an image installs depends only on Debian's main component.
 pub(super) fn resolve_sets<'c, 'a>(
     catalogue: &'c Catalogue<'a>,
     firmware: &'c Catalogue<'a>,

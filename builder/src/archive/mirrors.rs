@@ -1,6 +1,6 @@
 //! Where archives are fetched from. Nothing is built in: mirrors are given by `--mirror`, else they are those that the
-//! machine's own apt uses (sources.list(5): one-line and deb822 style). A folder that `rackstick vendor` filled is one too.
-//! Others' archives are where the recipe says, unless `--mirror` says otherwise.
+//! machine's own apt uses (sources.list(5): one-line and deb822 style). A folder that `rackstick vendor` filled is one
+//! too. Others' archives are where the recipe says, unless `--mirror` says otherwise.
 
 use std::{
     collections::BTreeMap,
@@ -75,8 +75,8 @@ pub struct Mirrors(BTreeMap<String, Vec<String>>);
 
 impl Mirrors {
     /// The mirrors given on the command line, or else those of the machine's apt. That there are none is an error only
-    /// when one is needed: what is in the store can be used without. `NAME=URL` is where a repository is found, in place of its
-    /// own URL.
+    /// when one is needed: what is in the store can be used without. `NAME=URL` is where a repository is found, in
+    /// place of its own URL.
     pub fn choose(given: &[String], repositories: &Repositories) -> Result<Self, MirrorError> {
         let (named, others): (Vec<_>, Vec<_>) = given.iter().partition(|mirror| of_repository(mirror).is_some());
         let others: Vec<String> = others.into_iter().cloned().collect();
@@ -85,8 +85,8 @@ impl Mirrors {
         Ok(new)
     }
 
-    /// A repository's packages may be in a folder that `rackstick vendor` filled; else they are where `named` says, or at the
-    /// repository's own URL, or, of Debian's own archive, where that is.
+    /// A repository's packages may be in a folder that `rackstick vendor` filled; else they are where `named` says, or
+    /// at the repository's own URL, or, of Debian's own archive, where that is.
     fn add_repositories(
         &mut self,
         repositories: &Repositories,
@@ -119,7 +119,8 @@ impl Mirrors {
     }
 
     /// Mirrors by URL, each the root of an archive, or by folder, each with archives in it. If no URL is of
-    /// `debian-security`, it is expected beside `debian`: under the same URL with `debian-security` in place of `debian`.
+    /// `debian-security`, it is expected beside `debian`: under the same URL with `debian-security` in place of
+    /// `debian`.
     pub fn given(mirrors: &[String]) -> Result<Self, MirrorError> {
         let mut new = Self(BTreeMap::new());
         let urls: Vec<_> = mirrors.iter().map(|mirror| archive_of(mirror)).collect();

@@ -47,8 +47,8 @@ pub fn places(base: &Base, store: &Store) -> BTreeMap<String, PathBuf> {
     base.packages.iter().map(|(name, package)| (name.clone(), store.unpacked(package.sha256))).collect()
 }
 
-/// Sees to it that all packages of a lock are in the store, unaltered. Needs no network, and no mirror, if they are there
-/// already.
+/// Sees to it that all packages of a lock are in the store, unaltered. Needs no network, and no mirror, if they are
+/// there already.
 pub fn obtain(lock: &Lock, mirrors: &Mirrors, store: &Store, progress: &Progress) -> Result<(), ObtainError> {
     let client = Client::new();
     match store.obtain(&client, &wants(lock), mirrors, progress) {

@@ -54,8 +54,8 @@ pub struct PackageIndex {
     pub text: String,
 }
 
-/// Where a package counts among others of its name, least first. Of the same rank the newest version counts. These are apt's
-/// priorities 100, 500 and 990 (apt_preferences(5)).
+/// Where a package counts among others of its name, least first. Of the same rank the newest version counts. These are
+/// apt's priorities 100, 500 and 990 (apt_preferences(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
     /// Of a repository beside the base: only if the base has none.
@@ -119,8 +119,8 @@ impl<'a> Catalogue<'a> {
         Self::holding(indexes, &Held::new())
     }
 
-    /// Reads all indexes, but of the packages that are held only the version in which they are: if no index has that, the
-    /// catalogue does not know the package.
+    /// Reads all indexes, but of the packages that are held only the version in which they are: if no index has that,
+    /// the catalogue does not know the package.
     pub fn holding(indexes: &'a [PackageIndex], held: &Held) -> Result<Self, PackagesError> {
         let mut packages: Vec<Package<'a>> = Vec::new();
         let mut names: HashMap<&'a str, Id> = HashMap::new();

@@ -1,5 +1,5 @@
-//! The repositories that a recipe names beside its bases: their keys are read, and what the lock says of them is compared with the
-//! recipe.
+//! The repositories that a recipe names beside its bases: their keys are read, and what the lock says of them is
+//! compared with the recipe.
 
 use std::collections::{BTreeMap, BTreeSet};
 

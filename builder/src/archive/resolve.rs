@@ -134,8 +134,8 @@ pub fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Vec<&'n 
     alike.into_iter().take(NEAREST).map(|(_, name)| name).collect()
 }
 
-/// The package to unpack for a name: a kernel's metapackage, which depends on nothing but one kernel of its own version,
-/// stands for that kernel.
+/// The package to unpack for a name: a kernel's metapackage, which depends on nothing but one kernel of its own
+/// version, stands for that kernel.
 pub fn find_unpacked(catalogue: &Catalogue, name: &str) -> Result<Id, ResolveError> {
     let id = find(catalogue, name)?;
     let package = catalogue.get(id);
@@ -327,7 +327,8 @@ impl<'r, 'c, 'a> Attempt<'r, 'c, 'a> {
     }
 
     /// Who could satisfy a group, preferred first: for each atom the package of that name, then its providers by
-    /// priority and name, as apt orders them. Packages that only a repository beside the base has come behind all of the base's.
+    /// priority and name, as apt orders them. Packages that only a repository beside the base has come behind all of
+    /// the base's.
     fn candidates(&self, group: &Group) -> Result<Vec<Id>, PackagesError> {
         let mut found = Vec::new();
         for atom in &group.atoms {

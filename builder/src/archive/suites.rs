@@ -1,5 +1,5 @@
-//! The suites that a base is made from and the repositories beside it: their signed indexes are fetched and checked, then their
-//! package indexes.
+//! The suites that a base is made from and the repositories beside it: their signed indexes are fetched and checked,
+//! then their package indexes.
 
 use std::{
     collections::BTreeSet,
@@ -38,7 +38,8 @@ const MAIN: &str = "main";
 /// The component of what devices and processors need that is not free: their firmware and microcode. Only the host asks
 /// for it.
 const FIRMWARE: &str = "non-free-firmware";
-/// How an index is packed, preferred first, as its name ends. Debian has the first of all; others only the second or the last.
+/// How an index is packed, preferred first, as its name ends. Debian has the first of all; others only the second or
+/// the last.
 const PACKINGS: [&str; 3] = [".xz", ".gz", ""];
 /// Trixie's own has 140 KB; more is a server that sends without end.
 const MAX_RELEASE: u64 = 8 << 20;
@@ -209,7 +210,8 @@ impl Suite<'_> {
         }
     }
 
-    /// The folder of its signed index below the archive's root, with a slash at its end, or nothing for the root itself.
+    /// The folder of its signed index below the archive's root, with a slash at its end, or nothing for the root
+    /// itself.
     fn folder(&self) -> String {
         match self.name.strip_suffix('/') {
             None => format!("dists/{}/", self.name),
@@ -325,7 +327,8 @@ impl Source<'_> {
     }
 }
 
-/// Unpacks an index whose hash was checked. Its signed index says how large it becomes, or else it may not become too large.
+/// Unpacks an index whose hash was checked. Its signed index says how large it becomes, or else it may not become too
+/// large.
 fn unpack(packed: Vec<u8>, packing: &str, size: Option<u64>) -> Result<String, String> {
     let most = size.unwrap_or(MAX_PACKAGES);
     if most > MAX_PACKAGES {

@@ -1,6 +1,6 @@
-//! Updating some packages of a lock: all others stay as they are. A package that stays is known from the archive's indexes, or, if
-//! these have other versions of it by now, from its .deb. One that can't stay, because what is updated needs another version of
-//! it, is updated too.
+//! Updating some packages of a lock: all others stay as they are. A package that stays is known from the archive's
+//! indexes, or, if these have other versions of it by now, from its .deb. One that can't stay, because what is updated
+//! needs another version of it, is updated too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -101,7 +101,8 @@ pub struct Also {
     pub why: String,
 }
 
-/// Updates the packages named in each base that has them, and what they need; all others keep the versions of `previous`.
+/// Updates the packages named in each base that has them, and what they need; all others keep the versions of
+/// `previous`.
 pub fn update(
     rack: &Rack,
     previous: &Lock,
@@ -210,8 +211,8 @@ impl Holding {
         Ok((read(&suites.packages)?, read(&suites.firmware)?))
     }
 
-    /// Resolves a base with what is held, and releases what can't stay as it is. `fetch` tells of what is held and no longer in
-    /// the archive's indexes.
+    /// Resolves a base with what is held, and releases what can't stay as it is. `fetch` tells of what is held and no
+    /// longer in the archive's indexes.
     fn resolve(
         mut self,
         mut suites: Suites,

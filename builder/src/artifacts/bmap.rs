@@ -1,5 +1,6 @@
-//! `<image>.bmap`: which blocks of the image must be written, with their hashes, for bmap-tools (format 2.0, which stands in each such
-//! file's own comment). Not the holes of the image's file, but all that its file systems use: see `rackstick_image::used`.
+//! `<image>.bmap`: which blocks of the image must be written, with their hashes, for bmap-tools (format 2.0, which
+//! stands in each such file's own comment). Not the holes of the image's file, but all that its file systems use: see
+//! `rackstick_image::used`.
 
 use std::{fmt::Write, fs::File, io, ops::Range, os::unix::fs::FileExt};
 

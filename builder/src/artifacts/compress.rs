@@ -1,4 +1,5 @@
-//! `<image>.img.zst`: the image as one zstd frame (RFC 8878), to be sent somewhere. How many threads make it changes no byte.
+//! `<image>.img.zst`: the image as one zstd frame (RFC 8878), to be sent somewhere. How many threads make it changes no
+//! byte.
 
 use std::{fs::File, io, path::Path};
 
@@ -7,8 +8,9 @@ use super::{ArtifactError, Stamp, beside, finish};
 /// zstd's own default: half of the lab's size in a second. Level 9 takes five times as long for 6 % less.
 const LEVEL: i32 = 3;
 
-/// How far back repetitions are looked for, as a power of two: 128 MiB, the most that every zstd unpacks without being asked to. Images of
-/// guests have libraries in common, of which each layer has its own copy: of the five-guest lab this takes an eighth.
+/// How far back repetitions are looked for, as a power of two: 128 MiB, the most that every zstd unpacks without being
+/// asked to. Images of guests have libraries in common, of which each layer has its own copy: of the five-guest lab
+/// this takes an eighth.
 const WINDOW_LOG: u32 = 27;
 
 /// Compresses the image by this many threads.

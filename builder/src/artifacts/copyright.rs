@@ -1,5 +1,5 @@
-//! The copyright file of each package (Debian Policy, section 12.5), out of its .deb. What was found is kept in the store, by the .deb's hash:
-//! finding it means unpacking all of it.
+//! The copyright file of each package (Debian Policy, section 12.5), out of its .deb. What was found is kept in the
+//! store, by the .deb's hash: finding it means unpacking all of it.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,8 @@ use crate::{package, parallel, store::Store};
 
 /// Folder in the store; another format gets another number.
 const FOLDER: &str = "store/copyright-2";
-/// Packages whose file is another's, of which the file is another's, and so on: at most so many. Stops two that name each other.
+/// Packages whose file is another's, of which the file is another's, and so on: at most so many. Stops two that name
+/// each other.
 const MOST_LINKS: usize = 8;
 
 /// What a package holds.

@@ -1,5 +1,5 @@
-//! `<image>.provenance.json`: what the image was made of, and by what: an in-toto statement (v1) with a SLSA provenance (v1). Nothing in it
-//! tells when, where or by whom: the same recipe and lock give the same statement.
+//! `<image>.provenance.json`: what the image was made of, and by what: an in-toto statement (v1) with a SLSA provenance
+//! (v1). Nothing in it tells when, where or by whom: the same recipe and lock give the same statement.
 
 use std::{
     fs,

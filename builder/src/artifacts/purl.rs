@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use rackstick_image::lock::{Lock, Package};
 
-/// `pkg:deb/debian/libstdc%2B%2B6@14.2.0-19?arch=amd64&distro=trixie`. Whose package it is stands before the name: of somebody else's
-/// archive that is the repository's name, and its URL is told too. `base` is that of the package.
+/// `pkg:deb/debian/libstdc%2B%2B6@14.2.0-19?arch=amd64&distro=trixie`. Whose package it is stands before the name: of
+/// somebody else's archive that is the repository's name, and its URL is told too. `base` is that of the package.
 pub fn of(name: &str, package: &Package, base: &str, lock: &Lock) -> String {
     let repository = lock.repositories.get(&package.archive);
     let url = repository.and_then(|repository| repository.url.as_ref());

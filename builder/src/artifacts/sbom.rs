@@ -1,4 +1,5 @@
-//! `<image>.spdx.json`: what is in the rack, and where: every package of host, guests' kernel, base and images. SPDX 2.3 as JSON.
+//! `<image>.spdx.json`: what is in the rack, and where: every package of host, guests' kernel, base and images. SPDX
+//! 2.3 as JSON.
 
 use std::collections::BTreeMap;
 
@@ -215,7 +216,8 @@ fn package_id(lock: &Lock, base: &str, name: &str) -> String {
     id_of("Package", &told_apart(lock, base, name))
 }
 
-/// Of another base than the rack's with that, since both may have it: neither packages nor sets have blanks in their names.
+/// Of another base than the rack's with that, since both may have it: neither packages nor sets have blanks in their
+/// names.
 fn told_apart(lock: &Lock, base: &str, name: &str) -> String {
     if base == lock.base { name.to_owned() } else { format!("{name} {base}") }
 }

@@ -1,4 +1,5 @@
-//! `rackstick build RECIPE [-o DIR] [--mirror URL]`: from a recipe to `<rack>_<version>.img`, its manifest, and what else lies beside it.
+//! `rackstick build RECIPE [-o DIR] [--mirror URL]`: from a recipe to `<rack>_<version>.img`, its manifest, and what
+//! else lies beside it.
 
 use std::{fmt, fs, io, num::NonZero, path::PathBuf, time::Instant};
 
@@ -44,7 +45,8 @@ pub struct Args {
     /// Bytes of a logical block of the disk that the image is for, 512 or 4096; see `lsblk -o NAME,LOG-SEC`
     #[arg(long, value_name = "BYTES", default_value = "512", value_parser = sector_size)]
     sector_size: SectorSize,
-    /// Make every layer a second time, at another time of day and with other process ids, and fail if one becomes another
+    /// Make every layer a second time, at another time of day and with other process ids, and fail if one becomes
+    /// another
     #[arg(long)]
     twice: bool,
     /// Write the image compressed too, as `.img.zst`

@@ -34,8 +34,8 @@ const EXAMPLES: &str = concat!(
 
 /// Write an image to a disk, or list the disks that there are
 ///
-/// Without a device it lists the disks that can be flashed (with this image), and why others can't. It asks before it writes, reads
-/// back what it wrote, and makes the disk bootable last.
+/// Without a device it lists the disks that can be flashed (with this image), and why others can't. It asks before it
+/// writes, reads back what it wrote, and makes the disk bootable last.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
@@ -46,7 +46,8 @@ pub struct Args {
     /// For scripts: the disk's name, like sdb, instead of typing it when asked
     #[arg(long, value_name = "NAME", requires = "device")]
     confirm: Option<String>,
-    /// A folder with the secrets that guests want, as files `<guest>/<secret>`; they are put onto the disk, and never into the image
+    /// A folder with the secrets that guests want, as files `<guest>/<secret>`; they are put onto the disk, and never
+    /// into the image
     #[arg(long, value_name = "DIR", requires = "device")]
     secrets: Option<PathBuf>,
 }

@@ -1,5 +1,5 @@
-//! `rackstick inspect IMAGE`: what is in an image. `rackstick inspect --hardware ID RECIPE`, `rackstick inspect --drivers RECIPE`:
-//! what hardware the racks of a recipe drive.
+//! `rackstick inspect IMAGE`: what is in an image. `rackstick inspect --hardware ID RECIPE`, `rackstick inspect
+//! --drivers RECIPE`: what hardware the racks of a recipe drive.
 
 mod hardware;
 
@@ -29,8 +29,8 @@ const EXAMPLES: &str = concat!(
 ///
 /// Without options, what is in an image: partitions, generation, networks, guests, layers, packages, signatures.
 ///
-/// The exit status of --hardware is 0 if the device is driven, 1 if not, and 3 if that depends on its class, which was not
-/// given. Of several devices it is the worst: 1, then 3, then 0; what a rack needs of them is counted at the end.
+/// The exit status of --hardware is 0 if the device is driven, 1 if not, and 3 if that depends on its class, which was
+/// not given. Of several devices it is the worst: 1, then 3, then 0; what a rack needs of them is counted at the end.
 #[derive(clap::Args)]
 #[command(
     after_long_help = EXAMPLES,
@@ -39,8 +39,9 @@ const EXAMPLES: &str = concat!(
 )]
 pub struct Args {
     /// Whether a rack drives this device, and with what: VENDOR:DEVICE as `lspci -nn` or `lsusb` shows it, like
-    /// 8086:10d3; with its class after it, like 144d:a808:0108, also drivers for the whole class count (two digits are a
-    /// class of USB, four or six of PCI). Or a whole line of theirs; `-` reads such lines from standard input and answers each
+    /// 8086:10d3; with its class after it, like 144d:a808:0108, also drivers for the whole class count (two digits are
+    /// a class of USB, four or six of PCI). Or a whole line of theirs; `-` reads such lines from standard input and
+    /// answers each
     #[arg(long, value_name = "ID", group = "question")]
     hardware: Option<String>,
     /// All that a rack drives, as a document

@@ -1,4 +1,5 @@
-//! `rackstick lock RECIPE [--update [PACKAGE…]]`: writes the rack's lock, resolved against the archives as they are now.
+//! `rackstick lock RECIPE [--update [PACKAGE…]]`: writes the rack's lock, resolved against the archives as they are
+//! now.
 
 use std::{fmt, path::PathBuf};
 
@@ -30,7 +31,8 @@ const EXAMPLES: &str = concat!(
 pub struct Args {
     /// The rack recipe
     recipe: PathBuf,
-    /// With --update: only these packages of the lock, and what they need, get new versions; all others stay as they are
+    /// With --update: only these packages of the lock, and what they need, get new versions; all others stay as they
+    /// are
     #[arg(value_name = "PACKAGE", requires = "update")]
     packages: Vec<String>,
     /// Renew a lock that still fits its recipe, too

@@ -10,7 +10,8 @@ use clap_mangen::Man;
 
 use crate::{Cli, report};
 
-/// A page is the same whenever it is made. If there were nothing at all, what stands behind it would be taken for the date.
+/// A page is the same whenever it is made. If there were nothing at all, what stands behind it would be taken for the
+/// date.
 const NO_DATE: &str = " ";
 
 /// What its help ends with.

@@ -63,8 +63,8 @@ const EXAMPLES: &str = concat!(
 /// The exit status is 0 if the rack switched itself off, 1 if it could not be started or had to be stopped hard.
 ///
 /// To try a rack on hardware like yours, say how its disk, NICs, CPUs and memory are, for example
-/// `--disk usb --nic rtl8139 --cpus 1 --memory 512 --screen /tmp/screen`. The disk's sectors are those that the image was
-/// built for.
+/// `--disk usb --nic rtl8139 --cpus 1 --memory 512 --screen /tmp/screen`. The disk's sectors are those that the image
+/// was built for.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {

@@ -20,11 +20,11 @@ const EXAMPLES: &str =
 
 /// Give secrets to a rack that is there already
 ///
-/// Nothing else on the disk is changed: its guests' volumes stay, and so do secrets that are not given again. The rack, which must be
-/// switched off, takes them over at its next start.
+/// Nothing else on the disk is changed: its guests' volumes stay, and so do secrets that are not given again. The rack,
+/// which must be switched off, takes them over at its next start.
 ///
-/// An image that was given secrets is no longer what was built: its block map, its compressed form, SBOM and provenance are removed, and the next
-/// build replaces it by one without any.
+/// An image that was given secrets is no longer what was built: its block map, its compressed form, SBOM and provenance
+/// are removed, and the next build replaces it by one without any.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {

@@ -34,8 +34,9 @@ const VERIFY_EXAMPLES: &str = concat!("Examples:\n", "  rackstick store verify\n
 
 /// Tidy up what builds keep on this machine
 ///
-/// The store holds packages, finished layers, and parts (drivers, kernels) that are made of packages alone, so that they are fetched and built once. It is the folder that
-/// RACKSTICK_CACHE names, else `rackstick` in XDG_CACHE_HOME or ~/.cache. All of it can be had again.
+/// The store holds packages, finished layers, and parts (drivers, kernels) that are made of packages alone, so that
+/// they are fetched and built once. It is the folder that RACKSTICK_CACHE names, else `rackstick` in XDG_CACHE_HOME or
+/// ~/.cache. All of it can be had again.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
@@ -48,8 +49,8 @@ enum StoreCommand {
     Gc(GcArgs),
     /// Hash all that is kept, and remove what is damaged
     ///
-    /// What was removed is named, and the exit status is 1; the next build fetches and builds it again. The trees of bases and of packages, on which
-    /// layers are built, have no hash to compare with and are not looked at.
+    /// What was removed is named, and the exit status is 1; the next build fetches and builds it again. The trees of
+    /// bases and of packages, on which layers are built, have no hash to compare with and are not looked at.
     #[command(after_long_help = VERIFY_EXAMPLES)]
     Verify,
 }

@@ -1,5 +1,5 @@
-//! `rackstick vendor DIR RECIPE`: copies a lock's packages, and its images of registries, into a folder, from which the rack can be
-//! built for ever: archives drop old versions.
+//! `rackstick vendor DIR RECIPE`: copies a lock's packages, and its images of registries, into a folder, from which the
+//! rack can be built for ever: archives drop old versions.
 
 use std::{
     fmt,
@@ -29,7 +29,8 @@ const EXAMPLES: &str = concat!(
 
 /// Copy a lock's packages, and its images of registries, into a folder, to build from it later
 ///
-/// The folder gets the layout of Debian's archives, with `registry` beside them, and may serve several recipes. What is in it already is checked and kept.
+/// The folder gets the layout of Debian's archives, with `registry` beside them, and may serve several recipes. What is
+/// in it already is checked and kept.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {

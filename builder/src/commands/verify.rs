@@ -15,11 +15,12 @@ const EXAMPLES: &str = concat!("Examples:\n", "  rackstick verify out/lab_2026.1
 
 /// Check that an image is whole
 ///
-/// Both partition tables, the ESP with its UKI, and every file that the manifest names: its bytes, its Merkle tree and its
-/// file system. Of the boot loader only that it is there: Debian's carries no checksum. Reads the image and nothing else.
+/// Both partition tables, the ESP with its UKI, and every file that the manifest names: its bytes, its Merkle tree and
+/// its file system. Of the boot loader only that it is there: Debian's carries no checksum. Reads the image and nothing
+/// else.
 ///
-/// A disk is judged by the same rules: one that is larger than the image has its second table in the wrong place until a rack has started from it. What
-/// `rackstick flash` wrote, it has compared already.
+/// A disk is judged by the same rules: one that is larger than the image has its second table in the wrong place until
+/// a rack has started from it. What `rackstick flash` wrote, it has compared already.
 ///
 /// The exit status is 0 if the image is whole, and 1 if something is wrong with it: what, where, and what to do.
 #[derive(clap::Args)]

@@ -1,4 +1,5 @@
-//! The machine's disks, as the kernel shows them (Linux, Documentation/ABI/stable/sysfs-block), and what udev found on them.
+//! The machine's disks, as the kernel shows them (Linux, Documentation/ABI/stable/sysfs-block), and what udev found on
+//! them.
 
 use std::{
     fmt, fs, io,

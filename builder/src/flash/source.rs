@@ -69,8 +69,8 @@ pub struct Image {
 }
 
 impl Image {
-    /// Opens an image. A compressed one is unpacked first, into a file without a name, so that damage shows before anything is written
-    /// to a disk. `limit`: the size of the largest disk, which it must not exceed.
+    /// Opens an image. A compressed one is unpacked first, into a file without a name, so that damage shows before
+    /// anything is written to a disk. `limit`: the size of the largest disk, which it must not exceed.
     pub fn open(path: &Path, limit: u64, progress: &Progress) -> Result<Self, SourceError> {
         let read = |source| SourceError::Read { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(read)?;

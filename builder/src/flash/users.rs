@@ -1,5 +1,5 @@
-//! Who uses a disk: mounts and swap, of it, its partitions, and all that is made of them (LVM, RAID, encryption, loop devices).
-//! proc_pid_mountinfo(5), proc_swaps(5); `holders` in sysfs.
+//! Who uses a disk: mounts and swap, of it, its partitions, and all that is made of them (LVM, RAID, encryption, loop
+//! devices). proc_pid_mountinfo(5), proc_swaps(5); `holders` in sysfs.
 
 use std::{
     collections::BTreeSet,

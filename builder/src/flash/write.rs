@@ -1,5 +1,5 @@
-//! Writes an image to a disk and reads it back. The partition tables are wiped first and written last, when all else was read back: a disk
-//! that is not whole has none, and no machine boots it.
+//! Writes an image to a disk and reads it back. The partition tables are wiped first and written last, when all else
+//! was read back: a disk that is not whole has none, and no machine boots it.
 
 use std::{
     fs::File,
@@ -17,7 +17,8 @@ use sha2::{Digest, Sha256};
 use super::{buffer::Buffer, disks::Disk, source::Image};
 use crate::{progress::Progress, secrets::Filling};
 
-/// Bytes written at once: flash is fast with large pieces, and a slow stick takes this one within seconds, so that Ctrl-C is soon obeyed.
+/// Bytes written at once: flash is fast with large pieces, and a slow stick takes this one within seconds, so that
+/// Ctrl-C is soon obeyed.
 const PIECE: u64 = 4 << 20;
 // All secrets fit into one piece.
 const _: () = assert!(SLOT_SIZE <= PIECE);
@@ -107,8 +108,8 @@ enum Fault {
     Differs { disk: String, at: u64, length: u64 },
 }
 
-/// Writes the image, and `secrets` into their slot, and reads it back; says how many bytes that were. `stop` is looked at after each
-/// piece.
+/// Writes the image, and `secrets` into their slot, and reads it back; says how many bytes that were. `stop` is looked
+/// at after each piece.
 pub fn flash(
     image: &Image,
     secrets: Option<&Filling>,
@@ -184,7 +185,8 @@ impl Flash<'_> {
         Ok(bytes)
     }
 
-    /// Takes away all partition tables: the one at the disk's begin, its copy at the end, and where the image's copy will be.
+    /// Takes away all partition tables: the one at the disk's begin, its copy at the end, and where the image's copy
+    /// will be.
     fn wipe(&mut self, image: &Image) -> Result<(), Fault> {
         let (image, disk) = (image.used.size, self.target.size);
         let ends = [

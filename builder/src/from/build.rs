@@ -1,4 +1,5 @@
-//! From an input to what a guest boots: the layer of the image itself, one with the recipe's files above it, and what is started.
+//! From an input to what a guest boots: the layer of the image itself, one with the recipe's files above it, and what
+//! is started.
 
 use std::{
     fs::File,
@@ -259,8 +260,9 @@ fn start_of<'a, T: Serialize>(own: &'a T, root: &'a Root) -> impl Serialize + us
     (own, command, &root.env, &root.workdir, user)
 }
 
-/// Makes the image: its layers and what is started in it. `pinned` is what it is made from, `added` are the recipe's files,
-/// in the folder `blobs` is what came from a registry, by its hash, `scratch` is a folder for what is needed meanwhile.
+/// Makes the image: its layers and what is started in it. `pinned` is what it is made from, `added` are the recipe's
+/// files, in the folder `blobs` is what came from a registry, by its hash, `scratch` is a folder for what is needed
+/// meanwhile.
 pub fn build(
     layers: &Layers,
     image: &Image,
@@ -367,8 +369,8 @@ fn link_modules(files: &mut Files, epoch: i64) -> Result<(), PlaceError> {
     files.put(b"lib/modules", Node::new(link, 0o777, Mtime::from_seconds(epoch)))
 }
 
-/// Puts an archive's entries over what is there. `oci`: with whiteouts and without devices, as OCI's Image Layer Filesystem
-/// Changeset says.
+/// Puts an archive's entries over what is there. `oci`: with whiteouts and without devices, as OCI's Image Layer
+/// Filesystem Changeset says.
 pub(super) fn apply(
     files: &mut Files,
     archive: &Spooled,
@@ -467,8 +469,8 @@ fn place(files: &mut Files, image: &Image, file: &PlacedFile, copy: &Path, epoch
     files.put(path, node).map_err(|source| FromError::Place { image: image.name.clone(), source })
 }
 
-/// The number of whom a file of the recipe belongs to, root if it does not say. One that the image does not have is an error
-/// with the mark of its place in the recipe, as a stage would give it.
+/// The number of whom a file of the recipe belongs to, root if it does not say. One that the image does not have is an
+/// error with the mark of its place in the recipe, as a stage would give it.
 fn id(
     image: &Image,
     owner: &Option<Marked<Owner>>,

@@ -1,7 +1,7 @@
-//! Images that are not made of packages: tarballs of root file systems and OCI images become one layer. What stands in them
-//! is not unpacked onto the disk: their entries become a tree in memory whose files are pieces of the plain archive, so that
-//! owners, devices and attributes need neither root nor namespaces, and nothing can be written outside of it. Whole disks become
-//! no layer, but a packed file.
+//! Images that are not made of packages: tarballs of root file systems and OCI images become one layer. What stands in
+//! them is not unpacked onto the disk: their entries become a tree in memory whose files are pieces of the plain
+//! archive, so that owners, devices and attributes need neither root nor namespaces, and nothing can be written outside
+//! of it. Whole disks become no layer, but a packed file.
 
 mod build;
 pub mod disk;

@@ -45,7 +45,8 @@ fn unusable(named: &Named, what: impl fmt::Display) -> PinError {
     PinError::Recipe(Diagnostic::new(named.path.place.clone(), format!("{} {what}", named.file.display())).into())
 }
 
-/// All inputs of a rack that lie beside its recipes as they are now, by image. `scratch` is a folder for what is needed meanwhile.
+/// All inputs of a rack that lie beside its recipes as they are now, by image. `scratch` is a folder for what is needed
+/// meanwhile.
 pub fn pin(rack: &Rack, scratch: &Path) -> Result<BTreeMap<String, Input>, PinError> {
     let mut known = Known::default();
     let mut pinned = BTreeMap::new();

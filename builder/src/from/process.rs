@@ -1,5 +1,5 @@
-//! What is started in an image: the recipe's words before the image's own, checked against the image's files, so that a guest
-//! that can't start is found when it is built.
+//! What is started in an image: the recipe's words before the image's own, checked against the image's files, so that a
+//! guest that can't start is found when it is built.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,6 @@
-//! Archives made plain: copied into the build's own folder, unpacked if they are compressed, and hashed on the way. From there
-//! on nothing that happens to the original counts. gzip: RFC 1952; zstd: RFC 8878, with several frames; xz: its file format 1.2.
+//! Archives made plain: copied into the build's own folder, unpacked if they are compressed, and hashed on the way.
+//! From there on nothing that happens to the original counts. gzip: RFC 1952; zstd: RFC 8878, with several frames; xz:
+//! its file format 1.2.
 
 use std::{
     fs::File,
@@ -18,8 +19,8 @@ use crate::{hashed::Hashed, packing::Packing};
 
 /// Bytes of an unpacked archive at most: stops one that fills the disk.
 pub const MAX_PLAIN_BYTES: u64 = 64 << 30;
-/// How often an archive may be larger than its compressed form, once it is larger than [`SMALL_BYTES`]: stops one that consists of
-/// zeros. Root file systems are 2 to 10 times as large.
+/// How often an archive may be larger than its compressed form, once it is larger than [`SMALL_BYTES`]: stops one that
+/// consists of zeros. Root file systems are 2 to 10 times as large.
 const MAX_RATIO: u64 = 100;
 /// Archives up to this size are taken whatever their ratio.
 const SMALL_BYTES: u64 = 1 << 30;

@@ -1,6 +1,6 @@
-//! Entries of a plain tar archive: ustar, pax (POSIX.1-2017, pax, "pax Interchange Format") and GNU's long names. Field by field by
-//! the library; entry by entry by us, since it loses what this must keep: attributes with a line feed in their values and
-//! sizes beyond 8 GiB.
+//! Entries of a plain tar archive: ustar, pax (POSIX.1-2017, pax, "pax Interchange Format") and GNU's long names. Field
+//! by field by the library; entry by entry by us, since it loses what this must keep: attributes with a line feed in
+//! their values and sizes beyond 8 GiB.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,8 @@ use tar::{EntryType, Header};
 const BLOCK: u64 = 512;
 /// Bytes of a path at most: what Linux takes (`PATH_MAX`).
 const MAX_NAME_BYTES: u64 = 4096;
-/// Bytes of one extended header at most: stops one that is read into memory without end. Attributes of one file have at most 64 KiB each.
+/// Bytes of one extended header at most: stops one that is read into memory without end. Attributes of one file have at
+/// most 64 KiB each.
 const MAX_PAX_BYTES: u64 = 1 << 20;
 /// Entries of one archive at most, for the same reason.
 const MAX_ENTRIES: u64 = 4_000_000;

@@ -1,4 +1,5 @@
-//! Archives that mean harm, and those that only look so. What good ones become is judged in `tests/from.rs` by other programs.
+//! Archives that mean harm, and those that only look so. What good ones become is judged in `tests/from.rs` by other
+//! programs.
 
 use std::{fs, io::Cursor, path::Path};
 

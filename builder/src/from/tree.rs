@@ -1,5 +1,6 @@
-//! Files of an image in memory, as archives laid over each other leave them: later entries replace earlier ones, whiteouts remove
-//! what lower archives brought. Every path is resolved inside, whatever symlinks say: what openat2(2), `RESOLVE_IN_ROOT`, does on disk.
+//! Files of an image in memory, as archives laid over each other leave them: later entries replace earlier ones,
+//! whiteouts remove what lower archives brought. Every path is resolved inside, whatever symlinks say: what openat2(2),
+//! `RESOLVE_IN_ROOT`, does on disk.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -149,8 +150,8 @@ impl Files {
         }
     }
 
-    /// Removes what is below a folder, but for what the present archive put there; whether there is any of that. Depth is
-    /// limited by [`MAX_DEPTH`].
+    /// Removes what is below a folder, but for what the present archive put there; whether there is any of that. Depth
+    /// is limited by [`MAX_DEPTH`].
     fn prune(&mut self, folder: usize) -> bool {
         let children = std::mem::take(&mut self.items[folder].children);
         let mut kept = BTreeMap::new();

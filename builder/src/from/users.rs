@@ -1,5 +1,5 @@
-//! Users and groups of an image, from its own /etc/passwd and /etc/group. Follows passwd(5) and group(5), and for how a user is named
-//! the OCI Image Format Specification, config, `User`.
+//! Users and groups of an image, from its own /etc/passwd and /etc/group. Follows passwd(5) and group(5), and for how a
+//! user is named the OCI Image Format Specification, config, `User`.
 
 use std::io::{self, Read};
 

@@ -1,5 +1,5 @@
-//! From an image recipe to what a layer is made of. Each value that only the finished image can refuse (a user that no package
-//! brought) gets a mark, by which what a stage says of it finds back to its line in the recipe.
+//! From an image recipe to what a layer is made of. Each value that only the finished image can refuse (a user that no
+//! package brought) gets a mark, by which what a stage says of it finds back to its line in the recipe.
 
 use std::path::PathBuf;
 

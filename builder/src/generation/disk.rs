@@ -84,7 +84,8 @@ pub enum DiskError {
     Artifact(#[from] ArtifactError),
 }
 
-/// Where the image goes. One for other sectors than 512 bytes says so in its name: a disk of the wrong kind shows it as empty.
+/// Where the image goes. One for other sectors than 512 bytes says so in its name: a disk of the wrong kind shows it as
+/// empty.
 pub fn path(output: &Path, rack: &str, version: &str, sector: SectorSize) -> PathBuf {
     let suffix = match sector {
         SectorSize::B512 => "",
@@ -93,7 +94,8 @@ pub fn path(output: &Path, rack: &str, version: &str, sector: SectorSize) -> Pat
     output.join(format!("{rack}_{version}{suffix}.img"))
 }
 
-/// Takes the place of the new image, for which another build that has it is waited. Refuses to replace an image on which a rack has run.
+/// Takes the place of the new image, for which another build that has it is waited. Refuses to replace an image on
+/// which a rack has run.
 pub fn take_place(
     output: &Path,
     rack: &Rack,
@@ -144,8 +146,8 @@ pub struct Written {
     pub map: String,
     /// Both files, as they were when they were written.
     pub stamps: Stamps,
-    /// The image that was there before, which has no name any more. To free what it takes is a matter of a tenth of a second, for which nobody
-    /// has to wait.
+    /// The image that was there before, which has no name any more. To free what it takes is a matter of a tenth of a
+    /// second, for which nobody has to wait.
     pub replaced: Option<File>,
     /// What keeps other builds of it waiting.
     pub held: File,

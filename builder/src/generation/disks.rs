@@ -1,5 +1,5 @@
-//! Images that are whole disks: the disk packed, its kernel unpacked, its initrd as it is. They have no layers, and nothing of the
-//! rack's own is put into them.
+//! Images that are whole disks: the disk packed, its kernel unpacked, its initrd as it is. They have no layers, and
+//! nothing of the rack's own is put into them.
 
 use std::{
     fs::File,

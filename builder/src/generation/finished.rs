@@ -1,5 +1,5 @@
-//! What was built last under an image's name. If nothing that decides the image has changed since, nor any of its files, there
-//! is nothing to build.
+//! What was built last under an image's name. If nothing that decides the image has changed since, nor any of its
+//! files, there is nothing to build.
 
 use std::{
     collections::BTreeMap,
@@ -96,7 +96,8 @@ impl Now {
         Ok(Some(Built { image: self.image.clone(), allocated, uki_size: finished.uki_size, up_to_date: true }))
     }
 
-    /// Whether nothing has to be made of packages: all that is made of them alone is there and whole. They count as used then.
+    /// Whether nothing has to be made of packages: all that is made of them alone is there and whole. They count as
+    /// used then.
     pub fn needs_no_packages(&self, inputs: &Inputs) -> Result<bool, BuildError> {
         // To make all of it a second time.
         if inputs.twice || !artifacts::copyrights_are_kept(inputs.lock, inputs.store) {
@@ -117,7 +118,8 @@ impl Now {
         Ok(there)
     }
 
-    /// What images are made from of which the cache lacks something, so that they are made anew. All others count as used then.
+    /// What images are made from of which the cache lacks something, so that they are made anew. All others count as
+    /// used then.
     pub fn needed<'a>(&self, inputs: &Inputs<'a>) -> Result<Vec<&'a Input>, BuildError> {
         let mut needed = Vec::new();
         for (name, keys) in &self.keys.from {

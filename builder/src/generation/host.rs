@@ -1,5 +1,5 @@
-//! The host without what a recipe says of it: kernel, drivers with their firmware, microcode, boot loader. All of it is made
-//! of the host's packages alone.
+//! The host without what a recipe says of it: kernel, drivers with their firmware, microcode, boot loader. All of it is
+//! made of the host's packages alone.
 
 use std::{path::Path, thread};
 

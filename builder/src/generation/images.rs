@@ -35,7 +35,8 @@ use crate::{
     store::Store,
 };
 
-/// The guests' kernel command line: the console is virtio's, and a panic ends the machine at once, for the daemon to see.
+/// The guests' kernel command line: the console is virtio's, and a panic ends the machine at once, for the daemon to
+/// see.
 const CMDLINE: &str = "console=hvc0 panic=-1 oops=panic loglevel=4";
 /// PID 1 of an image made of packages: systemd.
 const INIT: &str = "/sbin/init";
@@ -119,8 +120,8 @@ pub fn cmdline(image: Option<&Image>) -> String {
     further.fold(CMDLINE.to_owned(), |line, parameter| line + " " + parameter)
 }
 
-/// What an image has above the base or, if it does not stand on that, above the kernel's modules: an image that is not made of
-/// packages may have a link where the modules' layer has folders, and what is above wins.
+/// What an image has above the base or, if it does not stand on that, above the kernel's modules: an image that is not
+/// made of packages may have a link where the modules' layer has folders, and what is above wins.
 struct Own {
     /// With its label.
     base: Option<(String, Layer)>,
@@ -158,8 +159,9 @@ enum Job<'a> {
     Image(&'a Image, Option<&'a Root>),
 }
 
-/// Makes them: the bases first, then all above it, what takes longest first: its scripts run one after the other, and where CPUs are few the
-/// others give way to it. One more at once than there are threads: each waits for the disk now and then.
+/// Makes them: the bases first, then all above it, what takes longest first: its scripts run one after the other, and
+/// where CPUs are few the others give way to it. One more at once than there are threads: each waits for the disk now
+/// and then.
 fn layers(
     inputs: &Inputs,
     layers: &Layers,
@@ -242,8 +244,8 @@ fn own_layer(
 }
 
 impl Own {
-    /// The same image, with its own layers and the base compressed if its recipe asks for that. The layer of the kernel's modules is not: all guests
-    /// have that one.
+    /// The same image, with its own layers and the base compressed if its recipe asks for that. The layer of the
+    /// kernel's modules is not: all guests have that one.
     fn compressed_if_asked(self, layers: &Layers, image: &Image, progress: &Progress) -> Result<Self, BuildError> {
         let Some(how) = image.compress else { return Ok(self) };
         let label = format!("compressed layers of {}", image.name);
@@ -312,8 +314,8 @@ impl Images {
 }
 
 impl Inputs<'_> {
-    /// How long a set of a base takes to be unpacked and configured, as against others: its bytes, and as much for each package's scripts as
-    /// for a MiB.
+    /// How long a set of a base takes to be unpacked and configured, as against others: its bytes, and as much for each
+    /// package's scripts as for a MiB.
     fn weight(&self, base: &str, set: &str) -> u64 {
         let packages = self.lock.bases.get(base).into_iter().flat_map(|base| base.set(set));
         packages.map(|(_, package)| package.size + (1 << 20)).sum()
@@ -339,7 +341,8 @@ fn packages_of(base: &lock::Base, set: &str, store: &Store) -> Vec<Package> {
     base.set(set).map(package).collect()
 }
 
-/// Under which keys layers and parts of a recipe are kept, once they are built. Whatever goes into a layer or part decides its key.
+/// Under which keys layers and parts of a recipe are kept, once they are built. Whatever goes into a layer or part
+/// decides its key.
 #[derive(Serialize)]
 pub struct Keys {
     /// Those of layers that are made of packages alone.

@@ -53,8 +53,8 @@ pub struct Parts {
 pub struct Part {
     /// Names are in [`Part::file`].
     folder: PathBuf,
-    /// Held as long as its files are used: nobody makes it anew. Shared, since one build may use a part twice, and two builds may
-    /// take theirs in any order.
+    /// Held as long as its files are used: nobody makes it anew. Shared, since one build may use a part twice, and two
+    /// builds may take theirs in any order.
     _lock: File,
 }
 
@@ -78,7 +78,8 @@ impl Parts {
         Ok(Self { folder, builder, whole: Mutex::default() })
     }
 
-    /// The part that is decided by `inputs`. If it is not there or damaged, `make` writes its files into an empty folder.
+    /// The part that is decided by `inputs`. If it is not there or damaged, `make` writes its files into an empty
+    /// folder.
     pub fn get<E: From<PartsError>>(
         &self,
         inputs: &impl Serialize,
@@ -95,7 +96,8 @@ impl Parts {
         if !self.is_whole(&key, &part) {
             part.empty()?;
             if let Err(error) = make(&part.folder) {
-                // It may be gigabytes on a disk that is full. If it can't go, the reason why it was not made is still the one to tell.
+                // It may be gigabytes on a disk that is full. If it can't go, the reason why it was not made is still
+                // the one to tell.
                 let _stays = part.remove();
                 return Err(error);
             }
@@ -160,8 +162,9 @@ impl Parts {
         locks.try_for_each(|lock| locked::touch_if_there(&lock).map_err(failed("touch", &lock)))
     }
 
-    /// Removes the parts under keys that are not to be kept, given each key and when it was last used (seconds since 1970), and
-    /// what killed builds left; says how many parts went. With `pretend` nothing goes. What a build uses stays.
+    /// Removes the parts under keys that are not to be kept, given each key and when it was last used (seconds since
+    /// 1970), and what killed builds left; says how many parts went. With `pretend` nothing goes. What a build uses
+    /// stays.
     pub fn sweep(&self, keep: impl Fn(&Sha256, i64) -> bool, pretend: bool) -> Result<usize, PartsError> {
         let mut swept = 0;
         for (key, used) in self.keys()? {
@@ -178,7 +181,8 @@ impl Parts {
         Ok(swept)
     }
 
-    /// Sums up every part anew and removes those that are damaged. Says how many there were, and where those were that went.
+    /// Sums up every part anew and removes those that are damaged. Says how many there were, and where those were that
+    /// went.
     pub fn verify(&self) -> Result<(usize, Vec<PathBuf>), PartsError> {
         let (mut count, mut damaged) = (0, Vec::new());
         for key in self.keys()?.into_keys() {
@@ -237,7 +241,8 @@ impl Part {
         }
     }
 
-    /// Writes down what its files are: from then on it counts. A power cut may leave any of them damaged, which shows then.
+    /// Writes down what its files are: from then on it counts. A power cut may leave any of them damaged, which shows
+    /// then.
     fn seal(&self) -> Result<(), PartsError> {
         let mut sums = BTreeMap::new();
         for entry in fs::read_dir(&self.folder).map_err(failed("list", &self.folder))? {

@@ -1,5 +1,5 @@
-//! The secrets that an image wants, as the manifest names them: whom each belongs to is looked up in the finished image, so that a
-//! user whom it lacks is found before it is flashed. Follows passwd(5) and group(5).
+//! The secrets that an image wants, as the manifest names them: whom each belongs to is looked up in the finished
+//! image, so that a user whom it lacks is found before it is flashed. Follows passwd(5) and group(5).
 
 use std::{fs::File, path::Path};
 

@@ -1,4 +1,5 @@
-//! The host as one file: systemd's UEFI stub with kernel, command line and initrd appended (UAPI.5, Unified Kernel Image).
+//! The host as one file: systemd's UEFI stub with kernel, command line and initrd appended (UAPI.5, Unified Kernel
+//! Image).
 
 use rackstick_image::{
     pieces::Pieces,

@@ -1,5 +1,5 @@
-//! Which drivers a host has: classes of devices, each with the folders of the kernel package that hold their drivers. The
-//! aim is that any spare PC or server boots, finds its disks, and is reached through its wired NIC.
+//! Which drivers a host has: classes of devices, each with the folders of the kernel package that hold their drivers.
+//! The aim is that any spare PC or server boots, finds its disks, and is reached through its wired NIC.
 //!
 //! What a chosen module needs comes along by itself, also out of folders that are left out here. `docs/hardware.md` is
 //! this table with what the locked kernel makes of it.
@@ -13,8 +13,8 @@ pub struct Class {
     /// What a rack does with them.
     pub why: &'static str,
     /// Their drivers. With a slash: a folder below the package's `kernel/`, with all folders in it. Without: a module,
-    /// wherever it lies; may hold fnmatch(3) patterns. What is built into the kernel may be named too. Empty: the kernel
-    /// has it built in, under no name.
+    /// wherever it lies; may hold fnmatch(3) patterns. What is built into the kernel may be named too. Empty: the
+    /// kernel has it built in, under no name.
     pub take: &'static [&'static str],
     /// What is not taken all the same.
     pub except: &'static [Exception],
@@ -298,8 +298,8 @@ pub fn verdict(path: &str) -> Verdict {
     exception.map_or(Verdict::Taken(class), Verdict::LeftOut)
 }
 
-/// The modules to ask for from a kernel whose modules' files are `paths`: all that a class takes. The names that the table
-/// spells out are among them even if there is no such file: they may be built in, and if not, that is an error.
+/// The modules to ask for from a kernel whose modules' files are `paths`: all that a class takes. The names that the
+/// table spells out are among them even if there is no such file: they may be built in, and if not, that is an error.
 pub fn wanted<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<String> {
     let taken = paths.filter(|path| matches!(verdict(path), Verdict::Taken(_))).filter_map(modules::name_of_path);
     let spelt = CLASSES.iter().flat_map(|class| class.take).filter(|entry| !entry.contains(['/', '*']));

@@ -7,8 +7,8 @@ use std::fmt;
 use rackstick_image::modules::{self, Index, Module};
 use thiserror::Error;
 
-/// Drivers for PCI devices that Debian's kernel has built in, and the aliases that they would have as modules: up to Linux 6.16
-/// `modules.builtin.modinfo` lacks those that come from a driver's table of ids.
+/// Drivers for PCI devices that Debian's kernel has built in, and the aliases that they would have as modules: up to
+/// Linux 6.16 `modules.builtin.modinfo` lacks those that come from a driver's table of ids.
 const BUILT_IN: [(&str, &str); 2] =
     [("virtio_pci", "pci:v00001AF4d*sv*sd*bc*sc*i*"), ("8250_pci", "pci:v*d*sv*sd*bc07sc00i*")];
 
@@ -103,8 +103,8 @@ impl fmt::Display for Device {
 }
 
 impl Device {
-    /// The devices that a user may mean: one on each bus, unless the bus is said or the class has as many digits as it has
-    /// on one bus: two of USB, which are enough there, and four or six of PCI.
+    /// The devices that a user may mean: one on each bus, unless the bus is said or the class has as many digits as it
+    /// has on one bus: two of USB, which are enough there, and four or six of PCI.
     pub fn parse(text: &str) -> Result<Vec<Self>, IdError> {
         let wrong = || IdError(text.to_owned());
         let text = text.trim();

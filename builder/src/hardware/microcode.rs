@@ -1,5 +1,6 @@
-//! Microcode: what processors are repaired with before anything runs on them. The kernel looks for it in an uncompressed
-//! cpio before the initrd (Linux, Documentation/arch/x86/microcode.rst), which is the UKI's section `.ucode`.
+//! Microcode: what processors are repaired with before anything runs on them. The kernel looks for it in an
+//! uncompressed cpio before the initrd (Linux, Documentation/arch/x86/microcode.rst), which is the UKI's section
+//! `.ucode`.
 //!
 //! Intel's updates follow the Software Developer's Manual, volume 3, section 11.11.1; AMD's are containers that the
 //! kernel reads one after the other.

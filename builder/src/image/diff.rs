@@ -1,5 +1,5 @@
-//! What is different between two images, as text for people. `-` and `+` stand before what only the first or only the second
-//! has, `~` before what both have and differs.
+//! What is different between two images, as text for people. `-` and `+` stand before what only the first or only the
+//! second has, `~` before what both have and differs.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,5 @@
-//! A small image, made by the writers of `rackstick-image` with systemd's stub, damaged in every way that fits into a minute.
+//! A small image, made by the writers of `rackstick-image` with systemd's stub, damaged in every way that fits into a
+//! minute.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,5 @@
-//! Whether an image is whole: every table, and every byte that has a digest or a checksum, is what it was when it was built.
-//! What is at fault is told with its place; what depends on nothing that is at fault is looked at nevertheless.
+//! Whether an image is whole: every table, and every byte that has a digest or a checksum, is what it was when it was
+//! built. What is at fault is told with its place; what depends on nothing that is at fault is looked at nevertheless.
 
 use std::collections::BTreeSet;
 

@@ -1,6 +1,6 @@
 //! Users and groups of a tree. Written by us, not by a program of the image: useradd(8) is in some images only, and
-//! systemd-sysusers(8) gives ordinary users no number; so all images get the same users in the same way. Follows passwd(5),
-//! shadow(5), group(5), gshadow(5), what useradd(8) writes there, and Debian Policy 9.2.2 for the numbers.
+//! systemd-sysusers(8) gives ordinary users no number; so all images get the same users in the same way. Follows
+//! passwd(5), shadow(5), group(5), gshadow(5), what useradd(8) writes there, and Debian Policy 9.2.2 for the numbers.
 
 use std::{
     collections::BTreeSet,
@@ -200,8 +200,8 @@ impl Accounts {
         Ok(())
     }
 
-    /// Moves every password that anybody may read to where only root does, as pwconv(8) and grpconv(8) do: half-moved ones
-    /// are what pwck(8) and grpck(8) complain of.
+    /// Moves every password that anybody may read to where only root does, as pwconv(8) and grpconv(8) do: half-moved
+    /// ones are what pwck(8) and grpck(8) complain of.
     fn hide_passwords(&mut self, days: i64) {
         for line in self.passwd.iter_mut().filter(|line| line.len() == 7 && is_local(line)) {
             let password = std::mem::replace(&mut line[1], ELSEWHERE.to_owned());

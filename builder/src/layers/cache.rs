@@ -1,6 +1,6 @@
-//! Where finished layers are kept: by the hash of all that decides their bytes. A layer is there only once its `.json` is;
-//! whatever else lies under its key is what a build left that was cut off. When its `.lock` was last changed says when it was
-//! last used.
+//! Where finished layers are kept: by the hash of all that decides their bytes. A layer is there only once its `.json`
+//! is; whatever else lies under its key is what a build left that was cut off. When its `.lock` was last changed says
+//! when it was last used.
 
 use std::{
     collections::BTreeMap,
@@ -164,8 +164,8 @@ impl Slot {
         fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path)).map_err(failed("written", &path))
     }
 
-    /// The layer, if it is there and what it was when it was written, and with its tree if others are built upon it. If its file
-    /// system knows of no change its checksum is enough: that finds what rots by itself.
+    /// The layer, if it is there and what it was when it was written, and with its tree if others are built upon it. If
+    /// its file system knows of no change its checksum is enough: that finds what rots by itself.
     pub fn finished(&self) -> Result<Option<Layer>, Error> {
         let (note, path) = (self.path("json"), self.path("erofs"));
         let text = match fs::read(&note) {
@@ -216,7 +216,8 @@ impl Slot {
         self.path("json").exists() && self.path("erofs").exists()
     }
 
-    /// From here on there is no layer until [`Slot::finish`]: else the rest of a build that is cut off could pass for one.
+    /// From here on there is no layer until [`Slot::finish`]: else the rest of a build that is cut off could pass for
+    /// one.
     pub fn begin(&self) -> Result<(), Error> {
         remove(&self.path("json"))
     }

@@ -60,8 +60,8 @@ pub struct Pair<'l, 'a> {
 type Steps<'l, 'a> = Peekable<std::iter::Flatten<std::option::IntoIter<Walk<'l, 'a>>>>;
 
 impl<'l, 'a> Pair<'l, 'a> {
-    /// Their differences by path, and how many more names differ in nothing but their time. Both walks go side by side, so
-    /// that neither layer is in memory.
+    /// Their differences by path, and how many more names differ in nothing but their time. Both walks go side by side,
+    /// so that neither layer is in memory.
     ///
     /// # Errors
     /// [`ReadError`].

@@ -1,5 +1,5 @@
-//! Layers for images whose recipe asks for compression: made of the plain layer itself, so nothing is unpacked or configured
-//! again where a rack needs both, and the same for every kind of layer.
+//! Layers for images whose recipe asks for compression: made of the plain layer itself, so nothing is unpacked or
+//! configured again where a rack needs both, and the same for every kind of layer.
 
 use std::{fs::File, io, num::NonZero, path::PathBuf, sync::PoisonError};
 

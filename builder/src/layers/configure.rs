@@ -1,5 +1,5 @@
-//! Runs the maintainer scripts, by the image's own dpkg: it knows the order, the triggers and the conffiles. Follows Debian
-//! Policy 6 and dpkg(1).
+//! Runs the maintainer scripts, by the image's own dpkg: it knows the order, the triggers and the conffiles. Follows
+//! Debian Policy 6 and dpkg(1).
 
 use std::{
     collections::BTreeSet,
@@ -22,8 +22,8 @@ use super::{
 
 /// Refuses to start services, which invoke-rc.d and deb-systemd-invoke ask before each one.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
-/// The resolver's configuration (resolv.conf(5)), empty: postfix takes a machine without the file for one of the domain `UNKNOWN`. It is
-/// cleaned away with the rest.
+/// The resolver's configuration (resolv.conf(5)), empty: postfix takes a machine without the file for one of the domain
+/// `UNKNOWN`. It is cleaned away with the rest.
 const RESOLVER: &str = "/etc/resolv.conf";
 /// What has to be configured before everything else on an empty system: users and groups, and what stands on them.
 const FIRST: [&str; 2] = ["base-passwd", "base-files"];

@@ -1,5 +1,6 @@
-//! dpkg's database under /var/lib/dpkg, in the state that `dpkg --unpack` leaves: what the image's own dpkg then needs to
-//! configure the packages and to answer questions about them later. Follows dpkg(1), deb-triggers(5), dpkg-trigger(1).
+//! dpkg's database under /var/lib/dpkg, in the state that `dpkg --unpack` leaves: what the image's own dpkg then needs
+//! to configure the packages and to answer questions about them later. Follows dpkg(1), deb-triggers(5),
+//! dpkg-trigger(1).
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -12,8 +13,8 @@ use super::{deb::Control, paths::merged, tree::Tree, unpack::Listing};
 
 /// The database.
 pub const ADMIN: &str = "/var/lib/dpkg";
-/// The control part of the one package that is being installed: its preinst runs from there, and scripts such as debconf's look
-/// there for the package's name and templates.
+/// The control part of the one package that is being installed: its preinst runs from there, and scripts such as
+/// debconf's look there for the package's name and templates.
 pub const INSTALLING: &str = "/var/lib/dpkg/tmp.ci";
 const STATUS: &str = "/var/lib/dpkg/status";
 const INFO: &str = "/var/lib/dpkg/info";

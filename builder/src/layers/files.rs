@@ -55,8 +55,8 @@ pub enum Error {
     TooMany(PathBuf),
 }
 
-/// Resolves a recipe's entries into single files, in their order; folders are taken whole, sorted. The second list is what of them
-/// decides a layer's bytes: it does not say where on this machine they lie.
+/// Resolves a recipe's entries into single files, in their order; folders are taken whole, sorted. The second list is
+/// what of them decides a layer's bytes: it does not say where on this machine they lie.
 pub fn collect(entries: &[RecipeFile]) -> Result<(Vec<PlacedFile>, Vec<PlacedFile>), Error> {
     let mut placed = Vec::new();
     for entry in entries {
@@ -81,8 +81,8 @@ pub fn collect(entries: &[RecipeFile]) -> Result<(Vec<PlacedFile>, Vec<PlacedFil
     Ok((placed, anywhere))
 }
 
-/// Copies a file of a recipe, as `write` writes it. It must still be what it was when it was hashed, for that decided under which key
-/// the layer is kept.
+/// Copies a file of a recipe, as `write` writes it. It must still be what it was when it was hashed, for that decided
+/// under which key the layer is kept.
 pub fn copy(source: &Path, sha256: Sha256, write: &mut dyn FnMut(&mut dyn Read) -> io::Result<()>) -> io::Result<()> {
     let mut file = Hashed::new(File::open(source)?);
     write(&mut file)?;

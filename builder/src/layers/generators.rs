@@ -1,5 +1,6 @@
-//! Generators: what packages draw at random when they are installed. An image is the same for everybody, so nothing random
-//! may be in it: here stands what is kept from running at build time and what a guest runs instead, when it first boots.
+//! Generators: what packages draw at random when they are installed. An image is the same for everybody, so nothing
+//! random may be in it: here stands what is kept from running at build time and what a guest runs instead, when it
+//! first boots.
 
 use std::{io, path::Path};
 
@@ -26,9 +27,9 @@ pub struct Generator {
     pub before: &'static str,
 }
 
-/// PostgreSQL's of one version; each release of Debian has one. The cluster's configuration is the recipe's: all of /etc/postgresql/17/main.
-/// initdb writes PG_VERSION first of all, so it works beside the cluster's place: a power cut must not leave half of one there. One flush for
-/// all files, not one for each.
+/// PostgreSQL's of one version; each release of Debian has one. The cluster's configuration is the recipe's: all of
+/// /etc/postgresql/17/main. initdb writes PG_VERSION first of all, so it works beside the cluster's place: a power cut
+/// must not leave half of one there. One flush for all files, not one for each.
 macro_rules! postgresql {
     ($version:literal) => {
         Generator {

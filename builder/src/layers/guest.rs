@@ -1,11 +1,12 @@
-//! What every guest's base has beyond its packages: systemd made to fit a machine without disk, screen and administrator,
-//! so that it boots quickly. Follows systemd.unit(5), systemd-update-done(8), machine-id(5).
+//! What every guest's base has beyond its packages: systemd made to fit a machine without disk, screen and
+//! administrator, so that it boots quickly. Follows systemd.unit(5), systemd-update-done(8), machine-id(5).
 
 use std::{io, path::Path};
 
 use super::tree::Tree;
 
-/// Units that make no sense in a guest, and why. A recipe that wants one puts a file of that name into /etc/systemd/system.
+/// Units that make no sense in a guest, and why. A recipe that wants one puts a file of that name into
+/// /etc/systemd/system.
 const MASKED: &[(&str, &str)] = &[
     ("getty.target", "nobody can log in: root's password is locked, and the console is the guest's log"),
     ("dpkg-db-backup.timer", "packages change with the image, never in the guest"),

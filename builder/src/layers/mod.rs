@@ -1,9 +1,9 @@
-//! Layers: from verified packages and a recipe's files to EROFS files. A base is one layer, an image's packages above it the next,
-//! what else its recipe asks for another, a guest kernel's modules one of their own: so guests of different images share the base
-//! on disk and in memory, and a changed file changes a small layer only.
+//! Layers: from verified packages and a recipe's files to EROFS files. A base is one layer, an image's packages above
+//! it the next, what else its recipe asks for another, a guest kernel's modules one of their own: so guests of
+//! different images share the base on disk and in memory, and a changed file changes a small layer only.
 //!
-//! The same inputs give the same bytes on every machine; so a layer that is in the cache under its inputs' hash is taken
-//! from there.
+//! The same inputs give the same bytes on every machine; so a layer that is in the cache under its inputs' hash is
+//! taken from there.
 
 mod accounts;
 mod cache;
@@ -177,8 +177,8 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// `folder` is where layers are kept (`$XDG_CACHE_HOME/rackstick/layers`), `program` the command `rackstick`, which is
-    /// started again for the work, `epoch` the lock's `SOURCE_DATE_EPOCH`, `threads` how many unpack at once.
+    /// `folder` is where layers are kept (`$XDG_CACHE_HOME/rackstick/layers`), `program` the command `rackstick`, which
+    /// is started again for the work, `epoch` the lock's `SOURCE_DATE_EPOCH`, `threads` how many unpack at once.
     pub fn new(folder: &Path, program: &Path, epoch: i64, threads: usize) -> Result<Self, Error> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
         if i64::try_from(now).is_ok_and(|now| now < epoch) {
@@ -210,8 +210,8 @@ impl Layers {
         })
     }
 
-    /// What the image `name` adds to `base`: its layers above it, lowest first, each with its label. Images with the same packages
-    /// share the layer of those.
+    /// What the image `name` adds to `base`: its layers above it, lowest first, each with its label. Images with the
+    /// same packages share the layer of those.
     pub fn image(
         &self,
         name: &str,
@@ -359,8 +359,8 @@ impl Layers {
         self.epoch
     }
 
-    /// The keys of all layers that are made of a base, a kernel if its modules are indexed there, and images with how they are compressed:
-    /// those of packages alone, and those of what else is made of them.
+    /// The keys of all layers that are made of a base, a kernel if its modules are indexed there, and images with how
+    /// they are compressed: those of packages alone, and those of what else is made of them.
     pub fn keys_of(
         &self,
         base: &[Package],

@@ -14,8 +14,8 @@ const MAX_NAME_BYTES: u64 = 4096;
 /// Folders at the root that are symlinks into /usr on a merged system; packages of older releases still fill them.
 pub const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 
-/// Names that are too long for a header, which GNU tar writes before it; read here, since the library would take as much
-/// of them into memory as the archive holds.
+/// Names that are too long for a header, which GNU tar writes before it; read here, since the library would take as
+/// much of them into memory as the archive holds.
 #[derive(Default)]
 pub struct LongNames {
     /// Path of the next entry.
@@ -48,7 +48,8 @@ impl LongNames {
     }
 }
 
-/// A path of an archive without its leading `./` or `/`; none if it has `..` or a NUL in it. The root is the empty path.
+/// A path of an archive without its leading `./` or `/`; none if it has `..` or a NUL in it. The root is the empty
+/// path.
 pub fn inside(raw: &[u8]) -> Option<PathBuf> {
     if raw.contains(&0) {
         return None;

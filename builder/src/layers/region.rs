@@ -1,5 +1,5 @@
-//! The time zone and the locale of an image, as Debian's tools and systemd find them. Follows localtime(5), locale.conf(5),
-//! locale-gen(8).
+//! The time zone and the locale of an image, as Debian's tools and systemd find them. Follows localtime(5),
+//! locale.conf(5), locale-gen(8).
 
 use std::{
     io,

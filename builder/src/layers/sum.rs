@@ -1,5 +1,6 @@
-//! What a finished layer is known by: its fs-verity digest, by which everybody names it, and what is needed to use it again without
-//! hashing all of it: a checksum, which finds what a disk let rot, and the hashes of its blocks, of which its Merkle tree is made.
+//! What a finished layer is known by: its fs-verity digest, by which everybody names it, and what is needed to use it
+//! again without hashing all of it: a checksum, which finds what a disk let rot, and the hashes of its blocks, of which
+//! its Merkle tree is made.
 
 use std::{
     fs::{self, File},
@@ -14,8 +15,8 @@ use super::stage::protocol::Written;
 /// Bytes read at once: large enough that system calls do not count, small enough for the second-level cache.
 const READ_SIZE: usize = 256 << 10;
 
-/// Reads the layer that was just written to `path`, and writes the hashes of its blocks beside it. Those are no secret and need no care: what
-/// uses them compares what comes of them with the digest.
+/// Reads the layer that was just written to `path`, and writes the hashes of its blocks beside it. Those are no secret
+/// and need no care: what uses them compares what comes of them with the digest.
 pub fn of(path: &Path) -> io::Result<Written> {
     let (mut hasher, mut crc, mut size) = (Hasher::keeping_the_tree(), 0, 0);
     read(File::open(path)?, |bytes| {

@@ -19,8 +19,9 @@ pub struct Swept {
 }
 
 impl Layers {
-    /// Removes the layers under keys that are not to be kept, given each key and when it was last used (seconds since 1970), and
-    /// whatever killed builds left. With `pretend` nothing goes, and what would go is counted. What a builder works on stays.
+    /// Removes the layers under keys that are not to be kept, given each key and when it was last used (seconds since
+    /// 1970), and whatever killed builds left. With `pretend` nothing goes, and what would go is counted. What a
+    /// builder works on stays.
     pub fn sweep(&self, keep: impl Fn(&str, i64) -> bool, pretend: bool) -> Result<Swept, Error> {
         let mut swept = Swept::default();
         let keys: Vec<(String, i64)> = self.cache.keys()?.into_iter().collect();
@@ -43,8 +44,8 @@ impl Layers {
         Ok(swept)
     }
 
-    /// Hashes every layer anew and removes those that are damaged. Says how many there were, and where those were that went. The
-    /// tree of a base is not hashed: nothing says what it was. It goes with its layer.
+    /// Hashes every layer anew and removes those that are damaged. Says how many there were, and where those were that
+    /// went. The tree of a base is not hashed: nothing says what it was. It goes with its layer.
     pub fn verify(&self) -> Result<(usize, Vec<PathBuf>), Error> {
         let (mut count, mut damaged) = (0, Vec::new());
         for key in self.cache.keys()?.into_keys() {

@@ -1,5 +1,6 @@
 //! Unpacks the data parts of many packages into one tree, in parallel, as `dpkg --unpack` would: conffiles become
-//! `.dpkg-new`, diversions are honoured, folders that exist stay as they are. Debian Policy 10.1, 10.7; DEP 17 (merged /usr).
+//! `.dpkg-new`, diversions are honoured, folders that exist stay as they are. Debian Policy 10.1, 10.7; DEP 17 (merged
+//! /usr).
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,7 +23,8 @@ use super::{
     tree::{self, Tree},
 };
 
-/// Entries in one package at most: stops a package that uses up the file system's inodes. The largest in trixie has 60,000.
+/// Entries in one package at most: stops a package that uses up the file system's inodes. The largest in trixie has
+/// 60,000.
 const MAX_ENTRIES: usize = 1_000_000;
 /// Ids above this are not mapped in the stage; no package may ship files of others (Debian Policy 9.2.2).
 const MAX_ID: u64 = 65_535;

@@ -1,5 +1,5 @@
-//! Images in registries (OCI Distribution Specification 1.1): what stands under an image's name when a rack is locked, and its
-//! files, which the lock pins, for the store. What comes is trusted only after its hash has been checked.
+//! Images in registries (OCI Distribution Specification 1.1): what stands under an image's name when a rack is locked,
+//! and its files, which the lock pins, for the store. What comes is trusted only after its hash has been checked.
 
 mod session;
 #[cfg(test)]
@@ -83,8 +83,8 @@ pub enum RegistryError {
     Store(#[from] StoreError),
 }
 
-/// The images that a rack has from registries. One that `previous` has stays as it is there; for others the registry is asked what
-/// it is now.
+/// The images that a rack has from registries. One that `previous` has stays as it is there; for others the registry is
+/// asked what it is now.
 pub fn pin(rack: &Rack, previous: Option<&Lock>) -> Result<BTreeMap<String, Input>, RegistryError> {
     let mut pinned: BTreeMap<String, Input> = BTreeMap::new();
     for (name, from) in made_from(rack) {
@@ -126,8 +126,8 @@ fn ask(text: &str) -> Result<Input, RegistryError> {
     Err(RegistryError::Oci { reference: text.to_owned(), source })
 }
 
-/// Sees to it that what a lock's inputs have from registries is in the store, unaltered. `given` are the mirrors of the command line, of
-/// which folders may have it too. Needs no network if it is there already.
+/// Sees to it that what a lock's inputs have from registries is in the store, unaltered. `given` are the mirrors of the
+/// command line, of which folders may have it too. Needs no network if it is there already.
 pub fn obtain<'a>(
     inputs: impl IntoIterator<Item = &'a Input>,
     given: &[String],

@@ -1,7 +1,7 @@
-//! How a registry is asked: as whom, and with which words. A registry that wants to know who asks answers with a challenge (RFC
-//! 9110, section 11): `Basic` wants credentials, `Bearer` a token, which another server gives to whoever may read the repository
-//! (Distribution's token authentication). Credentials are those that `podman login` or `docker login` left
-//! (containers-auth.json(5)).
+//! How a registry is asked: as whom, and with which words. A registry that wants to know who asks answers with a
+//! challenge (RFC 9110, section 11): `Basic` wants credentials, `Bearer` a token, which another server gives to whoever
+//! may read the repository (Distribution's token authentication). Credentials are those that `podman login` or `docker
+//! login` left (containers-auth.json(5)).
 
 use std::{
     collections::BTreeMap,
@@ -147,8 +147,8 @@ impl Session {
         }
     }
 
-    /// `Authorization` of whoever is logged in, as it stands in the file: user and password in base64. It is read when it is
-    /// asked for, so that who needs none can do without.
+    /// `Authorization` of whoever is logged in, as it stands in the file: user and password in base64. It is read when
+    /// it is asked for, so that who needs none can do without.
     fn credentials(&self) -> Result<Option<String>, CredentialsError> {
         credentials(&self.reference, files())
     }

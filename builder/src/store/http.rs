@@ -1,6 +1,6 @@
 //! HTTP, the little that archives need: read a small file whole, or a large one from an offset on (RFC 9110, section
-//! 14). Proxies come from the environment (`http_proxy`, `https_proxy`, `no_proxy`). URLs of files of this machine are read too;
-//! their paths stand there as they are.
+//! 14). Proxies come from the environment (`http_proxy`, `https_proxy`, `no_proxy`). URLs of files of this machine are
+//! read too; their paths stand there as they are.
 
 use std::{
     fs::File,
@@ -84,7 +84,8 @@ impl Client {
         Self { agent: Self::config(answer, body).build().new_agent(), session: None }
     }
 
-    /// A client for one registry. Whatever it leads to is asked by HTTPS, or is on this very machine, which no proxy knows.
+    /// A client for one registry. Whatever it leads to is asked by HTTPS, or is on this very machine, which no proxy
+    /// knows.
     pub fn of_registry(session: Session) -> Self {
         let config = Self::config(ANSWER, BODY);
         let config = if session.is_plain() { config.proxy(None) } else { config.https_only(true) };

@@ -1,7 +1,7 @@
 //! The store: files from archives, each named by its SHA-256, so that a file is fetched once for all racks and a build
 //! works offline afterwards. Several builders may use it at once: a file gets its name only when it is whole, and one
-//! that is being fetched is locked. All of them share one lock on the store; who tidies it up has it alone. Packages are kept
-//! unpacked, too.
+//! that is being fetched is locked. All of them share one lock on the store; who tidies it up has it alone. Packages
+//! are kept unpacked, too.
 
 mod fetch;
 mod http;

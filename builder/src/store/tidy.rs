@@ -1,5 +1,5 @@
-//! Tidying the store up: what no build has used for long goes, and so does what is no longer what its name says. Only for a
-//! store that was opened alone: then whatever a build keeps for itself was left by one that was killed.
+//! Tidying the store up: what no build has used for long goes, and so does what is no longer what its name says. Only
+//! for a store that was opened alone: then whatever a build keeps for itself was left by one that was killed.
 
 use std::{
     collections::BTreeSet,
@@ -36,8 +36,8 @@ pub struct Damaged {
 }
 
 impl Store {
-    /// Removes files that were last used before `before` (seconds since 1970) and that are not to be kept, and what killed
-    /// builds left. With `pretend` nothing goes, and what would go is counted.
+    /// Removes files that were last used before `before` (seconds since 1970) and that are not to be kept, and what
+    /// killed builds left. With `pretend` nothing goes, and what would go is counted.
     pub fn sweep(&self, keep: &BTreeSet<Sha256>, before: i64, pretend: bool) -> Result<Swept, StoreError> {
         let old = |entry: &DirEntry| Ok(entry.metadata()?.mtime() < before);
         let unneeded = |entry: &DirEntry| {

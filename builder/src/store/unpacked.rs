@@ -1,5 +1,6 @@
-//! Packages unpacked: each .deb once more with its parts plain (deb(5)), since to decompress them is a quarter of what a build of many packages
-//! does. One member more than other packages have, at the end, is a checksum of all before it: it finds what a disk lets rot.
+//! Packages unpacked: each .deb once more with its parts plain (deb(5)), since to decompress them is a quarter of what
+//! a build of many packages does. One member more than other packages have, at the end, is a checksum of all before it:
+//! it finds what a disk lets rot.
 
 use std::{
     fs::{File, Permissions},
@@ -61,8 +62,8 @@ impl Store {
         self.folder().join(FOLDER)
     }
 
-    /// Sees to it that all these packages, which the store has, are there unpacked and whole; each is then at [`Store::unpacked`]. Unpacks `jobs` of
-    /// them at once.
+    /// Sees to it that all these packages, which the store has, are there unpacked and whole; each is then at
+    /// [`Store::unpacked`]. Unpacks `jobs` of them at once.
     pub fn unpack(&self, packages: &[Want], jobs: usize, progress: &Progress) -> Result<(), StoreError> {
         let whole = each_by(jobs, packages, |package| {
             let path = self.unpacked(package.sha256);

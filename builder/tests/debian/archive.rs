@@ -1,5 +1,6 @@
 //! What the archive says of its packages, read from apt's own dump: just enough to tell needs with a choice from needs
-//! without one. Bounds of versions are left out: of each package there is one version, and that they hold is apt's to judge.
+//! without one. Bounds of versions are left out: of each package there is one version, and that they hold is apt's to
+//! judge.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -95,8 +96,8 @@ impl Archive {
         certain
     }
 
-    /// Whether each package of `one` that is not in `both` follows from a need of `both`, or of the base, that others of
-    /// `other` satisfy as well; of the need, and of those who do, `settled` must hold.
+    /// Whether each package of `one` that is not in `both` follows from a need of `both`, or of the base, that others
+    /// of `other` satisfy as well; of the need, and of those who do, `settled` must hold.
     pub fn follows(
         &self,
         both: &BTreeSet<String>,

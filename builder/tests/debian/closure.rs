@@ -1,5 +1,5 @@
-//! The oracle of the resolver: for each set of packages, `rackstick lock` must choose what apt chooses for a system that
-//! has the same base installed.
+//! The oracle of the resolver: for each set of packages, `rackstick lock` must choose what apt chooses for a system
+//! that has the same base installed.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! Debian's own tools as oracles: apt of what a lock holds, mmdebstrap, dpkg and apt of what layers hold. Needs the network: all read
-//! the archive as it is now, from this machine's mirrors.
+//! Debian's own tools as oracles: apt of what a lock holds, mmdebstrap, dpkg and apt of what layers hold. Needs the
+//! network: all read the archive as it is now, from this machine's mirrors.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -1,5 +1,5 @@
-//! Sets of packages drawn at random from the whole archive. Whatever is not chosen as apt chooses it must be explained by
-//! one of the [`RULES`], each of which is checked, not believed.
+//! Sets of packages drawn at random from the whole archive. Whatever is not chosen as apt chooses it must be explained
+//! by one of the [`RULES`], each of which is checked, not believed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -149,8 +149,8 @@ impl Difference<'_> {
         matches!(self.apt.ask(&names), Answer::Installed(apts) if apts == *self.ours)
     }
 
-    /// Whether all that only one of us has follows from needs with a choice, and whether each of these is satisfied in ours
-    /// by a package that is needed without a choice, or by the first provider if that will do.
+    /// Whether all that only one of us has follows from needs with a choice, and whether each of these is satisfied in
+    /// ours by a package that is needed without a choice, or by the first provider if that will do.
     fn begins_at_choices(&self, or_first: bool) -> bool {
         let Answer::Installed(apts) = self.apts else { return false };
         let (ours, apts): (BTreeSet<String>, BTreeSet<String>) =

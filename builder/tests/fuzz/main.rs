@@ -1,6 +1,6 @@
-//! The readers of strangers' bytes against a corpus, and against what chance makes of it. In `ci/test` the corpus is replayed, with some
-//! changes to each file; `ci/soak fuzz` changes it for minutes. A reader that panics, or takes longer than any honest file of that size,
-//! fails the test, which keeps the bytes.
+//! The readers of strangers' bytes against a corpus, and against what chance makes of it. In `ci/test` the corpus is
+//! replayed, with some changes to each file; `ci/soak fuzz` changes it for minutes. A reader that panics, or takes
+//! longer than any honest file of that size, fails the test, which keeps the bytes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

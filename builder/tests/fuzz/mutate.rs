@@ -1,4 +1,5 @@
-//! Changes to a file, drawn at random: what damages happen to disks, and what somebody does who wants to break a reader.
+//! Changes to a file, drawn at random: what damages happen to disks, and what somebody does who wants to break a
+//! reader.
 
 use fastrand::Rng;
 

@@ -4,8 +4,8 @@ use rackstick_image::digest::Sha256;
 
 /// Of a SHA-256 in hexadecimal.
 const DIGITS: usize = 64;
-/// How often names are made right: an index names a manifest, which names a configuration and layers. Chance may make a file name itself,
-/// which never fits.
+/// How often names are made right: an index names a manifest, which names a configuration and layers. Chance may make a
+/// file name itself, which never fits.
 const MAX_CHAIN: usize = 4;
 
 /// A superblock of EROFS: CRC32C without the last inversion, over its block from itself on, its own field zero.
@@ -54,8 +54,8 @@ pub fn tar(bytes: &mut [u8]) {
     }
 }
 
-/// An archive of a container image: each file that is named by its SHA-256 gets the name that fits, and so does whatever names it
-/// (OCI image layout, and what `docker save` writes).
+/// An archive of a container image: each file that is named by its SHA-256 gets the name that fits, and so does
+/// whatever names it (OCI image layout, and what `docker save` writes).
 pub fn oci(bytes: &mut [u8]) {
     tar(bytes);
     for _ in 0..MAX_CHAIN {

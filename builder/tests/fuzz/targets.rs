@@ -1,5 +1,5 @@
-//! The readers of what strangers wrote. Each is given bytes, and has to come to an end without a panic; what it says of them is for
-//! other tests.
+//! The readers of what strangers wrote. Each is given bytes, and has to come to an end without a panic; what it says of
+//! them is for other tests.
 
 use super::seal;
 use std::{

@@ -1,5 +1,5 @@
-//! What is kept of finished layers: found again and not built twice, built again when it is damaged or was cut off, removed when nobody
-//! needs it.
+//! What is kept of finished layers: found again and not built twice, built again when it is damaged or was cut off,
+//! removed when nobody needs it.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! A build needs no root: an ordinary user with subordinate ids gets the same bytes. The user exists only in the mounts of
-//! the test's own processes, so nothing of the machine changes.
+//! A build needs no root: an ordinary user with subordinate ids gets the same bytes. The user exists only in the mounts
+//! of the test's own processes, so nothing of the machine changes.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! A layer may be made a second time, at another time of day and with other process ids: what then is different is told with
-//! the package that owns or wrote it.
+//! A layer may be made a second time, at another time of day and with other process ids: what then is different is told
+//! with the package that owns or wrote it.
 
 use std::path::Path;
 

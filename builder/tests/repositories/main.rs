@@ -1,5 +1,6 @@
-//! Repositories beside the base, as a user meets them: which package comes from where, by apt's judgement; and what is said if one
-//! can't be trusted or can't give what is asked. Needs the network: the base is Debian's, from this machine's mirrors.
+//! Repositories beside the base, as a user meets them: which package comes from where, by apt's judgement; and what is
+//! said if one can't be trusted or can't give what is asked. Needs the network: the base is Debian's, from this
+//! machine's mirrors.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -48,7 +49,8 @@ impl Rack {
         self.0.path().join(name)
     }
 
-    /// Runs `rackstick` in the recipe's folder, with the store that all tests share: whether it succeeded, and all that it said.
+    /// Runs `rackstick` in the recipe's folder, with the store that all tests share: whether it succeeded, and all that
+    /// it said.
     fn run(&self, args: &[&str]) -> (bool, String) {
         self.run_with(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"), args)
     }

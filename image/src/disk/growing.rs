@@ -1,5 +1,5 @@
-//! An image while it is being written, for those who read it meanwhile: it is written front to back, so what has been written can be hashed,
-//! mapped and synced long before all of it is there.
+//! An image while it is being written, for those who read it meanwhile: it is written front to back, so what has been
+//! written can be hashed, mapped and synced long before all of it is there.
 
 use std::{
     fs::File,
@@ -38,7 +38,8 @@ impl Growing {
         Self { file, extents, settled: Mutex::new(Settled::Before(0)), moved: Condvar::new() }
     }
 
-    /// Waits until bytes before `end` don't change any more. How far that holds by now; an error if it will never do, since writing failed.
+    /// Waits until bytes before `end` don't change any more. How far that holds by now; an error if it will never do,
+    /// since writing failed.
     pub fn wait_for(&self, end: u64) -> io::Result<u64> {
         let waiting = |settled: &mut Settled| matches!(settled, Settled::Before(at) if *at < end);
         let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);

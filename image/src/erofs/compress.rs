@@ -1,5 +1,5 @@
-//! Compresses files while they are written: extents of 128 KiB, each a zstd frame of its own (RFC 8878), by several threads. What
-//! is written depends on nothing but the files and the version of the library.
+//! Compresses files while they are written: extents of 128 KiB, each a zstd frame of its own (RFC 8878), by several
+//! threads. What is written depends on nothing but the files and the version of the library.
 
 use std::{
     io::{self, Seek, Write},
@@ -19,8 +19,8 @@ use crate::source::Source;
 
 /// zstd's level, its default: of Debian's base 9 makes 4 % less in four times the time, 15 makes 9 % less in 37 times.
 const LEVEL: i32 = 3;
-/// Extents that a thread compresses before it writes: threads take turns at that, and extents take different times. So a thread
-/// has twice these bytes in memory, whatever a file's size.
+/// Extents that a thread compresses before it writes: threads take turns at that, and extents take different times. So
+/// a thread has twice these bytes in memory, whatever a file's size.
 const RUN: u64 = 16 * EXTENT_SIZE as u64;
 
 /// A piece of a file, which one thread reads, compresses and writes.
@@ -58,8 +58,8 @@ struct Shared<'o, I, W> {
     failed: Option<WriteError>,
 }
 
-/// Writes all files behind the head, which is written already, and notes in the layout where and how. Gives the number of
-/// blocks that all have then.
+/// Writes all files behind the head, which is written already, and notes in the layout where and how. Gives the number
+/// of blocks that all have then.
 pub(super) fn write_files<W: Write + Seek + Send>(
     tree: &Tree,
     layout: &mut Layout,

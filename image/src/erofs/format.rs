@@ -18,8 +18,8 @@ pub(super) const COMPAT_MTIME: u32 = 0x2;
 
 /// `EROFS_FEATURE_INCOMPAT_ZERO_PADDING`: what fills a compressed extent up to whole blocks stands before its data.
 const INCOMPAT_ZERO_PADDING: u32 = 0x1;
-/// `EROFS_FEATURE_INCOMPAT_COMPR_CFGS`, which is `_BIG_PCLUSTER` too: the superblock says how files are compressed, and an extent
-/// may have several blocks.
+/// `EROFS_FEATURE_INCOMPAT_COMPR_CFGS`, which is `_BIG_PCLUSTER` too: the superblock says how files are compressed, and
+/// an extent may have several blocks.
 const INCOMPAT_COMPR_CFGS: u32 = 0x2;
 /// What layers with compressed files need of their reader.
 pub(super) const INCOMPAT_COMPRESSED: u32 = INCOMPAT_ZERO_PADDING | INCOMPAT_COMPR_CFGS;
@@ -27,8 +27,8 @@ pub(super) const INCOMPAT_COMPRESSED: u32 = INCOMPAT_ZERO_PADDING | INCOMPAT_COM
 const ZSTD: u8 = 3;
 /// `available_compr_algs` of layers with compressed files.
 pub(super) const ALGORITHMS: u16 = 1 << ZSTD;
-/// `struct z_erofs_zstd_cfgs` behind its length, which follows the superblock: format 0, and the largest window of any extent as a
-/// power of two, less 10.
+/// `struct z_erofs_zstd_cfgs` behind its length, which follows the superblock: format 0, and the largest window of any
+/// extent as a power of two, less 10.
 pub(super) const ZSTD_CONFIG: [u8; 8] = [6, 0, 0, EXTENT_SIZE.trailing_zeros() as u8 - 10, 0, 0, 0, 0];
 
 /// An inode's number is its place in units of this many bytes (`EROFS_ISLOTBITS`).
@@ -52,11 +52,11 @@ pub(super) const FLAT_INLINE: u16 = 0x1 | 2 << 1;
 /// (`EROFS_INODE_COMPRESSED_FULL`).
 pub(super) const COMPRESSED_FULL: u16 = 0x1 | 1 << 1;
 
-/// How much of a file is compressed at once, in bytes: whoever reads any byte of it unpacks what stands before that in the extent. Half
-/// of it takes 3.5 % more disk, twice as much 3 % less.
+/// How much of a file is compressed at once, in bytes: whoever reads any byte of it unpacks what stands before that in
+/// the extent. Half of it takes 3.5 % more disk, twice as much 3 % less.
 pub(super) const EXTENT_SIZE: usize = 128 << 10;
-/// `struct z_erofs_map_header`, with the 8 bytes behind it that nothing uses: `Z_EROFS_ADVISE_BIG_PCLUSTER_1`, zstd, and 4 KiB for
-/// each entry of the index.
+/// `struct z_erofs_map_header`, with the 8 bytes behind it that nothing uses: `Z_EROFS_ADVISE_BIG_PCLUSTER_1`, zstd,
+/// and 4 KiB for each entry of the index.
 pub(super) const MAP_HEADER: [u8; 16] = [0, 0, 0, 0, 2, 0, ZSTD, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// Size of `struct z_erofs_lcluster_index`.
 pub(super) const CLUSTER_SIZE: usize = 8;
@@ -70,9 +70,11 @@ pub(super) enum Cluster {
     Head { block: u32 },
     /// `Z_EROFS_LCLUSTER_TYPE_NONHEAD`: within an extent, so many blocks from its head and from the next.
     Within { head: u16, next: u16 },
-    /// The same for the first block behind a head, which says how many blocks the compressed extent has (`Z_EROFS_LI_D0_CBLKCNT`).
+    /// The same for the first block behind a head, which says how many blocks the compressed extent has
+    /// (`Z_EROFS_LI_D0_CBLKCNT`).
     Second { blocks: u16, next: u16 },
-    /// The file ends after so many bytes of this block, with the extent that began before. Written as a plain one without data.
+    /// The file ends after so many bytes of this block, with the extent that began before. Written as a plain one
+    /// without data.
     End { offset: u16 },
 }
 
@@ -97,8 +99,8 @@ impl Cluster {
         bytes
     }
 
-    /// The clusters of one extent of `length` bytes, whose `blocks` begin at `block`; with fewer than it would have uncompressed, it is
-    /// compressed.
+    /// The clusters of one extent of `length` bytes, whose `blocks` begin at `block`; with fewer than it would have
+    /// uncompressed, it is compressed.
     pub(super) fn of_extent(length: usize, block: u32, blocks: u8) -> impl Iterator<Item = Self> {
         let count = length.div_ceil(BLOCK_SIZE);
         let packed = usize::from(blocks) < count;

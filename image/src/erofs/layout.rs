@@ -1,7 +1,7 @@
 //! Where everything goes. Inodes first, in depth-first order of sorted paths, each followed by its attributes and, for
 //! directories and links, its last partial block; then whole blocks of directories and links; then each file's blocks.
-//! In layers with compressed files, which are not for DAX, small files stand behind their inodes too. How many blocks a file is
-//! compressed to is known only when it is written; room for its index is left behind its inode.
+//! In layers with compressed files, which are not for DAX, small files stand behind their inodes too. How many blocks a
+//! file is compressed to is known only when it is written; room for its index is left behind its inode.
 
 use super::{
     BLOCK_SIZE, TreeError,
@@ -10,7 +10,8 @@ use super::{
     xattr::{self, XattrError},
 };
 
-/// Most bytes of indexes of compressed files, since they are in memory until all is written: enough for 64 GiB of files.
+/// Most bytes of indexes of compressed files, since they are in memory until all is written: enough for 64 GiB of
+/// files.
 const MAX_INDEX: u64 = 128 << 20;
 
 /// Most bytes of small files behind their inodes, for the same reason; further ones have blocks of their own.

@@ -1,5 +1,6 @@
-//! Reader of layers that somebody else may have written: what the kernel would find in them. Knows the form that the writer
-//! beside it gives them, no other. Every number is checked; nothing is in memory but the directories on the way to a file.
+//! Reader of layers that somebody else may have written: what the kernel would find in them. Knows the form that the
+//! writer beside it gives them, no other. Every number is checked; nothing is in memory but the directories on the way
+//! to a file.
 
 mod content;
 
@@ -216,8 +217,8 @@ impl<'a> Layer<'a> {
         xattr::decode(&area).ok_or(ReadError::Damaged { at, what: "its extended attributes are damaged" })
     }
 
-    /// All inodes by path, each directory before what is in it, names in order of their bytes. Structure is checked on the
-    /// way: after an error nothing follows.
+    /// All inodes by path, each directory before what is in it, names in order of their bytes. Structure is checked on
+    /// the way: after an error nothing follows.
     pub fn walk(&self) -> Walk<'_, 'a> {
         Walk { layer: self, path: Vec::new(), folders: Vec::new(), state: State::Begin, left: MAX_NAMES }
     }

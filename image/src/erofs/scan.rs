@@ -1,4 +1,5 @@
-//! From a directory to a tree. Runs where the builder unpacked it, inside its user namespace, so owners are already right.
+//! From a directory to a tree. Runs where the builder unpacked it, inside its user namespace, so owners are already
+//! right.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -66,8 +67,8 @@ pub struct ScanOptions {
     pub origin: Origin,
 }
 
-/// Reads the directory `root` and everything below it, without following links; file contents stay where they are until the
-/// tree is written. Two names of one inode become a hard link.
+/// Reads the directory `root` and everything below it, without following links; file contents stay where they are until
+/// the tree is written. Two names of one inode become a hard link.
 pub fn scan(root: &Path, options: &ScanOptions) -> Result<Tree, ScanError> {
     let mut tree = Tree::new(Mtime::default());
     let mut links: HashMap<(u64, u64), Vec<u8>> = HashMap::new();

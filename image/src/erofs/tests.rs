@@ -52,7 +52,8 @@ fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     value
 }
 
-/// Everything that a layer can hold. `reverse` makes the same tree in another order, so that the file system lists it differently.
+/// Everything that a layer can hold. `reverse` makes the same tree in another order, so that the file system lists it
+/// differently.
 fn make_sample(root: &Path, files: usize, reverse: bool) {
     fs::create_dir(root).unwrap();
     let plain = root.join("plain");

@@ -1,4 +1,5 @@
-//! What a layer holds: a tree of inodes in memory, names as bytes, several names for one inode where there are hard links.
+//! What a layer holds: a tree of inodes in memory, names as bytes, several names for one inode where there are hard
+//! links.
 
 use std::collections::BTreeMap;
 
@@ -158,7 +159,8 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// An empty tree. Its root, and parents that are never inserted themselves, belong to root, have mode 0755 and this mtime.
+    /// An empty tree. Its root, and parents that are never inserted themselves, belong to root, have mode 0755 and this
+    /// mtime.
     pub fn new(parents_mtime: Mtime) -> Self {
         let mut tree = Self { entries: Vec::new(), parents_mtime };
         tree.push(Node::new(Kind::Directory, 0o755, parents_mtime), true);

@@ -1,5 +1,5 @@
-//! From a tree to bytes: one pass, file contents streamed from where they lie, holes skipped. What precedes compressed files is
-//! written after them.
+//! From a tree to bytes: one pass, file contents streamed from where they lie, holes skipped. What precedes compressed
+//! files is written after them.
 
 use std::{
     fs::File,
@@ -49,8 +49,8 @@ pub struct WriteOptions {
     pub uuid: Option<Guid>,
     /// Time in the superblock.
     pub build_time: Mtime,
-    /// So many threads compress the files, which changes no byte; none: files are not compressed, so that guests can read them
-    /// from the host's memory.
+    /// So many threads compress the files, which changes no byte; none: files are not compressed, so that guests can
+    /// read them from the host's memory.
     pub compress: Option<NonZero<usize>>,
 }
 

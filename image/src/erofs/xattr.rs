@@ -1,5 +1,5 @@
-//! Extended attributes: their inline form on disk (`struct erofs_xattr_ibody_header`), and what a build's own traces in them
-//! become in a layer: overlayfs' private marks and file capabilities made inside a user namespace.
+//! Extended attributes: their inline form on disk (`struct erofs_xattr_ibody_header`), and what a build's own traces in
+//! them become in a layer: overlayfs' private marks and file capabilities made inside a user namespace.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,8 @@ const PREFIXES: [(&[u8], u8); 5] = [
     (b"trusted.", 4),
     (b"security.", 6),
 ];
-/// Largest inline area of one inode: `i_xattr_icount` is 16 bits wide and counts 4-byte units after the header, plus one.
+/// Largest inline area of one inode: `i_xattr_icount` is 16 bits wide and counts 4-byte units after the header, plus
+/// one.
 const MAX_AREA: usize = XATTR_HEADER_SIZE + 4 * (u16::MAX as usize - 1);
 
 /// `XATTR_NAME_CAPS`.
@@ -86,7 +87,8 @@ pub(super) fn encode(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>, Xat
     Ok(area)
 }
 
-/// What [`encode`] wrote; none if the area is damaged, or shares attributes with other inodes, which no layer of ours does.
+/// What [`encode`] wrote; none if the area is damaged, or shares attributes with other inodes, which no layer of ours
+/// does.
 pub(super) fn decode(area: &[u8]) -> Option<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut xattrs = BTreeMap::new();
     if area.is_empty() {
@@ -137,7 +139,8 @@ pub(super) fn from_overlay(name: Vec<u8>, value: Vec<u8>) -> Result<Option<Attri
     let private = name.strip_prefix(b"user.overlay.").or_else(|| name.strip_prefix(b"trusted.overlay."));
     match private {
         None => Ok(Some((name, value))),
-        // Marks a directory that hides the lower one; "x" would mean whiteouts in attributes, which only nested overlays make.
+        // Marks a directory that hides the lower one; "x" would mean whiteouts in attributes, which only nested
+        // overlays make.
         Some(b"opaque") if value == b"y" => Ok(Some((b"trusted.overlay.opaque".to_vec(), value))),
         // They point into the lower layers of the build's own mount and are rebuilt by a mount that needs them.
         Some(b"origin" | b"impure" | b"uuid" | b"nlink" | b"upper") => Ok(None),
@@ -145,8 +148,9 @@ pub(super) fn from_overlay(name: Vec<u8>, value: Vec<u8>) -> Result<Option<Attri
     }
 }
 
-/// What an attribute that an archive names becomes in a layer: its value, or `None` where no layer carries it. Those are labels
-/// of the machine that packed it, overlayfs' private marks (everything `trusted.`), and names that EROFS has no place for.
+/// What an attribute that an archive names becomes in a layer: its value, or `None` where no layer carries it. Those
+/// are labels of the machine that packed it, overlayfs' private marks (everything `trusted.`), and names that EROFS has
+/// no place for.
 pub fn from_archive(name: &[u8], value: Vec<u8>) -> Result<Option<Vec<u8>>, XattrError> {
     let private = name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.") || is_machine_label(name);
     if private || name.contains(&0) || split(name).is_err() {
@@ -163,8 +167,8 @@ pub(super) fn is_machine_label(name: &[u8]) -> bool {
     MACHINE_LABELS.iter().any(|label| name.starts_with(label))
 }
 
-/// Turns file capabilities bound to a user namespace's root (version 3) into plain ones (version 2); leaves others alone.
-/// Linux, include/uapi/linux/capability.h, `struct vfs_ns_cap_data`.
+/// Turns file capabilities bound to a user namespace's root (version 3) into plain ones (version 2); leaves others
+/// alone. Linux, include/uapi/linux/capability.h, `struct vfs_ns_cap_data`.
 pub(super) fn without_root_id(name: &[u8], value: Vec<u8>) -> Result<Vec<u8>, XattrError> {
     const REVISION_MASK: u32 = 0xff00_0000;
     const REVISION_1: u32 = 0x0100_0000;

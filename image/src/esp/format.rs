@@ -4,8 +4,8 @@ use std::{fs::File, io, os::unix::fs::FileExt};
 
 use crate::sector::SectorSize;
 
-/// Size of the ESP in bytes: room for the hosts of eight generations. Sparse, so an image's file pays only for what is in it, but all of it has to
-/// be hashed.
+/// Size of the ESP in bytes: room for the hosts of eight generations. Sparse, so an image's file pays only for what is
+/// in it, but all of it has to be hashed.
 pub const SIZE: u64 = 512 << 20;
 /// Bytes of a cluster: what Microsoft's table gives for this size, and at least one sector of any disk; the 130,000
 /// clusters are well above the 65,525 that make a FAT32 file system.

@@ -1,6 +1,6 @@
-//! Reader of a FAT32 file system that somebody else may have written: where each file's bytes lie. Follows Microsoft's "FAT:
-//! General Overview of On-Disk Format" 1.03, names as there. Every number in it is checked; what is read grows with the files
-//! that there are, up to the limits below.
+//! Reader of a FAT32 file system that somebody else may have written: where each file's bytes lie. Follows Microsoft's
+//! "FAT: General Overview of On-Disk Format" 1.03, names as there. Every number in it is checked; what is read grows
+//! with the files that there are, up to the limits below.
 
 use std::{cell::RefCell, collections::BTreeSet};
 

@@ -1,6 +1,7 @@
-//! Reader of a data partition that somebody else may have written: where a file's bytes lie, and its fs-verity metadata. Knows
-//! only what the builder writes; what a rack has mounted since may have more features, and a journal that is not empty.
-//! On-disk format: Linux, Documentation/filesystems/ext4/. mkext4 has a reader too, for its own tests: it trusts sizes.
+//! Reader of a data partition that somebody else may have written: where a file's bytes lie, and its fs-verity
+//! metadata. Knows only what the builder writes; what a rack has mounted since may have more features, and a journal
+//! that is not empty. On-disk format: Linux, Documentation/filesystems/ext4/. mkext4 has a reader too, for its own
+//! tests: it trusts sizes.
 
 use mkext4::csum;
 
@@ -247,8 +248,8 @@ impl<'a> Fs<'a> {
         Ok(content)
     }
 
-    /// Adds what the node of a tree of extents stands for; `depth`: what it must say of its own height. The recursion ends:
-    /// heights fall, and every node adds something, of which there is no more than the file system has.
+    /// Adds what the node of a tree of extents stands for; `depth`: what it must say of its own height. The recursion
+    /// ends: heights fall, and every node adds something, of which there is no more than the file system has.
     fn extents(
         &self,
         inode: &Inode,
@@ -324,7 +325,8 @@ fn directory_block(seed: u32, block: &[u8; BLOCK_SIZE as usize]) -> bool {
     if word(tail, 0) == 0 && short(tail, 4) == 12 && tail[6] == 0 && tail[7] == CHECKSUM_ENTRY {
         return csum::dirent_block(seed, block) == word(tail, 8);
     }
-    // `struct dx_root` has its entries behind `.`, `..` and a head of eight bytes, `struct dx_node` behind one empty entry.
+    // `struct dx_root` has its entries behind `.`, `..` and a head of eight bytes, `struct dx_node` behind one empty
+    // entry.
     let count_at = if word(block, 0) == 0 { 0x08 } else { 0x20 };
     let (limit, count) = (short(block, count_at), short(block, count_at + 2));
     let tail = count_at + usize::from(limit) * 8;

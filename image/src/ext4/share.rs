@@ -1,13 +1,13 @@
-//! Bytes of layers that the image shares with the files they come from, where the file system of both can do that (reflinks): nothing is copied,
-//! and the disk holds them once. copy_file_range(2).
+//! Bytes of layers that the image shares with the files they come from, where the file system of both can do that
+//! (reflinks): nothing is copied, and the disk holds them once. copy_file_range(2).
 
 use std::fs::File;
 
 use super::BLOCK_SIZE;
 use crate::source::{self, Source};
 
-/// File systems that share whole blocks when they are asked to copy (linux/magic.h): XFS, Btrfs, bcachefs. The others would copy them as we do,
-/// but more slowly.
+/// File systems that share whole blocks when they are asked to copy (linux/magic.h): XFS, Btrfs, bcachefs. The others
+/// would copy them as we do, but more slowly.
 const SHARING: [u64; 3] = [0x5846_5342, 0x9123_683e, 0xca45_1a4e];
 
 /// Whether the file system of `disk` shares blocks.

@@ -1,6 +1,6 @@
-//! What mkext4 does not know of fs-verity: the file system's feature, and files for which it is on from the start, so that
-//! a rack need not read and hash its layers before it can use them.
-//! On-disk format: Linux, fs/ext4/verity.c, and Documentation/filesystems/ext4/ ("Index Nodes", "Super Block").
+//! What mkext4 does not know of fs-verity: the file system's feature, and files for which it is on from the start, so
+//! that a rack need not read and hash its layers before it can use them. On-disk format: Linux, fs/ext4/verity.c, and
+//! Documentation/filesystems/ext4/ ("Index Nodes", "Super Block").
 
 use std::{
     fs::{self, File},
@@ -29,14 +29,15 @@ pub(super) fn metadata_at(size: u64) -> u64 {
     size.next_multiple_of(METADATA_ALIGNMENT)
 }
 
-/// Bytes that ext4 stores for a file of `size` bytes: the file, its Merkle tree, and one block with the descriptor at its
-/// begin and the descriptor's size in its last four bytes.
+/// Bytes that ext4 stores for a file of `size` bytes: the file, its Merkle tree, and one block with the descriptor at
+/// its begin and the descriptor's size in its last four bytes.
 pub(super) fn stored_size(size: u64) -> u64 {
     metadata_at(size) + tree_size(size) + BLOCK_SIZE
 }
 
 impl Measured {
-    /// The tree of a file of `size` bytes and the file's CRC-32C, if the hashes of its blocks are at hand and are those of its digest.
+    /// The tree of a file of `size` bytes and the file's CRC-32C, if the hashes of its blocks are at hand and are those
+    /// of its digest.
     pub(super) fn known(&self, size: u64) -> Option<(Tree, u32)> {
         let kept = self.kept.as_ref()?;
         // Whatever is wrong with them, the file itself has all that is needed.
@@ -158,7 +159,8 @@ impl reader::ReadAt for Partition<'_> {
     }
 }
 
-/// Sets the feature without which `FS_IOC_ENABLE_VERITY` says EOPNOTSUPP, in every copy of the superblock; mkext4 cannot.
+/// Sets the feature without which `FS_IOC_ENABLE_VERITY` says EOPNOTSUPP, in every copy of the superblock; mkext4
+/// cannot.
 pub(super) fn add_feature(disk: &File, start: u64, size: u64) -> Result<(), Ext4Error> {
     const SIZE: usize = 1024;
     const MAGIC: usize = 0x38;

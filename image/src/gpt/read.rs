@@ -1,5 +1,5 @@
-//! A disk's GPT, read (UEFI specification 2.10, chapter 5). Every number comes from the disk and is checked; the gpt crate,
-//! made for writing, asserts on some of them.
+//! A disk's GPT, read (UEFI specification 2.10, chapter 5). Every number comes from the disk and is checked; the gpt
+//! crate, made for writing, asserts on some of them.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 

@@ -28,7 +28,8 @@ fn path(disk: &NamedTempFile) -> &str {
     disk.path().to_str().unwrap()
 }
 
-/// A disk that sgdisk partitioned; the partition in question is number 2. All have it once made: sgdisk sleeps a second after it has written.
+/// A disk that sgdisk partitioned; the partition in question is number 2. All have it once made: sgdisk sleeps a second
+/// after it has written.
 fn by_sgdisk() -> NamedTempFile {
     static ENDS: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
     let ends = ENDS.get_or_init(|| {

@@ -49,7 +49,8 @@ pub enum InfoError {
     },
 }
 
-/// Longest value accepted, in bytes; the longest in Debian's kernel has some 200. Keeps a damaged file from filling the index.
+/// Longest value accepted, in bytes; the longest in Debian's kernel has some 200. Keeps a damaged file from filling the
+/// index.
 const MAX_VALUE: usize = 4096;
 
 /// The module's name in a path such as `kernel/fs/erofs/erofs.ko.xz`; none if it is the path of something else.

@@ -1,5 +1,5 @@
-//! Reads `[users.NAME]` and `[groups.NAME]` of image recipes, and whom files belong to. Who is in an image already, only the
-//! image itself knows: that is looked at when it is built. Follows passwd(5), group(5) and sshd(8).
+//! Reads `[users.NAME]` and `[groups.NAME]` of image recipes, and whom files belong to. Who is in an image already,
+//! only the image itself knows: that is looked at when it is built. Follows passwd(5), group(5) and sshd(8).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,8 @@ use super::{
 
 /// Largest number that a file's owner can have: what a build maps (`nobody`; 65535 is `(uid_t) -1` in old formats).
 pub const ID_MAX: u32 = 65534;
-/// Largest number of a recipe's own users and groups: from 60000 on they are Debian's and systemd's (Debian Policy 9.2.2).
+/// Largest number of a recipe's own users and groups: from 60000 on they are Debian's and systemd's (Debian Policy
+/// 9.2.2).
 pub const UID_MAX: u32 = 59_999;
 /// Longest line of an `authorized_keys`, which sshd(8) reads up to 8 KiB.
 const KEY_MAX: usize = 8191;
@@ -223,7 +224,8 @@ fn keys(report: &mut Report, table: &Table<'_>) -> Vec<String> {
     keys
 }
 
-/// Whether the line can stand in an `authorized_keys`: maybe options, then a key's type, the key in Base64, maybe a comment.
+/// Whether the line can stand in an `authorized_keys`: maybe options, then a key's type, the key in Base64, maybe a
+/// comment.
 fn is_public_key(line: &str) -> bool {
     let words: Vec<&str> = line.split(' ').collect();
     let base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);

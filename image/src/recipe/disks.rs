@@ -1,5 +1,5 @@
-//! What a rack recipe may say of a guest only if its image is a whole disk, and what it may not say then: known once its image
-//! recipe was read.
+//! What a rack recipe may say of a guest only if its image is a whole disk, and what it may not say then: known once
+//! its image recipe was read.
 
 use std::sync::Arc;
 

@@ -122,7 +122,8 @@ fn guest<'a>(
     seen.after.insert(name.value, after);
     let guest = Guest {
         image: String::new(),
-        // What is wrong was reported, so no guest will be made of this; but what else is wrong with it and its image is to be told, too.
+        // What is wrong was reported, so no guest will be made of this; but what else is wrong with it and its image is
+        // to be told, too.
         vcpus: vcpus.unwrap_or(1),
         memory_mib: memory_mib.unwrap_or(units::MEMORY_MIN_MIB),
         addresses,

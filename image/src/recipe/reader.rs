@@ -37,7 +37,8 @@ impl Report {
         Placed { value: text.value.to_owned(), place: self.place(text.span.clone()) }
     }
 
-    /// Where `part` stands in the file, `text` being what was read around it. If the string has escapes, that is the whole string.
+    /// Where `part` stands in the file, `text` being what was read around it. If the string has escapes, that is the
+    /// whole string.
     pub fn within(&self, text: &Text<'_>, part: Range<usize>) -> Range<usize> {
         let start = text.span.start + 1;
         match self.source.text.get(start..start + text.value.len()) {

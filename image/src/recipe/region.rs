@@ -1,5 +1,5 @@
-//! Reads `timezone` and `locale` of image recipes. Which ones there are, the image's packages decide, so that is looked at when
-//! it is built. Follows the names of the IANA time zone database and setlocale(3).
+//! Reads `timezone` and `locale` of image recipes. Which ones there are, the image's packages decide, so that is looked
+//! at when it is built. Follows the names of the IANA time zone database and setlocale(3).
 
 use super::{
     error::Placed,

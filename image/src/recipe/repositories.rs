@@ -1,5 +1,5 @@
-//! Reads `[repositories.NAME]`: packages beside those of the base, from a suite of Debian's own archive or from somebody else's
-//! archive, which is known by its URL (sources.list(5)).
+//! Reads `[repositories.NAME]`: packages beside those of the base, from a suite of Debian's own archive or from
+//! somebody else's archive, which is known by its URL (sources.list(5)).
 
 use std::{collections::BTreeMap, ops::Range, path::Path};
 

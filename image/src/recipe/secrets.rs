@@ -1,4 +1,5 @@
-//! Reads `[secrets.NAME]` of image recipes: files that a guest finds in its memory. A recipe says where, and never what is in them.
+//! Reads `[secrets.NAME]` of image recipes: files that a guest finds in its memory. A recipe says where, and never what
+//! is in them.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,6 @@
-//! Fills in templates: files of an image recipe that name values of the recipes. Their syntax is Jinja's, by minijinja; what is
-//! not known is an error with its place. An image is made once for all guests that boot it, so nothing in it can be one guest's.
+//! Fills in templates: files of an image recipe that name values of the recipes. Their syntax is Jinja's, by minijinja;
+//! what is not known is an error with its place. An image is made once for all guests that boot it, so nothing in it
+//! can be one guest's.
 
 use std::{
     collections::BTreeMap,

@@ -14,7 +14,8 @@ use crate::volume::{NAME_MAX, SIZE_MAX_MIB, SIZE_MIN_MIB};
 
 /// Most volumes of a guest: with its layers and networks they share the 31 places of its bus.
 const VOLUMES_MAX: usize = 8;
-/// What comes from the image. A volume in their place would keep the old files for ever, whatever a new generation brings.
+/// What comes from the image. A volume in their place would keep the old files for ever, whatever a new generation
+/// brings.
 const OF_THE_IMAGE: &[&str] = &["/", "/etc", "/var", "/var/lib"];
 /// The same, with all folders in them: programs, what is known of installed packages, and which services there are.
 const WHOLLY_OF_THE_IMAGE: &[&str] = &["/boot", "/etc/systemd", "/usr", "/var/lib/dpkg"];

@@ -155,8 +155,8 @@ impl<'a> Stub<'a> {
         Ok(stub)
     }
 
-    /// The stub with new section headers, and where in the file each new section's bytes stand, padding behind it included.
-    /// Whatever the stub has behind its last section (symbols, certificates) is left out.
+    /// The stub with new section headers, and where in the file each new section's bytes stand, padding behind it
+    /// included. Whatever the stub has behind its last section (symbols, certificates) is left out.
     pub(super) fn append(&self, new: &[NewSection]) -> Result<(Vec<u8>, Vec<Range<u64>>), StubError> {
         let room = (self.first_byte() - self.table) / SECTION_HEADER_SIZE - self.sections;
         if new.len() > room {

@@ -1,4 +1,5 @@
-//! Free blocks of an ext4 file system. Linux, Documentation/filesystems/ext4/: "Super Block", "Block Group Descriptors", "Block and Inode Bitmaps".
+//! Free blocks of an ext4 file system. Linux, Documentation/filesystems/ext4/: "Super Block", "Block Group
+//! Descriptors", "Block and Inode Bitmaps".
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
@@ -10,8 +11,8 @@ const SUPERBLOCK: usize = 1024;
 const MAGIC: u16 = 0xef53;
 /// `s_state`: it was unmounted, and has no errors.
 const CLEAN: u16 = 1;
-/// Features of `s_feature_incompat` that leave bitmaps what they are: filetype, extents, 64bit, flex_bg, csum_seed. A journal that must be
-/// replayed (recover) is not among them.
+/// Features of `s_feature_incompat` that leave bitmaps what they are: filetype, extents, 64bit, flex_bg, csum_seed. A
+/// journal that must be replayed (recover) is not among them.
 const INCOMPAT: u32 = 0x2 | 0x40 | INCOMPAT_64BIT | 0x200 | 0x2000;
 const INCOMPAT_64BIT: u32 = 0x80;
 /// `s_feature_ro_compat`: a bit of a bitmap stands for several blocks.

@@ -1,5 +1,5 @@
-//! Where an image's partitions lie, by its first table: firmware goes by that, and on a larger disk the second is not where it is
-//! looked for.
+//! Where an image's partitions lie, by its first table: firmware goes by that, and on a larger disk the second is not
+//! where it is looked for.
 
 use std::{fs::File, ops::Range};
 

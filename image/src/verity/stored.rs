@@ -1,4 +1,5 @@
-//! The Merkle tree that ext4 keeps of a file, against the file's name and its bytes: says which blocks are not what they were.
+//! The Merkle tree that ext4 keeps of a file, against the file's name and its bytes: says which blocks are not what
+//! they were.
 
 use sha2::{Digest, Sha256};
 
@@ -20,7 +21,8 @@ pub struct Checked {
     pub digest: VerityDigest,
     /// What is wrong with what is stored beside the bytes.
     pub stored: Option<StoredFault>,
-    /// The first [`MAX_BLOCKS`] blocks whose bytes are not those of the tree, if the tree is the one that the name says.
+    /// The first [`MAX_BLOCKS`] blocks whose bytes are not those of the tree, if the tree is the one that the name
+    /// says.
     pub blocks: Vec<u64>,
 }
 
@@ -33,8 +35,8 @@ pub enum StoredFault {
     Tree(u64),
 }
 
-/// Compares a file's bytes and its stored tree with the digest that it is named by. Reads each once, and the bytes again only
-/// where they are damaged.
+/// Compares a file's bytes and its stored tree with the digest that it is named by. Reads each once, and the bytes
+/// again only where they are damaged.
 ///
 /// # Errors
 /// [`ReadError`] where the disk can't be read.

@@ -73,7 +73,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the API behind `socket` that waits at most `limit` (not zero) for each answer. Connects only when called.
+    /// A client of the API behind `socket` that waits at most `limit` (not zero) for each answer. Connects only when
+    /// called.
     pub fn new(socket: impl Into<PathBuf>, limit: Duration) -> Self {
         Self { path: socket.into(), limit }
     }

@@ -10,11 +10,12 @@ pub const PATH: &str = "/rackstick/guest.json";
 /// The folder with the values of its secrets, each a file with the secret's name.
 pub const SECRETS: &str = "/rackstick/secrets";
 
-/// How the line begins with which a guest's init tells its console why the guest can't start, behind the kernel's own words.
+/// How the line begins with which a guest's init tells its console why the guest can't start, behind the kernel's own
+/// words.
 pub const CANT_START: &str = "the guest can't start: ";
 
-/// How the line begins with which a guest's init tells its console how the command ended that an image without an init of its
-/// own runs.
+/// How the line begins with which a guest's init tells its console how the command ended that an image without an init
+/// of its own runs.
 pub const COMMAND_ENDED: &str = "rackstick-guest: the command ended: ";
 
 /// One guest's own configuration.
@@ -36,8 +37,8 @@ pub struct GuestConfig {
     pub interfaces: Vec<Interface>,
     /// Resolvers for `/etc/resolv.conf`.
     pub nameservers: Vec<Ipv4Addr>,
-    /// What is started once the root is mounted, with its arguments: the image's own PID 1, or with `process` a program below
-    /// ours.
+    /// What is started once the root is mounted, with its arguments: the image's own PID 1, or with `process` a program
+    /// below ours.
     pub init: Vec<String>,
     /// How `init` is started, in an image without an init of its own.
     pub process: Option<Process>,

@@ -121,8 +121,8 @@ pub struct Status {
     pub problems: Vec<String>,
     /// Process id of the daemon.
     pub daemon_pid: u32,
-    /// The host's own memory in KiB once all its drivers are loaded: MemTotal - MemFree - clean page cache, less the same
-    /// of its guests; 0 before that.
+    /// The host's own memory in KiB once all its drivers are loaded: MemTotal - MemFree - clean page cache, less the
+    /// same of its guests; 0 before that.
     pub host_memory_kib: u64,
     /// How the rack came up, part by part, in the order in which the parts ended; only those that have.
     pub boot: Vec<Phase>,

@@ -27,8 +27,8 @@ use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 
 use crate::init::{self, CONFIG_KEPT};
 
-/// The name it runs under. Its `@` tells systemd to let it live until the machine is off (systemd, "Storage Daemons for the
-/// Root File System"), so that the host can ask until the end.
+/// The name it runs under. Its `@` tells systemd to let it live until the machine is off (systemd, "Storage Daemons for
+/// the Root File System"), so that the host can ask until the end.
 pub(crate) const ARGV0: &str = "@rackstick-agent";
 
 /// How long the host may be silent on a connection before it is closed.

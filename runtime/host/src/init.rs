@@ -44,17 +44,18 @@ pub const WELL: Signal = Signal::HUP;
 /// How long the daemon may take to stop its guests once PID 1 was told to end the machine (Ctrl-Alt-Del, SIGTERM);
 /// longer than the daemon's own deadlines together.
 pub const DAEMON_DEADLINE: Duration = Duration::from_secs(240);
-/// How long processes have between the last SIGTERM and SIGKILL. Most need none of it; but where the daemon died before its
-/// guests had stopped, this is their power button and all the time that they get.
+/// How long processes have between the last SIGTERM and SIGKILL. Most need none of it; but where the daemon died before
+/// its guests had stopped, this is their power button and all the time that they get.
 const TERM_DEADLINE: Duration = Duration::from_secs(60);
 /// How long to wait for killed processes to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
-/// How long writing everything out may take. A slow stick needs minutes for what memory holds; a disk that does not answer
-/// holds whoever waits for it for ever. Ends before the watchdog's last meal is used up, which can only reset the machine.
+/// How long writing everything out may take. A slow stick needs minutes for what memory holds; a disk that does not
+/// answer holds whoever waits for it for ever. Ends before the watchdog's last meal is used up, which can only reset
+/// the machine.
 const WRITE_DEADLINE: Duration = Duration::from_secs(500);
 
-/// How long the kernel may take to end the machine: it waits for drivers that are starting a device, also for one that never
-/// answers, and then there is no watchdog either, which it stops before.
+/// How long the kernel may take to end the machine: it waits for drivers that are starting a device, also for one that
+/// never answers, and then there is no watchdog either, which it stops before.
 const DEVICE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The kernel must not choose PID 1 when memory runs out.
@@ -132,8 +133,9 @@ fn supervise(daemon: &mut Daemon, watchdog: &mut Watchdog, voice: &Voice) -> End
             return end;
         }
         daemon.advance(now, voice);
-        // Guests may still serve from memory. But nobody restarts one that fails, nobody can stop them cleanly or look at the
-        // rack from afar, a rack far away stays so, and what the kernel does not get from its disk or driver no guest gets.
+        // Guests may still serve from memory. But nobody restarts one that fails, nobody can stop them cleanly or look
+        // at the rack from afar, a rack far away stays so, and what the kernel does not get from its disk or driver no
+        // guest gets.
         if daemon.is_stuck(now) {
             voice.show(format_args!(
                 "the daemon was killed and does not end: the kernel waits for a disk or a driver that does not answer; the \
@@ -237,8 +239,8 @@ fn refused(ended: io::Result<Infallible>) {
     Voice::open().show(format_args!("the machine could not be ended: {error}"));
 }
 
-/// Does what may never come to an end in a thread of its own; false if it has not ended within `patience`. Where there is no
-/// thread to be had it is done here.
+/// Does what may never come to an end in a thread of its own; false if it has not ended within `patience`. Where there
+/// is no thread to be had it is done here.
 fn within(patience: Duration, work: fn()) -> bool {
     let (ended, end) = mpsc::channel();
     let thread = thread::Builder::new().spawn(move || {

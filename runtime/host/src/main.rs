@@ -1,6 +1,6 @@
 //! The host's one program: PID 1 (`/init`), the kernel's module loader (`/sbin/modprobe`), the rack daemon
-//! (`rackstick-host daemon`) and the gateway of its private networks (`rackstick-host gateway`), chosen by the name it is
-//! called by, else by its first argument.
+//! (`rackstick-host daemon`) and the gateway of its private networks (`rackstick-host gateway`), chosen by the name it
+//! is called by, else by its first argument.
 
 mod daemon;
 mod init;

@@ -10,8 +10,9 @@ pub const BLOCK: u64 = 4096;
 /// `EXT4_IOC_RESIZE_FS` (include/uapi/linux/ext4.h).
 const EXT4_IOC_RESIZE_FS: Opcode = opcode::write::<u64>(b'f', 16);
 
-/// Grows the mounted file system that `mounted` lies on to `blocks` blocks of its device. Does nothing where it has them already.
-/// Every step goes through the journal: a power cut in the middle leaves some size in between, from which it can be grown again.
+/// Grows the mounted file system that `mounted` lies on to `blocks` blocks of its device. Does nothing where it has
+/// them already. Every step goes through the journal: a power cut in the middle leaves some size in between, from which
+/// it can be grown again.
 ///
 /// # Errors
 /// The kernel's: EPERM also where the file system has errors, EINVAL where it is larger already.

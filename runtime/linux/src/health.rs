@@ -1,5 +1,5 @@
-//! The health check of a guest: one question to its service, as a client asks it. The agent asks in the guest; of a guest without
-//! an agent the daemon asks, from outside: what answers is taken for hostile, and is only ever compared.
+//! The health check of a guest: one question to its service, as a client asks it. The agent asks in the guest; of a
+//! guest without an agent the daemon asks, from outside: what answers is taken for hostile, and is only ever compared.
 
 use std::{
     io::{self, Read, Write},

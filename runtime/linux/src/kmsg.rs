@@ -24,7 +24,8 @@ impl Kmsg {
     /// # Errors
     /// What the kernel says to opening `/dev/kmsg`: no such file, or no right to.
     pub fn open(tag: &'static str) -> io::Result<Self> {
-        // By default the kernel drops all but ten messages in five seconds. Only PID 1 can change that; others need not.
+        // By default the kernel drops all but ten messages in five seconds. Only PID 1 can change that; others need
+        // not.
         let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
         Ok(Self { tag, file: OpenOptions::new().write(true).open("/dev/kmsg")? })
     }
@@ -52,7 +53,8 @@ pub fn init(tag: &'static str, level: LevelFilter) {
     }
 }
 
-/// The level that the kernel's command line asks for: with its own word `debug` everything, else what an operator needs.
+/// The level that the kernel's command line asks for: with its own word `debug` everything, else what an operator
+/// needs.
 pub fn level() -> LevelFilter {
     let debug =
         fs::read_to_string("/proc/cmdline").is_ok_and(|line| line.split_whitespace().any(|word| word == "debug"));

@@ -1,4 +1,5 @@
-//! What the runtime asks of the kernel, on the host as in a guest: modules, devices, mounts, networks, power; and of guests' services.
+//! What the runtime asks of the kernel, on the host as in a guest: modules, devices, mounts, networks, power; and of
+//! guests' services.
 //!
 //! - [`modules`], [`coldplug`], [`uevent`]: load drivers, by name, by device, as devices come.
 //! - [`mount`]: mounts, and leaving the initramfs.

@@ -18,14 +18,14 @@ use rustix::{io::Errno, system};
 /// `MODULE_INIT_COMPRESSED_FILE` of linux/module.h: the kernel decompresses the file itself.
 const COMPRESSED_FILE: i32 = 4;
 
-/// The parameter by which a module is done with its own start, and does not wait for all devices that are being started side
-/// by side (kernel/module/main.c, `do_init_module`).
+/// The parameter by which a module is done with its own start, and does not wait for all devices that are being started
+/// side by side (kernel/module/main.c, `do_init_module`).
 const ALONE: &CStr = c"async_probe";
 /// What aliases of devices begin with their bus and a colon; these begin with other things.
 const NO_BUSES: [&str; 2] = ["cpu:", "devname:"];
 
-/// Sees to it that a module's files are where it is loaded from, before it is loaded: those that are not in memory any more
-/// are put back, and none goes before the module is in the kernel. The text says why it can't.
+/// Sees to it that a module's files are where it is loaded from, before it is loaded: those that are not in memory any
+/// more are put back, and none goes before the module is in the kernel. The text says why it can't.
 pub type ReadBack = Box<dyn Fn(&Module) -> Result<(), String> + Send + Sync>;
 
 /// Loads modules. Can be used by several threads at once: the kernel lets each module be loaded by one of them.
@@ -152,8 +152,8 @@ impl Loader {
     fn load_with_dependencies(&self, target: &Module) -> Result<(), LoadError> {
         let mut failures = Vec::new();
         let mut target_failed = false;
-        // What drives no device brings none that somebody waits for, and must not wait for others' devices; nor for those of
-        // what it only needs to be there.
+        // What drives no device brings none that somebody waits for, and must not wait for others' devices; nor for
+        // those of what it only needs to be there.
         let parameters = if self.drivers.contains(&target.name) { c"" } else { ALONE };
         for module in self.index.closure(&[&target.name])? {
             let parameters = if self.drivers.contains(&module.name) { parameters } else { ALONE };
@@ -231,8 +231,8 @@ fn insert(file: &File, path: &Path, parameters: &CStr) -> io::Result<()> {
     Ok(system::finit_module(file, parameters, flags)?)
 }
 
-/// What `/sbin/modprobe` does when the kernel calls it: `modprobe -q -- NAME`. `arguments` are those after the program's
-/// name. Says what failed in the kernel's log, as nobody reads its output.
+/// What `/sbin/modprobe` does when the kernel calls it: `modprobe -q -- NAME`. `arguments` are those after the
+/// program's name. Says what failed in the kernel's log, as nobody reads its output.
 pub fn modprobe(arguments: impl Iterator<Item = String>) -> ExitCode {
     let names: Vec<String> = arguments.filter(|argument| !argument.starts_with('-')).collect();
     let loader = match Loader::open() {

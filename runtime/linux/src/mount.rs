@@ -147,8 +147,9 @@ pub fn is_mount_point(path: &Path) -> bool {
         .is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Turns the initramfs, which can be neither unmounted nor pivoted away from, into a mount like any other: binds it onto
-/// `/x`, moves that over `/` and enters it. Nothing is copied. Must be the first act of PID 1, before other mounts.
+/// Turns the initramfs, which can be neither unmounted nor pivoted away from, into a mount like any other: binds it
+/// onto `/x`, moves that over `/` and enters it. Nothing is copied. Must be the first act of PID 1, before other
+/// mounts.
 ///
 /// # Errors
 /// [`MountError`].

@@ -20,8 +20,8 @@ pub fn restart() -> io::Result<Infallible> {
     end(RebootCommand::Restart)
 }
 
-/// Resets the machine at once, without a word to its drivers, which [`power_off`] and [`restart`] may wait for without end
-/// (`b` in the kernel's admin-guide/sysrq.rst).
+/// Resets the machine at once, without a word to its drivers, which [`power_off`] and [`restart`] may wait for without
+/// end (`b` in the kernel's admin-guide/sysrq.rst).
 ///
 /// # Errors
 /// Where the kernel has no SysRq.

@@ -63,7 +63,8 @@ pub fn create(name: &str, owner: u32) -> Result<File, TapError> {
     Ok(tap)
 }
 
-/// Opens the tap device `name` with the same flags as [`create`]; makes one that vanishes with the file if there is none.
+/// Opens the tap device `name` with the same flags as [`create`]; makes one that vanishes with the file if there is
+/// none.
 ///
 /// # Errors
 /// [`TapError`].

@@ -1,4 +1,5 @@
-//! The kernel's device events (NETLINK_KOBJECT_UEVENT; Linux, lib/kobject_uevent.c), and waiting for a device by condition.
+//! The kernel's device events (NETLINK_KOBJECT_UEVENT; Linux, lib/kobject_uevent.c), and waiting for a device by
+//! condition.
 
 use std::{
     collections::BTreeMap,

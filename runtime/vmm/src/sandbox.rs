@@ -2,8 +2,8 @@
 //! over finds only the system calls that serving a guest needs. It can start no program, open no socket, see no
 //! other process, and make no memory executable. What is not on the list kills the process.
 //!
-//! The list holds what strace shows under a bare-metal guest of this crate's tests, what a whole Linux guest that uses all devices was
-//! found to need, and what the C library and Rust call only now and then (memory, locks, panics).
+//! The list holds what strace shows under a bare-metal guest of this crate's tests, what a whole Linux guest that uses
+//! all devices was found to need, and what the C library and Rust call only now and then (memory, locks, panics).
 
 use libc::{c_long, c_ulong};
 use seccompiler::{

@@ -1,5 +1,5 @@
-//! What the racks of a recipe are made for, before one is bought or flashed. Goes by the recipe's lock: the kernel and the
-//! firmware that it pins.
+//! What the racks of a recipe are made for, before one is bought or flashed. Goes by the recipe's lock: the kernel and
+//! the firmware that it pins.
 
 use std::{
     collections::BTreeMap,
@@ -156,7 +156,8 @@ impl fmt::Display for Judged {
     }
 }
 
-/// For many devices: a line for each on stdout, whatever the answer. What can't be read may be a device that is not driven.
+/// For many devices: a line for each on stdout, whatever the answer. What can't be read may be a device that is not
+/// driven.
 fn list(lines: Vec<Result<Vec<Device>, IdError>>, answers: &Answers<'_>) -> Result<ExitCode, report::Error> {
     let mut worst = Status::Driven;
     let mut classes_matter = false;

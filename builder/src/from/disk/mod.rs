@@ -1,5 +1,5 @@
-//! Whole disks, raw or qcow2, as the packed file (`rackstick_image::packed`) that a generation carries. What format a file has is told by
-//! its first bytes, whatever its name says; nothing of what is on the disk is looked at.
+//! Whole disks, raw or qcow2, as the packed file (`rackstick_image::packed`) that a generation carries. What format a
+//! file has is told by its first bytes, whatever its name says; nothing of what is on the disk is looked at.
 
 mod qcow2;
 

@@ -1,5 +1,6 @@
-//! Reads qcow2 images, versions 2 and 3: QEMU's `docs/interop/qcow2.rst`. All of it is hostile: places are compared with the file's
-//! length, tables have limits, and what would be read from other files is refused. All numbers have their highest byte first.
+//! Reads qcow2 images, versions 2 and 3: QEMU's `docs/interop/qcow2.rst`. All of it is hostile: places are compared
+//! with the file's length, tables have limits, and what would be read from other files is refused. All numbers have
+//! their highest byte first.
 
 use std::{
     fs::File,
@@ -17,8 +18,8 @@ pub const MAGIC: [u8; 4] = *b"QFI\xfb";
 const L1_MAX: u64 = 32 << 20;
 /// Bits of a cluster's size, as the specification has them: 512 bytes to 2 MiB.
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
-/// How often the clusters of a disk may be larger than its file, once they are larger than [`SMALL_BYTES`]: stops a small file
-/// whose tables name the same cluster, or a compressed one of nothing, millions of times.
+/// How often the clusters of a disk may be larger than its file, once they are larger than [`SMALL_BYTES`]: stops a
+/// small file whose tables name the same cluster, or a compressed one of nothing, millions of times.
 const MAX_RATIO: u64 = 100;
 /// Disks with so much on them are taken whatever their ratio.
 const SMALL_BYTES: u64 = 1 << 30;
@@ -33,7 +34,8 @@ const PLACE: u64 = 0x00ff_ffff_ffff_fe00;
 /// Of an entry of the second level: it is compressed; it reads as zeroes.
 const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
-/// Incompatible features: a wrong reference count harms no reader, the kind of compression is read, all others are refused.
+/// Incompatible features: a wrong reference count harms no reader, the kind of compression is read, all others are
+/// refused.
 const DIRTY: u64 = 1;
 const CORRUPT: u64 = 1 << 1;
 const EXTERNAL_DATA: u64 = 1 << 2;
@@ -279,7 +281,8 @@ fn features(file: &File, length: u64) -> Result<(u64, Compression), Qcow2Error> 
     }
 }
 
-/// The name of the external data file, by the header's extensions, which are within the first cluster; `unnamed` if none has it.
+/// The name of the external data file, by the header's extensions, which are within the first cluster; `unnamed` if
+/// none has it.
 fn data_file(file: &File, length: u64) -> Result<String, Qcow2Error> {
     let head = read(file, length, 0, HEADER_3 as u64, "its header")?;
     let mut at = u64::from(u32_at(&head, 100));

@@ -11,7 +11,8 @@ fn run(folder: &Path, text: &str) {
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A raw disk of 48 MiB with text that compresses, bytes that don't, a stretch of one value, and holes, all beside clusters' borders.
+/// A raw disk of 48 MiB with text that compresses, bytes that don't, a stretch of one value, and holes, all beside
+/// clusters' borders.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut random = fastrand::Rng::with_seed(7);

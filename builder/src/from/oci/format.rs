@@ -1,5 +1,5 @@
-//! The JSON texts of an image, as far as they are of use here. OCI Image Format Specification 1.1; Docker's image manifest 2.2
-//! and the `manifest.json` of `docker save` have the same fields.
+//! The JSON texts of an image, as far as they are of use here. OCI Image Format Specification 1.1; Docker's image
+//! manifest 2.2 and the `manifest.json` of `docker save` have the same fields.
 
 use rackstick_image::digest::Sha256;
 use serde::{Deserialize, de::DeserializeOwned};

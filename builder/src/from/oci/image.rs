@@ -65,8 +65,8 @@ pub fn named(bytes: &[u8]) -> Result<Named, OciError> {
     match parse(bytes, "what the registry has", "manifest")? {
         Document { manifests: Some(manifests), .. } => {
             let mut search = Search::default();
-            // The first is the one that fits any machine; those behind it want more of the processor. One that does not say what it is
-            // for is looked at when it is unpacked.
+            // The first is the one that fits any machine; those behind it want more of the processor. One that does not
+            // say what it is for is looked at when it is unpacked.
             let for_us = manifests.iter().find(|manifest| match &manifest.platform {
                 Some(platform) => search.fits(&platform.os, &platform.architecture),
                 None => true,

@@ -1,5 +1,6 @@
-//! OCI images as they are kept in files: a layout folder, the same as a tar archive, or an archive of `docker save`. Follows the
-//! OCI Image Format Specification 1.1 (image-layout, image-index, manifest, config). Every blob's hash is checked.
+//! OCI images as they are kept in files: a layout folder, the same as a tar archive, or an archive of `docker save`.
+//! Follows the OCI Image Format Specification 1.1 (image-layout, image-index, manifest, config). Every blob's hash is
+//! checked.
 
 mod format;
 mod image;

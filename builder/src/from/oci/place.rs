@@ -79,8 +79,8 @@ impl Place {
         Ok(Self::Archive { path: plain, files })
     }
 
-    /// An image whose blobs are files in the folder `blobs`, each named by its hash, as the store has them: a layout in `scratch`
-    /// leads there.
+    /// An image whose blobs are files in the folder `blobs`, each named by its hash, as the store has them: a layout in
+    /// `scratch` leads there.
     pub fn of_blobs(blobs: &Path, manifest: Sha256, scratch: &Path) -> Result<Self, OciError> {
         let folder = scratch.join("layout");
         let index = serde_json::json!({ "manifests": [{ "digest": format!("sha256:{manifest}") }] });

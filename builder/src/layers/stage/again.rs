@@ -1,5 +1,5 @@
-//! A layer that is made a second time, to see whether it becomes the same: at another time of day, and with other process
-//! ids. What is different is told by file, with the package that owns or wrote it.
+//! A layer that is made a second time, to see whether it becomes the same: at another time of day, and with other
+//! process ids. What is different is told by file, with the package that owns or wrote it.
 
 use std::{
     cell::RefCell,
@@ -45,11 +45,13 @@ pub fn find_clock() -> Option<PathBuf> {
     CLOCKS.into_iter().map(PathBuf::from).find(|path| path.exists())
 }
 
-/// What sets a program's clock. Only the time of day: waiting takes as long as ever, and files have the time that they have.
+/// What sets a program's clock. Only the time of day: waiting takes as long as ever, and files have the time that they
+/// have.
 pub fn environment() -> [(&'static str, String); 4] {
     [
-        // The C library's allocator goes before those that programs bring: jemalloc (named has it) asks for the time while it holds
-        // its lock, and the clock's library, which allocates to answer the first time, would wait for ever.
+        // The C library's allocator goes before those that programs bring: jemalloc (named has it) asks for the time
+        // while it holds its lock, and the clock's library, which allocates to answer the first time, would wait for
+        // ever.
         ("LD_PRELOAD", format!("{CLOCK}:libc.so.6")),
         ("FAKETIME", format!("+{}", AHEAD.as_secs())),
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
@@ -62,9 +64,9 @@ pub fn skip_pids() -> io::Result<()> {
     fs::write("/proc/sys/kernel/ns_last_pid", PID_BASE.to_string())
 }
 
-/// What a stage did, and when each part began, by the clock that files are stamped with. No call tells that clock: since
-/// Linux 6.13 it is ahead of `CLOCK_REALTIME_COARSE` where a file's time was asked for between two changes (kernel
-/// documentation, filesystems/multigrain-ts). So a file of its own is stamped.
+/// What a stage did, and when each part began, by the clock that files are stamped with. No call tells that clock:
+/// since Linux 6.13 it is ahead of `CLOCK_REALTIME_COARSE` where a file's time was asked for between two changes
+/// (kernel documentation, filesystems/multigrain-ts). So a file of its own is stamped.
 pub struct Diary {
     stamped: File,
     began: RefCell<Vec<(Duration, String)>>,

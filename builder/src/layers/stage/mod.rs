@@ -2,8 +2,8 @@
 //! own (user, mounts, processes, network, IPC, host name), so that a build needs no root and reaches nothing of the
 //! machine, and so that files get the owners they will have in the guest.
 //!
-//! Three processes: the builder, which maps ids; the *outer* one, which leaves the namespaces; the *inner* one, PID 1 of
-//! the new PID namespace, which works. Each program of the image then runs in a fourth ([`program`]).
+//! Three processes: the builder, which maps ids; the *outer* one, which leaves the namespaces; the *inner* one, PID 1
+//! of the new PID namespace, which works. Each program of the image then runs in a fourth ([`program`]).
 
 pub mod again;
 pub mod ids;

@@ -1,5 +1,5 @@
-//! The system calls of the builder that Rust can't prove safe: leaving the namespaces of the process, and ending whatever
-//! runs in those of a stage. Follows user_namespaces(7), pid_namespaces(7), unshare(2) and kill(2).
+//! The system calls of the builder that Rust can't prove safe: leaving the namespaces of the process, and ending
+//! whatever runs in those of a stage. Follows user_namespaces(7), pid_namespaces(7), unshare(2) and kill(2).
 
 use std::io;
 
@@ -26,8 +26,9 @@ pub fn leave_mounts() -> rustix::io::Result<()> {
     unshare(UnshareFlags::NEWNS)
 }
 
-/// Shuts `/proc/<this process>/root`, `mem` and the like to processes of the same user, and ptrace(2) with them, unless they
-/// have CAP_SYS_PTRACE: this process still sees the machine's file systems. See ptrace(2), "Ptrace access mode checking".
+/// Shuts `/proc/<this process>/root`, `mem` and the like to processes of the same user, and ptrace(2) with them, unless
+/// they have CAP_SYS_PTRACE: this process still sees the machine's file systems. See ptrace(2), "Ptrace access mode
+/// checking".
 pub fn hide_from_programs() -> rustix::io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
@@ -46,14 +47,14 @@ fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
     }
 }
 
-/// Kills every other process of the PID namespace whose PID 1 this is, and waits for their end: daemons that a script left
-/// behind would go on writing. Does nothing in any other process.
+/// Kills every other process of the PID namespace whose PID 1 this is, and waits for their end: daemons that a script
+/// left behind would go on writing. Does nothing in any other process.
 pub fn end_all_others() -> io::Result<()> {
     if rustix::process::getpid() != Pid::INIT {
         return Ok(());
     }
-    // SAFETY: takes two integers and touches no memory of this process. -1 means all processes that this one may signal,
-    // which are those of its PID namespace, itself excepted; that it is not the machine's, PID 1 in it says.
+    // SAFETY: takes two integers and touches no memory of this process. -1 means all processes that this one may
+    // signal, which are those of its PID namespace, itself excepted; that it is not the machine's, PID 1 in it says.
     #[allow(unsafe_code)]
     let killed = unsafe { libc::kill(-1, libc::SIGKILL) };
     if killed != 0 {

@@ -77,7 +77,8 @@ impl Ended {
     }
 }
 
-/// Bytes of a note at most, and of a pipe that has room for one (pipe(7), "O_DIRECT": each write is a packet of its own).
+/// Bytes of a note at most, and of a pipe that has room for one (pipe(7), "O_DIRECT": each write is a packet of its
+/// own).
 const ONE_NOTE: usize = 4096;
 
 /// Where a program's status notes go: dpkg's `--status-fd`.
@@ -87,8 +88,8 @@ impl Program {
     /// Runs it to its end with `environment` beside the fixed one. An argument [`STATUS_FD`] becomes the number of a
     /// descriptor; `note` sees each line written there.
     pub fn run(&self, epoch: i64, environment: &[(&str, &str)], note: &mut dyn FnMut(&str)) -> io::Result<Ended> {
-        // Where it counts when a step began there is room for one note: the program waits with the next, and with what comes then,
-        // until a note was told.
+        // Where it counts when a step began there is room for one note: the program waits with the next, and with what
+        // comes then, until a note was told.
         let one = if self.clock.is_some() { PipeFlags::DIRECT } else { PipeFlags::empty() };
         let (notes_in, notes_out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | one)?;
         if self.clock.is_some() {

@@ -1,5 +1,5 @@
-//! What the builder and its stage say to each other: one request as JSON on the stage's stdin, messages as JSON lines on
-//! its stdout.
+//! What the builder and its stage say to each other: one request as JSON on the stage's stdin, messages as JSON lines
+//! on its stdout.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -98,8 +98,8 @@ pub struct Package {
     pub deb: PathBuf,
 }
 
-/// A value of the recipe, with a mark by which the builder finds its place again when the stage refuses it. The place itself
-/// would give the layer another key whenever a line is added above.
+/// A value of the recipe, with a mark by which the builder finds its place again when the stage refuses it. The place
+/// itself would give the layer another key whenever a line is added above.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marked<T> {
     /// The value.

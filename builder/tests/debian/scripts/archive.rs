@@ -23,7 +23,8 @@ impl Archive {
     pub fn new(folder: &Path, recipe: &Path, base: &Base) -> Self {
         let new = Self(folder.join("archive"));
         run(Command::new(super::PROGRAM).arg("vendor").args([&new.0, recipe]));
-        // A suite's archive: mmdebstrap asks apt what is essential in it. What is in packages, apt knows from dpkg-deb alone.
+        // A suite's archive: mmdebstrap asks apt what is essential in it. What is in packages, apt knows from dpkg-deb
+        // alone.
         let suite = new.0.join("dists").join(SUITE);
         fs::create_dir_all(suite.join("main/binary-amd64")).unwrap();
         let index = |arguments: &[&str], file: &str| {

@@ -1,5 +1,5 @@
-//! What maintainer scripts make of our layers, compared file by file with what mmdebstrap makes of the same packages; and what
-//! the machine's own dpkg and apt say of the result. Needs root, and takes minutes: run by `ci/soak scripts`.
+//! What maintainer scripts make of our layers, compared file by file with what mmdebstrap makes of the same packages;
+//! and what the machine's own dpkg and apt say of the result. Needs root, and takes minutes: run by `ci/soak scripts`.
 
 mod archive;
 mod database;
@@ -31,8 +31,8 @@ const RELEASES: [(&str, &[Set]); 2] = [("trixie", &SETS), ("bookworm", &OF_BOOKW
 /// A set by its name.
 type Set = (&'static str, &'static [&'static str]);
 
-/// What labs consist of: accounts by adduser and by sysusers, triggers, alternatives, diversions, questions of debconf. Each is
-/// compared with the base that it stands on.
+/// What labs consist of: accounts by adduser and by sysusers, triggers, alternatives, diversions, questions of debconf.
+/// Each is compared with the base that it stands on.
 const SETS: [Set; 10] = [
     ("bare", &[]),
     ("database", &["postgresql"]),

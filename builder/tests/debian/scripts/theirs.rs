@@ -18,7 +18,8 @@ pub fn make(target: &Path, archive: &Archive, packages: &[String], epoch: i64) -
     make.args(["-m", "sh", "-c", script]).arg(target);
     make.args(["mmdebstrap", "--mode=root", "--format=directory", "--variant=essential"]);
     make.arg(format!("--include={}", packages.join(","))).args([SUITE, "/mnt/tree"]).arg(archive.source());
-    // As a stage has it, and nothing of this machine's: python3 for one makes other files where it may not write any at each import.
+    // As a stage has it, and nothing of this machine's: python3 for one makes other files where it may not write any at
+    // each import.
     make.env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("HOME", "/root")

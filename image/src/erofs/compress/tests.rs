@@ -226,8 +226,8 @@ fn a_file_that_changes_or_is_too_large_stops_all_threads() {
     assert!(matches!(error, WriteError::Layout(LayoutError::TooLargeToCompress)), "{error}");
 }
 
-/// The last name is a compressed file of several extents, the last of two blocks. With the place of its index, which no checksum
-/// covers, and of its data.
+/// The last name is a compressed file of several extents, the last of two blocks. With the place of its index, which no
+/// checksum covers, and of its data.
 fn victim(path: &Path) -> (File, Vec<u8>, u64, u64) {
     let content = [text(2 * EXTENT_SIZE, 1), noise(EXTENT_SIZE, 2), text(5000, 3)].concat();
     let mut tree = Tree::new(Mtime::default());
@@ -311,7 +311,8 @@ fn frames_that_are_not_what_they_should_be_are_refused() {
     for size in [EXTENT_SIZE - 1, EXTENT_SIZE + 1] {
         assert!(!taken(&zstd::bulk::compress(&text(size, 1), LEVEL).unwrap()), "{size}");
     }
-    // A frame that does not tell its size, of blocks of one repeated byte that make 128 KiB each: over a GiB. The same, once, and with a window of 2 GiB.
+    // A frame that does not tell its size, of blocks of one repeated byte that make 128 KiB each: over a GiB. The same,
+    // once, and with a window of 2 GiB.
     let block = |last: u32| {
         let [a, b, c, _] = (last | 1 << 1 | (128 << 10) << 3_u32).to_le_bytes();
         [a, b, c, b'!']

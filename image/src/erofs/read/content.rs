@@ -1,5 +1,5 @@
-//! What is in a file of a layer, compressed or not. An extent is unpacked when it is asked for, and none that is larger than the
-//! writer's; so what a layer says of sizes decides how long reading takes, never how much memory.
+//! What is in a file of a layer, compressed or not. An extent is unpacked when it is asked for, and none that is larger
+//! than the writer's; so what a layer says of sizes decides how long reading takes, never how much memory.
 
 use std::{fmt, io::Read};
 
@@ -16,7 +16,8 @@ use crate::view::{ReadError, View, ensure};
 
 /// Most entries of the index that one extent has.
 const CLUSTERS: usize = EXTENT_SIZE / BLOCK_SIZE;
-/// Largest window of a zstd frame: one that asks for more would have gigabytes allocated. The kernel is promised no larger one.
+/// Largest window of a zstd frame: one that asks for more would have gigabytes allocated. The kernel is promised no
+/// larger one.
 const MAX_WINDOW: u64 = EXTENT_SIZE as u64;
 
 /// What is in a file or link.
@@ -111,8 +112,8 @@ impl Pieces<'_, '_> {
         Ok(Some(&self.piece))
     }
 
-    /// Reads the extent at `at`, which must be as the writer makes them and lie behind the one before: so no two of a file have the
-    /// same blocks.
+    /// Reads the extent at `at`, which must be as the writer makes them and lie behind the one before: so no two of a
+    /// file have the same blocks.
     fn extent(&mut self, layer: &View<'_>, index: u64, blocks: u32, length: usize) -> Result<(), ReadError> {
         let count = length.div_ceil(BLOCK_SIZE);
         let mut entries = [0; CLUSTERS * CLUSTER_SIZE];

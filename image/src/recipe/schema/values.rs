@@ -1,5 +1,6 @@
-//! What strings and numbers may stand in a key, as far as a regular expression or a range tells it. The reader knows more: what
-//! overlaps, what is missing, what is too much of a unit. All that it takes fits, or editors would mark recipes that are right.
+//! What strings and numbers may stand in a key, as far as a regular expression or a range tells it. The reader knows
+//! more: what overlaps, what is missing, what is too much of a unit. All that it takes fits, or editors would mark
+//! recipes that are right.
 
 use serde_json::{Value, json};
 
@@ -15,7 +16,8 @@ use super::super::{
 /// What may stand there.
 #[derive(Clone, Copy)]
 pub enum Form {
-    /// Strings that fit a pattern (ECMA 262, of which only what other dialects have too), with at most so many characters.
+    /// Strings that fit a pattern (ECMA 262, of which only what other dialects have too), with at most so many
+    /// characters.
     Text(&'static str, usize),
     /// One of these strings.
     OneOf(&'static [&'static str]),
@@ -112,8 +114,8 @@ const PUBLIC_KEY: Form = Form::Text(
 /// Whom a file or secret belongs to, by name; or by number.
 pub const OWNER: (Form, Form) = (ACCOUNT, Form::Number(0, ID_MAX));
 
-/// The keys of which that is said: of which shape, which, and what stands in them; in an array, in each of its items; in a table
-/// with names of the user's, in each of its values.
+/// The keys of which that is said: of which shape, which, and what stands in them; in an array, in each of its items;
+/// in a table with names of the user's, in each of its values.
 const VALUES: &[(&Shape, &str, Form)] = &[
     (&shapes::RACK, "name", LABEL),
     (&shapes::RACK, "version", VERSION),

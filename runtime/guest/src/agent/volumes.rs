@@ -1,4 +1,5 @@
-//! How the volumes are: mounted, writable, without errors (proc_pid_mountinfo(5); Linux, Documentation/filesystems/ext4/).
+//! How the volumes are: mounted, writable, without errors (proc_pid_mountinfo(5); Linux,
+//! Documentation/filesystems/ext4/).
 
 use std::{fs, io, path::Path};
 
@@ -68,8 +69,8 @@ struct Mounted<'a> {
 }
 
 impl<'a> Mounted<'a> {
-    /// `36 35 98:0 /data /var/lib/bind rw,nosuid - ext4 /dev/vda rw,errors=remount-ro`: the mount may be read-only, or the file
-    /// system. Paths of volumes need no escapes.
+    /// `36 35 98:0 /data /var/lib/bind rw,nosuid - ext4 /dev/vda rw,errors=remount-ro`: the mount may be read-only, or
+    /// the file system. Paths of volumes need no escapes.
     fn parse(line: &'a str) -> Option<Self> {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut words = mount.split(' ');

@@ -1,5 +1,5 @@
-//! PID 1 of an image without an init of its own: runs the recipe's command as its user, reaps what is left over, and switches
-//! the guest off when the command ends or the guest is to stop.
+//! PID 1 of an image without an init of its own: runs the recipe's command as its user, reaps what is left over, and
+//! switches the guest off when the command ends or the guest is to stop.
 
 use std::{
     convert::Infallible,
@@ -31,7 +31,8 @@ use signal_hook::{
 
 use super::{InitError, file_error};
 
-/// How long the command may take to end once it was asked to: less than the rack waits before it presses the power button.
+/// How long the command may take to end once it was asked to: less than the rack waits before it presses the power
+/// button.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// How long what was killed may take to be gone.
 const KILL_WITHIN: Duration = Duration::from_secs(5);
@@ -72,8 +73,8 @@ pub(super) fn run(config: &GuestConfig, process: &Process) -> Result<Infallible,
 
     let (ended, asked) = attend(command, process.stop_signal, &events);
     let asked = if asked { ", as the guest was asked to stop" } else { "" };
-    // On a line of its own, whatever the command wrote last, and out before the machine is off. There is nobody to tell if the
-    // console fails.
+    // On a line of its own, whatever the command wrote last, and out before the machine is off. There is nobody to tell
+    // if the console fails.
     let _ = writeln!(io::stdout(), "\n{COMMAND_ENDED}{ended}{asked}");
     let _ = rustix::termios::tcdrain(io::stdout());
     end_all();
@@ -155,8 +156,8 @@ fn start(config: &GuestConfig, process: &Process) -> Result<u32, InitError> {
     Ok(child.id())
 }
 
-/// Reaps until the command has ended; asks it to when the guest is to stop, and makes it at the deadline. Says whether it was
-/// asked.
+/// Reaps until the command has ended; asks it to when the guest is to stop, and makes it at the deadline. Says whether
+/// it was asked.
 fn attend(command: u32, stop_signal: u8, events: &Receiver<Event>) -> (Ended, bool) {
     let mut deadline: Option<Instant> = None;
     let mut asked = false;

@@ -1,5 +1,6 @@
-//! The root: each layer is a pmem device with an EROFS, read straight from the host's page cache (DAX); an overlay joins
-//! them under a tmpfs that takes what the guest writes (Linux, Documentation/filesystems/{erofs,overlayfs,dax}.rst).
+//! The root: each layer is a pmem device with an EROFS, read straight from the host's page cache (DAX); an overlay
+//! joins them under a tmpfs that takes what the guest writes (Linux,
+//! Documentation/filesystems/{erofs,overlayfs,dax}.rst).
 
 use std::{
     ffi::OsStr,

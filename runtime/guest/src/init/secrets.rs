@@ -1,5 +1,5 @@
-//! Puts secrets where the image's programs look for them, in memory: `/run` is a tmpfs that moves along into the new root. What stood in
-//! the initrd is deleted with it.
+//! Puts secrets where the image's programs look for them, in memory: `/run` is a tmpfs that moves along into the new
+//! root. What stood in the initrd is deleted with it.
 
 use std::{
     fs::{self, File, Permissions},
@@ -15,8 +15,8 @@ use super::InitError;
 /// Of folders on the way to a secret: each file in them has a mode of its own.
 const FOLDER_MODE: u32 = 0o755;
 
-/// Puts each secret at its path below `root`, its value being a file with its name in `values`. Nothing else runs yet, and all of `/run`
-/// is our own, so that no link leads elsewhere.
+/// Puts each secret at its path below `root`, its value being a file with its name in `values`. Nothing else runs yet,
+/// and all of `/run` is our own, so that no link leads elsewhere.
 pub(super) fn place(secrets: &[Secret], values: &Path, root: &Path) -> Result<(), InitError> {
     for secret in secrets {
         let failed = |source| InitError::Secret { name: secret.name.clone(), path: secret.path.clone(), source };

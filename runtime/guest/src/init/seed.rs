@@ -1,5 +1,5 @@
-//! Copies a folder of the image, with owners, modes, times, extended attributes (capabilities and ACLs are some), links and
-//! special files. Nothing else runs yet, so what is looked at stays as it is.
+//! Copies a folder of the image, with owners, modes, times, extended attributes (capabilities and ACLs are some), links
+//! and special files. Nothing else runs yet, so what is looked at stays as it is.
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,8 @@ use rustix::fs::{
     utimensat,
 };
 
-/// Most bytes of a file's attributes' names together, and of one value (Linux, limits.h: XATTR_LIST_MAX, XATTR_SIZE_MAX).
+/// Most bytes of a file's attributes' names together, and of one value (Linux, limits.h: XATTR_LIST_MAX,
+/// XATTR_SIZE_MAX).
 const XATTR_MAX: usize = 64 << 10;
 
 /// What could not be copied.

@@ -1,5 +1,5 @@
-//! Out of the initrd: its files are deleted, as they are memory; the mounts move along; the agent starts; then the image's
-//! own init takes over as PID 1, or ours stays for one that has none. What switch_root(8) does.
+//! Out of the initrd: its files are deleted, as they are memory; the mounts move along; the agent starts; then the
+//! image's own init takes over as PID 1, or ours stays for one that has none. What switch_root(8) does.
 
 use std::{
     convert::Infallible,

@@ -1,9 +1,9 @@
-//! Volumes: block devices found by their serial number, each with an ext4 that is grown to its device and mounted where the
-//! recipe says before anything of the image runs.
+//! Volumes: block devices found by their serial number, each with an ext4 that is grown to its device and mounted where
+//! the recipe says before anything of the image runs.
 //!
-//! The guest sees the folder `data` of the file system, not its root: nothing of ours and no `lost+found` is in its way. That
-//! folder is also what tells a volume in use from a fresh one. A fresh one is filled with what the image has at that place
-//! under another name, synced and renamed, so that a cut at any moment leaves nothing half-made.
+//! The guest sees the folder `data` of the file system, not its root: nothing of ours and no `lost+found` is in its
+//! way. That folder is also what tells a volume in use from a fresh one. A fresh one is filled with what the image has
+//! at that place under another name, synced and renamed, so that a cut at any moment leaves nothing half-made.
 
 use std::{
     fs,
@@ -120,8 +120,8 @@ fn blocks_of(root: &File) -> Option<u64> {
     rustix::fs::fstatfs(root).ok().map(|stat| stat.f_blocks)
 }
 
-/// The folder `mount` of `root`, made if the image does not have it. A symbolic link on the way could lead to where something
-/// else is mounted later, so there may be none.
+/// The folder `mount` of `root`, made if the image does not have it. A symbolic link on the way could lead to where
+/// something else is mounted later, so there may be none.
 fn target(root: &Path, mount: &str) -> io::Result<OwnedFd> {
     let mut at = openat(CWD, root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     for part in mount.split('/').filter(|part| !part.is_empty()) {

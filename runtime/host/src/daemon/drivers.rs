@@ -117,13 +117,14 @@ impl Drivers {
         loaded
     }
 
-    /// Waits until `condition` holds; false if it does not though all drivers but late ones are loaded or hang. It is asked
-    /// after each driver.
+    /// Waits until `condition` holds; false if it does not though all drivers but late ones are loaded or hang. It is
+    /// asked after each driver.
     pub fn wait_for(&self, condition: impl Fn() -> bool) -> bool {
         self.wait_until(Queue::needed_done, condition)
     }
 
-    /// Waits until `condition` holds; false if it does not though no driver hangs any more. It is asked after each driver.
+    /// Waits until `condition` holds; false if it does not though no driver hangs any more. It is asked after each
+    /// driver.
     pub fn wait_for_hanging(&self, condition: impl Fn() -> bool) -> bool {
         self.wait_until(|queue| !queue.any_hangs(), condition)
     }

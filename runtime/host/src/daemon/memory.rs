@@ -1,6 +1,7 @@
 //! What the host itself uses of the machine's memory: MemTotal - MemFree - clean page cache, of `/proc/meminfo`
-//! (Linux, Documentation/filesystems/proc.rst), less the same of the guests' cgroup (admin-guide/cgroup-v2.rst). Free pages that a
-//! CPU keeps at hand are not in MemFree, but in `/proc/zoneinfo` (mm/vmstat.c): they are free all the same.
+//! (Linux, Documentation/filesystems/proc.rst), less the same of the guests' cgroup (admin-guide/cgroup-v2.rst). Free
+//! pages that a CPU keeps at hand are not in MemFree, but in `/proc/zoneinfo` (mm/vmstat.c): they are free all the
+//! same.
 
 use std::{fs, io};
 

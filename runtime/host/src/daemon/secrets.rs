@@ -1,5 +1,6 @@
-//! Secrets of guests: what somebody has put into the slot on the ESP beside the data partition goes to `state/secrets/<guest>/<name>` on
-//! that partition, where it is kept, and the slot is emptied. A cut at any moment leaves each value in one of both places or in both.
+//! Secrets of guests: what somebody has put into the slot on the ESP beside the data partition goes to
+//! `state/secrets/<guest>/<name>` on that partition, where it is kept, and the slot is emptied. A cut at any moment
+//! leaves each value in one of both places or in both.
 
 use std::{
     fs::{self, DirBuilder, File},

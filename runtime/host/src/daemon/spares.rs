@@ -1,6 +1,6 @@
-//! The spare files of the initramfs (`image::spares`): dropped from memory once the devices have drivers, read back from
-//! the UKI on the ESP when a driver is wanted. The ESP is anybody's to write: it is mounted read-only and only while it
-//! is read, and what is taken from it must have the digest that the initrd's list says.
+//! The spare files of the initramfs (`image::spares`): dropped from memory once the devices have drivers, read back
+//! from the UKI on the ESP when a driver is wanted. The ESP is anybody's to write: it is mounted read-only and only
+//! while it is read, and what is taken from it must have the digest that the initrd's list says.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

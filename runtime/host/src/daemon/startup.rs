@@ -1,6 +1,6 @@
-//! What is done once after the daemon has started: drivers, and side by side with them what needs only some of them: the
-//! data partition, networks, what monitors open. Each part reports; none keeps the API from being served. All of it can
-//! be done again by the next daemon on a rack that runs already.
+//! What is done once after the daemon has started: drivers, and side by side with them what needs only some of them:
+//! the data partition, networks, what monitors open. Each part reports; none keeps the API from being served. All of it
+//! can be done again by the next daemon on a rack that runs already.
 
 use std::{
     fs, io,

@@ -23,9 +23,9 @@ const RESTART_FORGIVEN: Duration = Duration::from_secs(60);
 /// that it does at once takes nearly as long, even on a machine that is emulated.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
 
-/// A killed daemon that has not ended by then is held by the kernel: one of its threads waits for a disk or a driver, and
-/// SIGKILL does not end that. A dying disk holds a thread for minutes: Linux gives it 30 s for each of 6 tries of a command
-/// (`SD_TIMEOUT`, `SD_MAX_RETRIES`) and resets it between them. What takes longer than that does not come back.
+/// A killed daemon that has not ended by then is held by the kernel: one of its threads waits for a disk or a driver,
+/// and SIGKILL does not end that. A dying disk holds a thread for minutes: Linux gives it 30 s for each of 6 tries of a
+/// command (`SD_TIMEOUT`, `SD_MAX_RETRIES`) and resets it between them. What takes longer than that does not come back.
 const STUCK_AFTER: Duration = Duration::from_secs(300);
 
 /// The kernel must not choose the daemon when memory runs out.

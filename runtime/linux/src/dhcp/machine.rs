@@ -13,8 +13,8 @@ use super::message::{Kind, Reply, Request};
 
 /// First wait for an answer, doubled with each try (RFC 2131 section 4.1).
 const FIRST_WAIT: Duration = Duration::from_secs(4);
-/// Longest wait for an answer: a server that comes back late is found within this time. The RFC allows 64 s; after a power
-/// cut, racks are up before the router is, and one small packet in 16 s burdens nobody.
+/// Longest wait for an answer: a server that comes back late is found within this time. The RFC allows 64 s; after a
+/// power cut, racks are up before the router is, and one small packet in 16 s burdens nobody.
 const LONGEST_WAIT: Duration = Duration::from_secs(16);
 /// How often an offer is asked for before the client begins anew.
 const REQUEST_TRIES: u32 = 4;

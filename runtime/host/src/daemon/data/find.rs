@@ -1,6 +1,6 @@
-//! Which disk holds the data partition. Two sticks flashed with one image hold it both: the one to which more was written
-//! is taken, so that a fresh copy never takes the place of a rack's own data; of equals, the first by its place on the
-//! buses, which stays the same while nobody plugs the disks differently.
+//! Which disk holds the data partition. Two sticks flashed with one image hold it both: the one to which more was
+//! written is taken, so that a fresh copy never takes the place of a rack's own data; of equals, the first by its place
+//! on the buses, which stays the same while nobody plugs the disks differently.
 
 use std::{
     cmp::Reverse,
@@ -77,8 +77,8 @@ fn esps_of(disk: &Path) -> Option<Vec<PathBuf>> {
     Some(numbers.into_iter().filter_map(|number| partition_device(disk, number)).collect())
 }
 
-/// A disk's GPT; none for a medium without one. Where the kernel found no partition nothing is read: a dead disk answers
-/// after minutes, and a CD drive pulls its tray in.
+/// A disk's GPT; none for a medium without one. Where the kernel found no partition nothing is read: a dead disk
+/// answers after minutes, and a CD drive pulls its tray in.
 pub(super) fn table(disk: &Path) -> Option<gpt::Table> {
     if !fs::read_dir(disk).ok()?.flatten().any(|entry| entry.path().join("partition").exists()) {
         return None;

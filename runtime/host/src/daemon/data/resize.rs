@@ -1,5 +1,5 @@
-//! What growing needs to know and to say of a partition: how large the ext4 file system on it is, and to the kernel how large
-//! the partition is now (Linux, include/uapi/linux/blkpg.h).
+//! What growing needs to know and to say of a partition: how large the ext4 file system on it is, and to the kernel how
+//! large the partition is now (Linux, include/uapi/linux/blkpg.h).
 
 use std::{ffi::c_void, fs::File, io, os::unix::fs::FileExt};
 
@@ -76,14 +76,14 @@ pub struct SuperBlock {
     pub usage: Use,
 }
 
-/// How far a file system was used; the one that was used more is the larger. A copy is equal to what it is a copy of until one
-/// of them is used.
+/// How far a file system was used; the one that was used more is the larger. A copy is equal to what it is a copy of
+/// until one of them is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Use {
     /// Whether it was ever mounted for writing: has a time of that.
     pub mounted: bool,
-    /// What was written to it, in KiB, also by whoever made it. The kernel notes it when it is unmounted and about once an
-    /// hour.
+    /// What was written to it, in KiB, also by whoever made it. The kernel notes it when it is unmounted and about once
+    /// an hour.
     pub written_kib: u64,
     /// How often it was mounted for writing; `e2fsck -f` makes this 0.
     pub mounts: u16,

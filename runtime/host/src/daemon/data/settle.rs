@@ -1,5 +1,5 @@
-//! Waiting until no more disks come by themselves. A data partition that no rack has used yet may be a fresh copy on a fast disk,
-//! and the rack's own on a stick that turns up seconds later.
+//! Waiting until no more disks come by themselves. A data partition that no rack has used yet may be a fresh copy on a
+//! fast disk, and the rack's own on a stick that turns up seconds later.
 
 use std::{
     fs,
@@ -15,12 +15,13 @@ use crate::daemon::drivers::Drivers;
 const SLOW_BUSES: [&str; 3] = ["bus/usb/devices", "class/mmc_host", "class/nvme"];
 /// What happens there before a disk is there.
 const SUBSYSTEMS: [&str; 5] = ["usb", "scsi", "mmc", "nvme", "block"];
-/// Nothing may have happened for so long: a port tells of a stick after a few hundred milliseconds, a hub behind it after as many
-/// more, and then of the stick's interfaces, which are seen.
+/// Nothing may have happened for so long: a port tells of a stick after a few hundred milliseconds, a hub behind it
+/// after as many more, and then of the stick's interfaces, which are seen.
 const QUIET: Duration = Duration::from_secs(1);
 /// No longer than this altogether: a stick may be broken, and devices may come and go without end.
 const MOST: Duration = Duration::from_secs(10);
-/// The class of an interface through which a USB device is a disk (USB Mass Storage Class Specification Overview 1.4, section 2).
+/// The class of an interface through which a USB device is a disk (USB Mass Storage Class Specification Overview 1.4,
+/// section 2).
 const MASS_STORAGE: &str = "08";
 /// A stick's disk is in `host6/target6:0:0/6:0:0:0/block` below its interface.
 const BLOCK_DEPTH: u32 = 4;

@@ -34,8 +34,9 @@ const DISKS: [&str; 7] = [
 const NO_DISKS: [&str; 2] = ["kernel/arch/x86/kvm/", "kernel/drivers/net/"];
 /// How long one driver is waited for. Controllers with many disks and some network cards take many seconds to start.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long while another hangs: the kernel lets nobody who brought a driver go before all devices that are being started side
-/// by side have answered (`async_synchronize_full`), so all would wait for that one, though their own devices are there.
+/// How long while another hangs: the kernel lets nobody who brought a driver go before all devices that are being
+/// started side by side have answered (`async_synchronize_full`), so all would wait for that one, though their own
+/// devices are there.
 const PATIENCE_BESIDE_A_HANGING_ONE: Duration = Duration::from_secs(5);
 
 /// How soon a driver is loaded.
@@ -80,8 +81,8 @@ pub struct Queue {
     waiting: BTreeMap<(Rank, usize), String>,
     /// Those that are being loaded and waited for.
     busy: BTreeMap<String, Rank>,
-    /// Those that are being loaded for so long that nobody waits for them any more, and whether they had their full time: the
-    /// others may only be held up by these.
+    /// Those that are being loaded for so long that nobody waits for them any more, and whether they had their full
+    /// time: the others may only be held up by these.
     hanging: BTreeMap<String, bool>,
     /// Whether all devices that were there at the start are queued.
     looked: bool,

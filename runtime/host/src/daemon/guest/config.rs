@@ -212,8 +212,8 @@ fn health_at(spec: &Guest, address: Ipv4Addr) -> Option<guest::Health> {
     })
 }
 
-/// The health check of a guest without an agent, as the rack makes it: against an address that the recipe names, or none. The rack
-/// reaches its private networks always, and a LAN only where it has an address itself: those come first.
+/// The health check of a guest without an agent, as the rack makes it: against an address that the recipe names, or
+/// none. The rack reaches its private networks always, and a LAN only where it has an address itself: those come first.
 pub fn check_from_outside(manifest: &Manifest, spec: &Guest) -> Option<guest::Health> {
     let private = |at: &&Interface| matches!(manifest.networks.get(&at.network), Some(Network::Private { .. }));
     let known = |at: &Interface| at.address.known();

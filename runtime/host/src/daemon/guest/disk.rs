@@ -1,7 +1,7 @@
-//! The disk of a guest whose image is a whole disk: the file `volumes/<guest>/disk.raw` on the data partition. At the guest's first
-//! start it is copied from the generation's packed disk, beside its place, synced and renamed; from then on it is the guest's
-//! own, grown where the recipe says so, and never replaced: which base it was copied from is noted on it, and told where the
-//! generation has another one now.
+//! The disk of a guest whose image is a whole disk: the file `volumes/<guest>/disk.raw` on the data partition. At the
+//! guest's first start it is copied from the generation's packed disk, beside its place, synced and renamed; from then
+//! on it is the guest's own, grown where the recipe says so, and never replaced: which base it was copied from is noted
+//! on it, and told where the generation has another one now.
 
 use std::{
     fs::{self, File},
@@ -50,7 +50,8 @@ pub enum MakeError {
     },
 }
 
-/// Makes or grows the guest's disk in the folder `own` of its volumes, and gives it to `uid`. `base`: where the data partition is.
+/// Makes or grows the guest's disk in the folder `own` of its volumes, and gives it to `uid`. `base`: where the data
+/// partition is.
 pub(super) fn prepare(
     base: &Path,
     own: &Path,
@@ -103,8 +104,8 @@ impl MakeError {
     }
 }
 
-/// Copies the disk. What is read is checked by fs-verity as it is read. One at a time, so that of two guests for which there is room
-/// only once, one gets it.
+/// Copies the disk. What is read is checked by fs-verity as it is read. One at a time, so that of two guests for which
+/// there is room only once, one gets it.
 fn make(from: &Path, partial: &Path, disk: &manifest::Disk, wanted: u64, uid: u32) -> Result<(), MakeError> {
     static COPYING: Mutex<()> = Mutex::new(());
     let _alone = COPYING.lock().unwrap_or_else(PoisonError::into_inner);

@@ -25,7 +25,8 @@ const LOG: &str = "log/vmm.log";
 const FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 /// The most that is read of the file with the reason of the end.
 const LONGEST_EXIT: u64 = 16 << 10;
-/// Where a guest's reason for not starting, or for its end, is looked for: its last words, and what the kernel says of the reset behind them.
+/// Where a guest's reason for not starting, or for its end, is looked for: its last words, and what the kernel says of
+/// the reset behind them.
 const LONGEST_END: u64 = 4 << 10;
 
 /// Where a guest's folder is.

@@ -1,4 +1,5 @@
-//! Asks at regular intervals how a guest is, in a thread of its own: its agent or, where it has none, its service itself.
+//! Asks at regular intervals how a guest is, in a thread of its own: its agent or, where it has none, its service
+//! itself.
 
 use std::{
     collections::BTreeMap,

@@ -15,8 +15,9 @@ const RESTART_FORGIVEN: Duration = Duration::from_secs(120);
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(90);
 /// How long it may take after its power button was pressed, where the agent could not be asked.
 const BUTTON_DEADLINE: Duration = Duration::from_secs(45);
-/// How long a guest may take until its agent answers for the first time. The agent is there before the image's own init, so it
-/// is the guest's kernel that takes this time; one that hangs so early says nothing, and only a new start helps.
+/// How long a guest may take until its agent answers for the first time. The agent is there before the image's own
+/// init, so it is the guest's kernel that takes this time; one that hangs so early says nothing, and only a new start
+/// helps.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(180);
 /// After SIGKILL, only the kernel is waited for.
 const KILL_DEADLINE: Duration = Duration::from_secs(60);
@@ -102,7 +103,8 @@ impl Stopping {
         Self { begun: now, stage: Stage::Agent, deadline: now + SHUTDOWN_DEADLINE }
     }
 
-    /// There is no agent: with the signal that presses the power button. What then shuts down takes as long as with one.
+    /// There is no agent: with the signal that presses the power button. What then shuts down takes as long as with
+    /// one.
     pub fn by_button(now: Instant) -> (Self, Signal) {
         let mut stopping = Self::begin(now);
         let signal = stopping.press(Stage::Button, now);
@@ -120,7 +122,8 @@ impl Stopping {
         self.deadline
     }
 
-    /// The agent won't do it, or can't be asked: the signal that presses the power button, unless it was pressed already.
+    /// The agent won't do it, or can't be asked: the signal that presses the power button, unless it was pressed
+    /// already.
     pub fn refused(&mut self, now: Instant) -> Option<Signal> {
         (self.stage == Stage::Agent).then(|| self.press(Stage::Button, now))
     }

@@ -1,5 +1,5 @@
-//! The preparation of a guest's volumes, in a thread of its own: it writes to the disk, and a slow stick may take its time
-//! for that without the main loop standing still.
+//! The preparation of a guest's volumes, in a thread of its own: it writes to the disk, and a slow stick may take its
+//! time for that without the main loop standing still.
 
 use std::{io, mem, panic, path::Path, sync::mpsc::Sender, thread, time::Instant};
 
@@ -29,8 +29,8 @@ impl Preparation {
         }
     }
 
-    /// The volumes, for one start of the guest, or none as long as they are not ready. Begins the preparation if nobody has:
-    /// its end is an [`Event::Volumes`].
+    /// The volumes, for one start of the guest, or none as long as they are not ready. Begins the preparation if nobody
+    /// has: its end is an [`Event::Volumes`].
     pub fn take(
         &mut self,
         base: &Path,

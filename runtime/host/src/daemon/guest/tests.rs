@@ -114,7 +114,8 @@ fn a_stick_that_takes_its_time_for_a_volume_keeps_nobody_waiting_and_two_never_m
     assert_eq!(&*guest.status().detail, "a test");
     assert!(inbox.recv_timeout(Duration::ZERO).is_err(), "a second preparation has ended");
 
-    // Stopped while they are made: nothing is started when they are ready, and they are looked at again for the next start.
+    // Stopped while they are made: nothing is started when they are ready, and they are looked at again for the next
+    // start.
     guest.stop(begun);
     guest.resume();
     guest.advance(&manifest, || None, begun);

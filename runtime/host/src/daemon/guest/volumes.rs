@@ -1,6 +1,7 @@
-//! Guests' volumes: raw sparse files `volumes/<guest>/<name>` on the data partition. A file that is missing is made with a fresh
-//! file system in it, beside its place, synced and renamed; one that is there is grown if the recipe says so, and otherwise left
-//! as it is. What is in it is never read here. A guest whose image is a whole disk has that disk beside them (`disk.rs`).
+//! Guests' volumes: raw sparse files `volumes/<guest>/<name>` on the data partition. A file that is missing is made
+//! with a fresh file system in it, beside its place, synced and renamed; one that is there is grown if the recipe says
+//! so, and otherwise left as it is. What is in it is never read here. A guest whose image is a whole disk has that disk
+//! beside them (`disk.rs`).
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -106,8 +107,8 @@ fn folder(base: &Path, guest: &str) -> PathBuf {
     base.join(FOLDER).join(guest)
 }
 
-/// Gives every volume that is there to the user of its guest, before any guest starts: users go by the guests' order, which
-/// the recipe may have changed. Those of guests that the recipe no longer has are kept and shut.
+/// Gives every volume that is there to the user of its guest, before any guest starts: users go by the guests' order,
+/// which the recipe may have changed. Those of guests that the recipe no longer has are kept and shut.
 pub fn claim(manifest: &Manifest) -> Result<(), Error> {
     claim_in(Path::new(data::MOUNT), manifest)
 }
@@ -141,9 +142,9 @@ fn claim_in(base: &Path, manifest: &Manifest) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes or grows the guest's volumes on the data partition, which is mounted at `base`, and gives them to `uid`; first of them
-/// its own copy of `disk`, if its image is one. The guest does not run, and nobody else prepares them. Takes as long as the disk
-/// takes to write them.
+/// Makes or grows the guest's volumes on the data partition, which is mounted at `base`, and gives them to `uid`; first
+/// of them its own copy of `disk`, if its image is one. The guest does not run, and nobody else prepares them. Takes as
+/// long as the disk takes to write them.
 pub fn prepare(base: &Path, spec: &Guest, disk: Option<&manifest::Disk>, uid: u32) -> Result<Vec<Ready>, Error> {
     if spec.volumes.is_empty() && disk.is_none() {
         return Ok(Vec::new());
@@ -163,7 +164,8 @@ pub fn prepare(base: &Path, spec: &Guest, disk: Option<&manifest::Disk>, uid: u3
     let disk = disk.map(|disk| disk::prepare(base, &own, disk, spec.disk_mib, uid));
     let volumes = spec.volumes.iter().map(|volume| prepare_one(&own, volume, uid));
     let ready = disk.into_iter().chain(volumes).collect::<Result<_, _>>()?;
-    // Whoever made or renamed something here may have been killed before this: what a guest relies on is synced each time.
+    // Whoever made or renamed something here may have been killed before this: what a guest relies on is synced each
+    // time.
     for folder in [own.as_path(), &all, base] {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("sync", folder))?;
     }
@@ -207,7 +209,8 @@ pub(super) fn unopened(path: PathBuf, error: io::Error) -> Error {
     }
 }
 
-/// The length of a volume's file. Only a file that this rack may have made is one: `is_length` says which lengths it makes.
+/// The length of a volume's file. Only a file that this rack may have made is one: `is_length` says which lengths it
+/// makes.
 pub(super) fn length(file: &File, path: &Path, is_length: fn(u64) -> bool) -> Result<u64, Error> {
     let metadata = file.metadata().map_err(failed("look at", path))?;
     let what = if !metadata.is_file() {

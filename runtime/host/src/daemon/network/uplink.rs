@@ -207,8 +207,8 @@ impl<'a> Running<'a> {
             // What has passed was seen to just now, unless the cable is out: the kernel tells when it is back.
             let next = deadlines.into_iter().flatten().filter(|deadline| *deadline > now || self.is_connected()).min();
             let mut awaited: Vec<BorrowedFd<'_>> = vec![self.changes.as_fd()];
-            // While the cable is out nobody reads what guests on the bridge send there: it would be awaited in vain, and
-            // without pause.
+            // While the cable is out nobody reads what guests on the bridge send there: it would be awaited in vain,
+            // and without pause.
             if self.is_connected() {
                 awaited.extend(self.dhcp.as_ref().map(AsFd::as_fd));
                 awaited.extend(self.claim.as_ref().map(AsFd::as_fd));

@@ -82,8 +82,8 @@ fn write(disk: &Disk, sector: u64, data: &Buffers<'_>, write_through: bool) -> S
     done("write", result)
 }
 
-/// Makes ranges read as zeroes from now on. Their blocks are given back to the file system below, unless the driver says that it
-/// will need them. All ranges are looked at before any is touched.
+/// Makes ranges read as zeroes from now on. Their blocks are given back to the file system below, unless the driver
+/// says that it will need them. All ranges are looked at before any is touched.
 fn zero(disk: &Disk, kind: u32, mut data: Buffers<'_>, write_through: bool) -> Status {
     let length = data.len();
     if disk.readonly || length == 0 || !length.is_multiple_of(RANGE) || length / RANGE > RANGES_MAX as usize {

@@ -36,8 +36,8 @@ fn manifest() -> Arc<Manifest> {
     Arc::new(manifest)
 }
 
-/// Starts a DHCP server on the machine, which listens then: what is asked before is lost, and asked again only four seconds later.
-/// Nor does it ping an address for three seconds before it offers it.
+/// Starts a DHCP server on the machine, which listens then: what is asked before is lost, and asked again only four
+/// seconds later. Nor does it ping an address for three seconds before it offers it.
 fn serve(machine: &Machine, range: &str, option: &str) -> Child {
     let server = machine.start(&format!(
         "dnsmasq -k -C /dev/null -i eth0 --bind-interfaces --user=root --leasefile-ro --no-ping --pid-file= \

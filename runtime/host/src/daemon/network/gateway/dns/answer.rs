@@ -1,5 +1,5 @@
-//! What the rack itself answers (RFC 1034, 1035, 2308): names below its domain, and of its networks' addresses. Those are
-//! never asked from anybody else.
+//! What the rack itself answers (RFC 1034, 1035, 2308): names below its domain, and of its networks' addresses. Those
+//! are never asked from anybody else.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 

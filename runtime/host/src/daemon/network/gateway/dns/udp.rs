@@ -108,7 +108,8 @@ fn ask(view: &View, query: &[u8], tries: usize) -> Option<(Passed, UdpSocket)> {
 }
 
 impl Pending {
-    /// Takes the resolver's answer, or asks the next one if there is none in time. Says whether the guest has its answer.
+    /// Takes the resolver's answer, or asks the next one if there is none in time. Says whether the guest has its
+    /// answer.
     fn proceed(&mut self, socket: &UdpSocket, view: &View, buffer: &mut [u8]) -> bool {
         let heard = match self.socket.recv(buffer) {
             Ok(length) => self.passed.answer(buffer.get(..length).unwrap_or_default()),
