@@ -96,11 +96,7 @@ fn add_console(archive: &mut Writer<impl Write>) -> Result<(), InitrdError> {
 }
 
 /// Gives the list of the modules' files.
-fn add_modules(
-    archive: &mut Writer<impl Write>,
-    kernel: &Kernel,
-    chosen: &Modules,
-) -> Result<Spares, InitrdError> {
+fn add_modules(archive: &mut Writer<impl Write>, kernel: &Kernel, chosen: &Modules) -> Result<Spares, InitrdError> {
     let folder = modules::directory(&kernel.release);
     let mut spares = Spares::default();
     for (path, content) in &chosen.files {

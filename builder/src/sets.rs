@@ -101,7 +101,7 @@ pub fn differences(rack: &Rack, lock: &Lock) -> Vec<String> {
         false => format!("`{set}` of {base}"),
     };
     let locked = |base, set| lock.bases.get(base).and_then(|base| base.roots.get(set));
-    for (base, set, packages) in each(wanted.iter().map(|(base, roots)| (base, roots))) {
+    for (base, set, packages) in each(&wanted) {
         let name = named(base, set);
         match locked(base, set) {
             None => lines.push(format!("the lock has no set {name}")),
@@ -121,7 +121,7 @@ pub fn differences(rack: &Rack, lock: &Lock) -> Vec<String> {
 
 /// Each set, with its base.
 fn each<'a>(
-    bases: impl Iterator<Item = (&'a String, &'a Roots)>,
+    bases: impl IntoIterator<Item = (&'a String, &'a Roots)>,
 ) -> impl Iterator<Item = (&'a String, &'a String, &'a Vec<String>)> {
-    bases.flat_map(|(base, roots)| roots.iter().map(move |(set, packages)| (base, set, packages)))
+    bases.into_iter().flat_map(|(base, roots)| roots.iter().map(move |(set, packages)| (base, set, packages)))
 }

@@ -15,11 +15,7 @@ use self::{
     directory::Directories,
     format::{CLUSTER_SIZE, Geometry},
 };
-use crate::{
-    pieces::Pieces,
-    sector::SectorSize,
-    source::SourceError,
-};
+use crate::{pieces::Pieces, sector::SectorSize, source::SourceError};
 
 pub use format::SIZE;
 

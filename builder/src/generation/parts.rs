@@ -247,7 +247,10 @@ impl Part {
         let mut sums = BTreeMap::new();
         for entry in fs::read_dir(&self.folder).map_err(failed("list", &self.folder))? {
             let entry = entry.map_err(failed("list", &self.folder))?;
-            sums.insert(entry.file_name().to_string_lossy().into_owned(), crc(&entry.path()).map_err(failed("read", &entry.path()))?);
+            sums.insert(
+                entry.file_name().to_string_lossy().into_owned(),
+                crc(&entry.path()).map_err(failed("read", &entry.path()))?,
+            );
         }
         let path = self.file(SUMS);
         fs::write(&path, serde_json::to_vec(&sums)?).map_err(failed("write", &path))

@@ -161,7 +161,11 @@ impl Sample {
             linux: Source::Bytes(bytes(50_000)),
         };
         let mut out = Vec::new();
-        uki::make(&uki).unwrap().each(|bytes| Ok::<_, SourceError>(out.extend_from_slice(bytes))).unwrap();
+        let all = |bytes: &[u8]| {
+            out.extend_from_slice(bytes);
+            Ok::<_, SourceError>(())
+        };
+        uki::make(&uki).unwrap().each(all).unwrap();
         out
     }
 }

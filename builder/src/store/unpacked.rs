@@ -208,7 +208,7 @@ mod tests {
         for options in [["-Zxz", "-z6"], ["-Zgzip", "-z6"], ["-Zzstd", "-z3"], ["-Znone", "-z0"]] {
             let want = put(&store, &deb(folder.path(), &options));
             let (packed, unpacked) = (store.path(want.sha256), store.unpacked(want.sha256));
-            store.unpack(&[want.clone()], 2, &progress).unwrap();
+            store.unpack(std::slice::from_ref(&want), 2, &progress).unwrap();
             assert_eq!(listed(&unpacked), listed(&packed));
             let good = fs::read(&unpacked).unwrap();
             assert!(good.len() > 3_000_000);
@@ -217,7 +217,7 @@ mod tests {
             spoiled[0][1_000_000] ^= 1;
             for bad in spoiled {
                 fs::write(&unpacked, bad).unwrap();
-                store.unpack(&[want.clone()], 2, &progress).unwrap();
+                store.unpack(std::slice::from_ref(&want), 2, &progress).unwrap();
                 assert!(fs::read(&unpacked).unwrap() == good, "made anew");
             }
             let made = || fs::metadata(&unpacked).unwrap().created().unwrap();
@@ -235,7 +235,7 @@ mod tests {
         let whole = deb(folder.path(), &["-Zxz"]);
         for bad in [&whole[..whole.len() / 2], b"!<arch>\n", b""] {
             let want = put(&store, bad);
-            let error = store.unpack(&[want.clone()], 1, &Progress::quiet()).unwrap_err();
+            let error = store.unpack(std::slice::from_ref(&want), 1, &Progress::quiet()).unwrap_err();
             assert!(error.to_string().starts_with("x 1 "), "{error}");
             assert!(!store.unpacked(want.sha256).exists());
         }
