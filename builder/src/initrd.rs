@@ -51,8 +51,9 @@ pub enum InitrdError {
 pub fn host(runtime: &Runtime, drivers: &Path, manifest: &Manifest, epoch: u32) -> Result<Pieces, InitrdError> {
     let mut archive = Writer::new(Pieces::default(), epoch);
     add_console(&mut archive)?;
-    archive.file(HOST, PROGRAM, &runtime.host)?;
-    archive.file(VMM, PROGRAM, &runtime.vmm)?;
+    for (path, file) in [(HOST, &runtime.host), (VMM, &runtime.vmm)] {
+        archive.bytes(path, PROGRAM, &program(file)?)?;
+    }
     archive.symlink("init", HOST)?;
     archive.symlink("sbin/modprobe", &format!("/{HOST}"))?;
     archive.append(drivers)?;
@@ -76,11 +77,9 @@ pub fn drivers(out: &Path, kernel: &Kernel, drivers: &Drivers, epoch: u32) -> Re
 
 /// Writes the guests' initrd to `out`.
 pub fn guest(out: &Path, runtime: &Runtime, kernel: &Kernel, epoch: u32) -> Result<(), InitrdError> {
-    let program = &runtime.guest;
-    let failed = |source| SourceError::Read { path: program.clone(), source };
     let mut archive = create(out, epoch)?;
     add_console(&mut archive)?;
-    archive.bytes("init", PROGRAM, &fs::read(program).map_err(failed).map_err(cpio::Error::Source)?)?;
+    archive.bytes("init", PROGRAM, &program(&runtime.guest)?)?;
     add_modules(&mut archive, kernel, &kernel.modules(modules::wanted::GUEST)?)?;
     written(archive.finish()?)
 }
@@ -88,6 +87,11 @@ pub fn guest(out: &Path, runtime: &Runtime, kernel: &Kernel, epoch: u32) -> Resu
 fn create(out: &Path, epoch: u32) -> Result<Writer<BufWriter<File>>, InitrdError> {
     let file = File::create(out).map_err(cpio::Error::Output)?;
     Ok(Writer::new(BufWriter::with_capacity(1 << 20, file), epoch))
+}
+
+/// A program of ours. Read once, so that one that is replaced meanwhile is the old or the new one.
+fn program(file: &Path) -> Result<Vec<u8>, InitrdError> {
+    fs::read(file).map_err(|source| cpio::Error::Source(SourceError::Read { path: file.to_owned(), source }).into())
 }
 
 /// The kernel opens the console before anything has mounted a devtmpfs.

@@ -232,20 +232,10 @@ impl<W: Write> Writer<W> {
 }
 
 impl Writer<Pieces> {
-    /// Adds a regular file, whose content stays where it is.
-    pub fn file(&mut self, path: &str, mode: u32, content: &Path) -> Result<(), Error> {
-        let content = Source::file(content)?;
-        self.file_header(path, mode, content.size())?;
-        self.refer(content)
-    }
-
     /// Adds the entries of a [`Writer::piece`], which has no path in common with what is here but directories, and
     /// stays where it is.
     pub fn append(&mut self, piece: &Path) -> Result<(), Error> {
-        self.refer(Source::file(piece)?)
-    }
-
-    fn refer(&mut self, content: Source) -> Result<(), Error> {
+        let content = Source::file(piece)?;
         self.position += content.size();
         self.out.push(content);
         self.pad()
@@ -284,7 +274,7 @@ mod tests {
         writer.char_device("dev/console", 0o600, 5, 1).unwrap();
         writer.bytes("init", 0o755, b"#!/bin/true\n").unwrap();
         writer.bytes("empty", 0o644, b"").unwrap();
-        writer.file("lib/modules/6.12/kernel/odd.ko", 0o644, source).unwrap();
+        writer.bytes("lib/modules/6.12/kernel/odd.ko", 0o644, &fs::read(source).unwrap()).unwrap();
         writer.symlink("bin", "usr/bin").unwrap();
         writer.directory("tmp", 0o1777).unwrap();
         bytes(&writer.finish().unwrap())

@@ -3,7 +3,7 @@
 mod growing;
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
     os::unix::fs::MetadataExt,
     panic,
@@ -121,7 +121,14 @@ impl Place {
         let name = path.file_name().ok_or_else(|| DiskError::Name(path.to_path_buf()))?;
         let mut partial_name = name.to_os_string();
         partial_name.push(".partial");
-        let (partial, file) = Partial::create(path.with_file_name(partial_name), waiting)?;
+        let mut waiting = Some(waiting);
+        let mut waiting = || waiting.take().into_iter().for_each(|say| say());
+        let (partial, file) = Partial::create(path.with_file_name(partial_name), &mut waiting)?;
+        // A build that has given its image the final name may still make what lies beside it.
+        match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            image => image.and_then(|image| lock(&image, &mut waiting)).map_err(failed("lock", path))?,
+        }
         Ok(Self { image: path.to_path_buf(), partial, file })
     }
 
@@ -225,6 +232,18 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Locks a file until it is closed; `waiting` is called if another process has to close it first.
+fn lock(file: &File, mut waiting: impl FnMut()) -> io::Result<()> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            waiting();
+            file.lock()
+        }
+        Err(TryLockError::Error(error)) => Err(error),
+        Ok(()) => Ok(()),
+    }
+}
+
 /// The unfinished image, deleted if it stays so.
 #[derive(Debug)]
 struct Partial {
@@ -237,25 +256,13 @@ struct Partial {
 
 impl Partial {
     /// Opens or creates the file and locks it. What a killed build left is overwritten.
-    fn create(path: PathBuf, waiting: impl FnOnce()) -> Result<(Self, File), DiskError> {
-        use rustix::{
-            fs::{FlockOperation, flock},
-            io::Errno,
-        };
-        let mut waiting = Some(waiting);
+    fn create(path: PathBuf, mut waiting: impl FnMut()) -> Result<(Self, File), DiskError> {
         loop {
             let mut options = File::options();
             // Not truncated before the lock is ours: it may be another build's.
             let options = options.read(true).write(true).create(true).truncate(false);
             let file = options.open(&path).map_err(failed("create", &path))?;
-            let locked = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) => {
-                    waiting.take().into_iter().for_each(|say| say());
-                    flock(&file, FlockOperation::LockExclusive)
-                }
-                result => result,
-            };
-            locked.map_err(|error| failed("lock", &path)(error.into()))?;
+            lock(&file, &mut waiting).map_err(failed("lock", &path))?;
             let locked = file.metadata().map_err(failed("read", &path))?;
             let named = match fs::metadata(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -467,6 +474,18 @@ mod tests {
             second.join().unwrap();
             assert!(path.exists() && !partial.exists(), "{how_the_first_ends}");
         }
+    }
+
+    #[test]
+    fn who_comes_when_an_image_is_written_but_still_held_waits_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lab.img");
+        let (written, ()) = write(&path, &sample(Source::Bytes(b"layer".to_vec())), |_| ()).unwrap();
+        let (said, heard) = mpsc::channel();
+        let second = thread::spawn(move || Place::take(&path, || said.send(()).unwrap()).map(drop));
+        heard.recv().unwrap();
+        drop(written);
+        second.join().unwrap().unwrap();
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn main() {
 
 /// Leaves of all packages only what was fetched, which is what others keep of theirs.
 fn forget_unpacked() {
-    fs::remove_dir_all(place::cache().join("store/unpacked")).expect("builds unpack packages");
+    fs::remove_dir_all(place::cache().join("store/unpacked-1")).expect("builds unpack packages");
 }
 
 /// A cache and an output folder.

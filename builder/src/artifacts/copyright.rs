@@ -77,7 +77,7 @@ pub fn verify(store: &Store) -> Result<Vec<PathBuf>, ArtifactError> {
     for entry in entries {
         let path = entry.map_err(|source| ArtifactError::Read { path: folder.clone(), source })?.path();
         // What can't be read is damaged, too.
-        if fs::read(&path).ok().as_deref().and_then(whole).is_none() {
+        if fs::read(&path).ok().as_deref().and_then(understand).is_none() {
             fs::remove_file(&path).map_err(|source| ArtifactError::Write { path: path.clone(), source })?;
             removed.push(path);
         }
@@ -91,6 +91,11 @@ fn keep(found: &Found) -> Result<String, ArtifactError> {
     Ok(format!("{}\n{text}", Sha256::of(&text)))
 }
 
+/// What was found, of what is kept. None if that can't be understood.
+fn understand(kept: &[u8]) -> Option<Found> {
+    serde_json::from_str(whole(kept)?).ok()
+}
+
 /// The JSON in what is kept. None if it was cut off, or is not what it was.
 fn whole(kept: &[u8]) -> Option<&str> {
     let (sum, rest) = std::str::from_utf8(kept).ok()?.split_once('\n')?;
@@ -100,7 +105,7 @@ fn whole(kept: &[u8]) -> Option<&str> {
 fn cached(kept: &Path, name: &str, deb: &Path) -> Result<Found, ArtifactError> {
     match fs::read(kept) {
         Ok(bytes) => {
-            if let Some(found) = whole(&bytes).and_then(|text| serde_json::from_str(text).ok()) {
+            if let Some(found) = understand(&bytes) {
                 return Ok(found);
             }
         }

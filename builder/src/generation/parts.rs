@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::store::Store;
 
 /// What each file of a part must be: names and CRC-32C, which finds what a disk lets rot; written last.
-const SUMS: &str = "sums.json";
+const SUMS: &str = "crc32c.json";
 /// The ending of the name of a part's lock. When it was last changed says when the part was last used.
 const LOCK: &str = "lock";
 

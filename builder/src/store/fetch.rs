@@ -182,7 +182,7 @@ impl Store {
         Outcome::Failed(StoreError::Failed { name: want.name.clone(), attempts })
     }
 
-    pub(super) fn io_error(&self, path: &Path, source: io::Error, needed: u64) -> StoreError {
+    fn io_error(&self, path: &Path, source: io::Error, needed: u64) -> StoreError {
         match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                 StoreError::NoSpace { folder: self.folder().to_owned(), needed, free: None }

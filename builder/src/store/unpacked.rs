@@ -1,6 +1,6 @@
 //! Packages unpacked: each .deb once more with its parts plain (deb(5)), since to decompress them is a quarter of what
-//! a build of many packages does. One member more than other packages have, at the end, is a checksum of all before it:
-//! it finds what a disk lets rot.
+//! a build of many packages does. One member more than other packages have, at the end, is a checksum of the .deb's
+//! hash and of all before it: it finds what a disk lets rot, and a package under another's name.
 
 use std::{
     fs::{File, Permissions},
@@ -18,8 +18,9 @@ use rackstick_image::digest::Sha256;
 use super::{Store, StoreError, Want};
 use crate::{parallel::each_by, progress::Progress};
 
-/// Where they are, below the store's folder, each under the hash of its .deb.
-pub(super) const FOLDER: &str = "store/unpacked";
+/// Where they are, below the store's folder, each under the hash of its .deb. Whatever unpacks in another way has
+/// another number.
+pub(super) const FOLDER: &str = "store/unpacked-1";
 /// What an archive begins with (ar(5)).
 const MAGIC: &[u8] = b"!<arch>\n";
 /// The header of a member (ar(5)).
@@ -67,7 +68,7 @@ impl Store {
     pub fn unpack(&self, packages: &[Want], jobs: usize, progress: &Progress) -> Result<(), StoreError> {
         let whole = each_by(jobs, packages, |package| {
             let path = self.unpacked(package.sha256);
-            let whole = is_whole(&path).and_then(|whole| locked::touch_if_there(&path).map(|()| whole));
+            let whole = is_whole(&path, package.sha256).and_then(|whole| locked::touch_if_there(&path).map(|()| whole));
             whole.map_err(|source| StoreError::Io { path, source })
         });
         let mut missing = Vec::new();
@@ -85,11 +86,12 @@ impl Store {
             [only] => only.name.clone(),
             several => format!("{} packages", several.len()),
         };
+        let scratch = self.scratch()?;
         let job = progress.bytes("unpacking", &what, missing.iter().map(|package| package.size).sum());
         let unpacked = each_by(jobs, &missing, |package| {
-            self.unpack_one(package).map_err(|failure| match failure {
+            self.unpack_one(package, scratch.path()).map_err(|failure| match failure {
                 Failure::Deb(source) => StoreError::Package { name: package.name.clone(), source },
-                Failure::Write(source) => self.io_error(&self.unpacked(package.sha256), source, package.size),
+                Failure::Write(source) => StoreError::Io { path: self.unpacked(package.sha256), source },
             })?;
             job.advance(package.size);
             Ok(())
@@ -99,18 +101,17 @@ impl Store {
         Ok(())
     }
 
-    fn unpack_one(&self, package: &Want) -> Result<(), Failure> {
+    fn unpack_one(&self, package: &Want, scratch: &Path) -> Result<(), Failure> {
         let deb = File::open(self.path(package.sha256)).map_err(deb::Error::Read)?;
-        let mut out =
-            tempfile::Builder::new().permissions(Permissions::from_mode(0o644)).tempfile_in(self.partial())?;
-        write(&deb, out.as_file_mut())?;
+        let mut out = tempfile::Builder::new().permissions(Permissions::from_mode(0o644)).tempfile_in(scratch)?;
+        write(&deb, package.sha256, out.as_file_mut())?;
         out.persist(self.unpacked(package.sha256)).map_err(|error| error.error)?;
         Ok(())
     }
 }
 
 /// Writes a package once more to `out`, which is empty.
-fn write(deb: &File, out: &mut File) -> Result<(), Failure> {
+fn write(deb: &File, hash: Sha256, out: &mut File) -> Result<(), Failure> {
     out.write_all(MAGIC)?;
     let version = b"2.0\n";
     out.write_all(&header("debian-binary", version.len() as u64))?;
@@ -140,7 +141,7 @@ fn write(deb: &File, out: &mut File) -> Result<(), Failure> {
         Ok(out.write_all_at(&header(name, size), start)?)
     })?;
     out.seek(SeekFrom::Start(0))?;
-    let sum = sum::crc(&*out)?;
+    let sum = sum::crc(hash.0.chain(&*out))?;
     Ok(out.write_all(&last(sum))?)
 }
 
@@ -154,7 +155,7 @@ fn last(sum: u32) -> Vec<u8> {
 }
 
 /// Whether an unpacked package is there and what it was when it was written.
-pub(super) fn is_whole(path: &Path) -> io::Result<bool> {
+pub(super) fn is_whole(path: &Path, hash: Sha256) -> io::Result<bool> {
     let file = match File::open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         file => file?,
@@ -162,7 +163,7 @@ pub(super) fn is_whole(path: &Path) -> io::Result<bool> {
     let Some(size) = file.metadata()?.len().checked_sub(SUM_SIZE) else { return Ok(false) };
     let mut found = [0; SUM_SIZE as usize];
     file.read_exact_at(&mut found, size)?;
-    Ok(found == *last(sum::crc((&file).take(size))?))
+    Ok(found == *last(sum::crc(hash.0.chain((&file).take(size)))?))
 }
 
 #[cfg(test)]
@@ -193,6 +194,11 @@ mod tests {
         Want { name: "x 1".into(), archive: "debian".into(), path: "pool/x.deb".into(), size, sha256 }
     }
 
+    fn leftovers(store: &Store) -> usize {
+        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        fs::read_dir(store.folder()).unwrap().map(name).filter(|name| name.starts_with("build-")).count()
+    }
+
     fn listed(deb: &Path) -> String {
         let listed = Command::new("dpkg-deb").arg("-c").arg(deb).output().unwrap();
         assert!(listed.status.success(), "{listed:?}");
@@ -205,6 +211,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::at(folder.path().join("cache")).unwrap();
         let progress = Progress::quiet();
+        let another = put(&store, &deb(folder.path(), &["-Zxz", "-z1"]));
+        store.unpack(std::slice::from_ref(&another), 1, &progress).unwrap();
         for options in [["-Zxz", "-z6"], ["-Zgzip", "-z6"], ["-Zzstd", "-z3"], ["-Znone", "-z0"]] {
             let want = put(&store, &deb(folder.path(), &options));
             let (packed, unpacked) = (store.path(want.sha256), store.unpacked(want.sha256));
@@ -215,7 +223,8 @@ mod tests {
 
             let mut spoiled = [good.clone(), good[..good.len() - 1].to_vec(), good[..9].to_vec(), Vec::new()];
             spoiled[0][1_000_000] ^= 1;
-            for bad in spoiled {
+            let of_another = fs::read(store.unpacked(another.sha256)).unwrap();
+            for bad in spoiled.into_iter().chain([of_another]) {
                 fs::write(&unpacked, bad).unwrap();
                 store.unpack(std::slice::from_ref(&want), 2, &progress).unwrap();
                 assert!(fs::read(&unpacked).unwrap() == good, "made anew");
@@ -225,7 +234,7 @@ mod tests {
             store.unpack(&[want], 2, &progress).unwrap();
             assert_eq!(made(), before, "made once");
         }
-        assert_eq!(fs::read_dir(store.partial()).unwrap().count(), 0);
+        assert_eq!(leftovers(&store), 0);
     }
 
     #[test]
@@ -239,6 +248,6 @@ mod tests {
             assert!(error.to_string().starts_with("x 1 "), "{error}");
             assert!(!store.unpacked(want.sha256).exists());
         }
-        assert_eq!(fs::read_dir(store.partial()).unwrap().count(), 0);
+        assert_eq!(leftovers(&store), 0);
     }
 }

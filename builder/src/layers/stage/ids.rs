@@ -138,6 +138,11 @@ pub fn why_no_namespace(error: rustix::io::Errno) -> String {
     } else {
         "a container or a chroot around this build forbids them; run it outside, or allow the container to unshare"
     };
+    // Where none are allowed this is said as of a full disk.
+    let error = match error {
+        rustix::io::Errno::NOSPC => "ENOSPC".to_owned(),
+        other => other.to_string(),
+    };
     format!("builds run in user namespaces, and this machine refuses them ({error}): {reason}")
 }
 

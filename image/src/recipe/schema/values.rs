@@ -30,7 +30,7 @@ const ANY: usize = super::super::load::RECIPE_MAX as usize;
 
 macro_rules! octet {
     () => {
-        "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+        "0{0,2}(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
     };
 }
 macro_rules! ipv4 {
@@ -82,7 +82,7 @@ const FORWARD: Form =
     Form::Text(concat!("^[^:]+:\\s*", port!(), "\\s*/\\s*(tcp|udp)\\s*(->\\s*", port!(), "\\s*)?$"), ANY);
 const HTTP: Form = Form::Text(concat!("^http://(:", port!(), ")?(/[!\"$-~]*)?$"), ANY);
 const PORT: Form = Form::Number(1, 65535);
-const IMAGE_RECIPE: Form = Form::Text(concat!("^([^/].*/)?", label!(), "\\.toml$"), ANY);
+const IMAGE_RECIPE: Form = Form::Text(concat!("^([^/].*/)?", label!(), "\\.toml(/+\\.?)*$"), ANY);
 /// In an image.
 const PATH: Form = Form::Text(concat!("^(/", part!(), ")+$"), 4095);
 const PATH_IN_MEMORY: Form = Form::Text(concat!("^/run(/", part!(), ")+$"), 4095);

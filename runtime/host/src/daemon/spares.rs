@@ -312,7 +312,11 @@ mod tests {
         };
         let path = folder.join("uki.efi");
         let mut file = File::create(&path).unwrap();
-        uki::make(&uki).unwrap().each(|bytes| Ok::<_, SourceError>(file.write_all(bytes).unwrap())).unwrap();
+        let write = |bytes: &[u8]| {
+            file.write_all(bytes).unwrap();
+            Ok::<_, SourceError>(())
+        };
+        uki::make(&uki).unwrap().each(write).unwrap();
         File::open(path).unwrap()
     }
 
