@@ -17,6 +17,10 @@ pub fn make(target: &Path, archive: &Archive, packages: &[String], epoch: i64) -
     let mut make = Command::new("unshare");
     make.args(["-m", "sh", "-c", script]).arg(target);
     make.args(["mmdebstrap", "--mode=root", "--format=directory", "--variant=essential"]);
+    // A release whose packages still ship files in `/bin` and `/lib` has this to say that they are links: it makes none.
+    if packages.iter().any(|package| package == "usr-is-merged") {
+        make.arg("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr");
+    }
     make.arg(format!("--include={}", packages.join(","))).args([SUITE, "/mnt/tree"]).arg(archive.source());
     // As a stage has it, and nothing of this machine's: python3 for one makes other files where it may not write any at
     // each import.
