@@ -104,8 +104,15 @@ impl Client {
             .max_idle_connections_per_host(IDLE)
     }
 
-    /// Reads a file of at most `limit` bytes.
+    /// Reads a file of at most `limit` bytes. Asks a second time if the first question was lost on its way.
     pub fn read(&self, url: &str, limit: u64) -> Result<Vec<u8>, HttpError> {
+        match self.read_once(url, limit) {
+            Err(HttpError { kind: HttpErrorKind::Transport(_), .. }) => self.read_once(url, limit),
+            result => result,
+        }
+    }
+
+    fn read_once(&self, url: &str, limit: u64) -> Result<Vec<u8>, HttpError> {
         let fail = |kind| HttpError { url: url.to_owned(), kind };
         let mut bytes = Vec::new();
         let mut body = self.part(url, 0)?.body.take(limit.saturating_add(1));
