@@ -26,7 +26,7 @@ pub const HEALTHY_LIMIT: Duration = Duration::from_secs(480);
 /// How long a rack may take until its API answers.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How long a clean end may take.
-pub const POWER_OFF_LIMIT: Duration = Duration::from_secs(120);
+pub const POWER_OFF_LIMIT: Duration = Duration::from_secs(180);
 /// What ends on the console with these words, in order.
 const MARKS: [(&str, &str); 3] =
     [("firmware", "BdsDxe: starting Boot"), ("loader", "EFI stub: "), ("kernel", "is PID 1")];

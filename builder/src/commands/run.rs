@@ -2,7 +2,7 @@
 
 use std::{
     env, fs, io,
-    os::unix::process::CommandExt,
+    os::unix::{fs::FileTypeExt, net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     sync::mpsc,
@@ -45,8 +45,9 @@ use crate::{
 const DISK_GIB: u64 = 8;
 /// How long the rack may take to accept the order to switch off.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// How long the rack may take to stop its guests and switch off, under software emulation.
-const POWER_OFF_LIMIT: Duration = Duration::from_secs(120);
+/// How long the rack may take to stop its guests and switch off, under software emulation: to end one that does not want to
+/// takes it 135 s.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(180);
 
 /// What its help ends with.
 const EXAMPLES: &str = concat!(
@@ -145,6 +146,10 @@ enum RunError {
     TooSmall { wanted: u64, image: u64 },
     #[error("KVM can't be used because {0}; leave out `--accel kvm`")]
     NoKvm(String),
+    #[error("{} is there and is no socket; name another path, or delete it", .0.display())]
+    NoSocket(PathBuf),
+    #[error("{} is the socket of somebody who listens, perhaps of another rack that runs; name another path", .0.display())]
+    SocketInUse(PathBuf),
     #[error("`{0}` is not in PATH; install {1}")]
     NoTool(&'static str, &'static str),
     #[error("can't start {}", path.display())]
@@ -202,6 +207,7 @@ fn boot(args: &Args) -> Result<(), RunError> {
         give_secrets(folder, &image, &disk, scratch.path(), args.persist)?;
     }
 
+    [&args.api, &args.screen, &args.qmp].into_iter().flatten().try_for_each(|path| free(path))?;
     let machine = Machine {
         name: manifest.as_ref().map_or_else(|| "image".to_owned(), |manifest| manifest.rack.clone()),
         accel,
@@ -427,5 +433,17 @@ fn supervise(
                 Err(error) => return Err(RunError::Watch(error.into())),
             }
         }
+    }
+}
+
+/// Refuses to put a socket where something else is: QEMU would delete it. What an earlier run left is in nobody's way.
+fn free(path: &Path) -> Result<(), RunError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => Err(RunError::NoSocket(path.to_owned())),
+        Ok(_) if UnixStream::connect(path).is_ok() => Err(RunError::SocketInUse(path.to_owned())),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(RunError::File { action: "look at", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
     }
 }

@@ -13,7 +13,7 @@ use rackstick_image::{
     digest::VerityDigest,
     erofs::read::Layer,
     esp::read::{Fat, File as EspFile},
-    ext4::read::Fs,
+    ext4::read::{Fs, UNCLEAN},
     gpt::read::{self as gpt, Found},
     manifest::{self, Blob, FORMAT, Manifest},
     sector::SectorSize,
@@ -88,7 +88,13 @@ impl Fault {
     pub fn read(part: impl Into<String>, view: &View<'_>, error: &ReadError) -> Self {
         let at = error.at();
         let place = view.place(at).map_or_else(String::new, |place| format!(", byte {place} of the image"));
-        Self::new(part, format!("{error} (at byte {at} of it{place})"))
+        let fault = Self::new(part, format!("{error} (at byte {at} of it{place})"));
+        match error {
+            ReadError::Damaged { what, .. } if *what == UNCLEAN => {
+                fault.remedy("nothing is lost: start the rack on it once more, and switch it off")
+            }
+            _ => fault,
+        }
     }
 }
 

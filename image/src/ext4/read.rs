@@ -11,6 +11,8 @@ use crate::{
     view::{ReadError, View, ensure},
 };
 
+/// What is said of a file system whose journal has to be replayed.
+pub const UNCLEAN: &str = "a rack runs on it, or was not switched off cleanly: its journal is not empty";
 /// `EXT4_FEATURE_INCOMPAT_*`: filetype, extents, flex_bg.
 const KNOWN_FEATURES: u32 = 0x2 | 0x40 | 0x200;
 /// `EXT4_FEATURE_INCOMPAT_RECOVER`.
@@ -97,10 +99,7 @@ impl<'a> Fs<'a> {
         require(short(&sb, 0x38) == MAGIC, "it has no superblock of ext4")?;
         require(csum::superblock(&sb) == word(&sb, 0x3fc), "its superblock's checksum is wrong")?;
         let (incompat, ro_compat) = (word(&sb, 0x60), word(&sb, 0x64));
-        require(
-            incompat & RECOVER == 0,
-            "a rack has used it and did not switch off cleanly: its journal is not empty",
-        )?;
+        require(incompat & RECOVER == 0, UNCLEAN)?;
         let plain = incompat & !KNOWN_FEATURES == 0 && ro_compat & METADATA_CSUM != 0;
         require(plain, "it has features that a new image has not: a rack has used it")?;
         let geometry = word(&sb, 0x14) == 0

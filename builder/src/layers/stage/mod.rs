@@ -8,6 +8,7 @@
 pub mod again;
 pub mod ids;
 mod inside;
+mod loopback;
 mod namespaces;
 pub mod program;
 pub mod protocol;
@@ -184,6 +185,7 @@ fn outer() -> io::Result<ExitCode> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::thread::set_thread_groups(&[])?;
     rustix::system::sethostname(HOST_NAME)?;
+    loopback::switch_on()?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let mut child = Command::new("/proc/self/exe").args([COMMAND, INNER]).stdin(Stdio::piped()).spawn()?;
     if let Some(mut pipe) = child.stdin.take() {

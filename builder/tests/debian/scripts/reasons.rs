@@ -94,9 +94,14 @@ pub const REASONS: &[Reason] = &[
         why: "units and generators that make no sense in a guest are masked (layers/guest.rs)",
     },
     Reason {
-        paths: &["etc/systemd/system/default.target", "etc/hosts", "usr/lib/systemd/journald.conf.d/10-rackstick.conf"],
+        paths: &["etc/systemd/system/default.target", "etc/hosts", "usr/lib/systemd/journald.conf.d"],
         holds: |it| matches!(it.how, How::OnlyOurs | How::Content | How::Target),
         why: "made to fit a guest (layers/guest.rs)",
+    },
+    Reason {
+        paths: &["etc/shadow"],
+        holds: |it| it.how == How::Content && undated(it.ours, it.path) == undated(it.theirs, it.path),
+        why: "bookworm's tools note the day of a build by the clock; in ours it is that of the lock",
     },
     Reason {
         paths: &["etc/machine-id"],
@@ -180,6 +185,16 @@ fn is_drawn(it: &Difference) -> bool {
     !it.path.starts_with("etc/ssl/certs") && (!it.path.starts_with("etc/ssh") || name.starts_with("ssh_host_"))
         || it.path.ends_with(certificate)
         || it.theirs.entries[it.path].target.as_deref() == Some(certificate)
+}
+
+/// The lines of shadow(5) without the day of the last change.
+fn undated(tree: &Tree, path: &Path) -> BTreeSet<Vec<String>> {
+    let account = |line: &str| {
+        let mut fields: Vec<String> = line.split(':').map(str::to_owned).collect();
+        fields.remove(2);
+        fields
+    };
+    tree.text(path).lines().map(account).collect()
 }
 
 fn lines(tree: &Tree, path: &Path) -> BTreeSet<String> {
