@@ -238,7 +238,7 @@ fn a_changed_file_changes_one_small_layer_and_needs_no_package() {
 /// Archive, path and hash of a package in the lock.
 fn nginx_light() -> [String; 3] {
     let lock = fs::read_to_string(place::clone().join("tests/recipes/pair.lock")).unwrap();
-    let entry = lock.split("[packages.nginx-light]").nth(1).unwrap();
+    let entry = lock.split(".packages.nginx-light]").nth(1).unwrap();
     ["archive", "path", "sha256"].map(|key| {
         let value = entry.split(&format!("{key} = \"")).nth(1).unwrap();
         value.split('"').next().unwrap().to_owned()

@@ -100,8 +100,16 @@ pub const REASONS: &[Reason] = &[
     },
     Reason {
         paths: &["etc/shadow"],
-        holds: |it| it.how == How::Content && undated(it.ours, it.path) == undated(it.theirs, it.path),
-        why: "bookworm's tools note the day of a build by the clock; in ours it is that of the lock",
+        holds: |it| it.how == How::Content && passwords(it.ours, it.path) == passwords(it.theirs, it.path),
+        why: "bookworm's base-passwd makes it, in ours before login.defs is configured: without its limits, which limit nothing",
+    },
+    Reason {
+        paths: &["etc/systemd/system/timers.target.wants", "var/lib/systemd/deb-systemd-helper-enabled"],
+        holds: |it| {
+            let unit = it.path.file_name().unwrap().to_string_lossy().replace(".dsh-also", "");
+            it.how == How::OnlyTheirs && it.ours.entries.contains_key(&Path::new("etc/systemd/system").join(unit))
+        },
+        why: "a unit that is masked in the layer below is not enabled above it (layers/guest.rs)",
     },
     Reason {
         paths: &["etc/machine-id"],
@@ -117,10 +125,12 @@ pub const REASONS: &[Reason] = &[
         paths: &[
             "etc/aliases.db",
             "etc/bind/rndc.key",
+            "etc/postgresql/15",
             "etc/postgresql/17",
             "etc/ssh",
             "etc/ssl/certs",
             "etc/ssl/private/ssl-cert-snakeoil.key",
+            "var/lib/postgresql/15",
             "var/lib/postgresql/17",
         ],
         holds: |it| it.how == How::OnlyTheirs && is_drawn(it),
@@ -130,7 +140,10 @@ pub const REASONS: &[Reason] = &[
         paths: &["etc/apt/apt.conf.d/02autoremove-postgresql"],
         holds: |it| {
             it.how == How::Content
-                && it.theirs.text(it.path).replace("    \"^postgresql.*-17\";\n", "") == it.ours.text(it.path)
+                && ["15", "17"].iter().any(|version| {
+                    let clusters = format!("    \"^postgresql.*-{version}\";\n");
+                    it.theirs.text(it.path).replace(&clusters, "") == it.ours.text(it.path)
+                })
         },
         why: "keeps the packages of database clusters, and there is none yet",
     },
@@ -187,14 +200,9 @@ fn is_drawn(it: &Difference) -> bool {
         || it.theirs.entries[it.path].target.as_deref() == Some(certificate)
 }
 
-/// The lines of shadow(5) without the day of the last change.
-fn undated(tree: &Tree, path: &Path) -> BTreeSet<Vec<String>> {
-    let account = |line: &str| {
-        let mut fields: Vec<String> = line.split(':').map(str::to_owned).collect();
-        fields.remove(2);
-        fields
-    };
-    tree.text(path).lines().map(account).collect()
+/// The accounts of shadow(5) and their passwords.
+fn passwords(tree: &Tree, path: &Path) -> BTreeSet<Vec<String>> {
+    tree.text(path).lines().map(|line| line.split(':').take(2).map(str::to_owned).collect()).collect()
 }
 
 fn lines(tree: &Tree, path: &Path) -> BTreeSet<String> {
