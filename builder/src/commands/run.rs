@@ -53,7 +53,7 @@ const POWER_OFF_LIMIT: Duration = Duration::from_secs(180);
 const EXAMPLES: &str = concat!(
     "Examples:\n",
     "  rackstick run out/lab_2026.11.1.img\n",
-    "  rackstick run out/lab_2026.11.1.img --disk usb --nic rtl8139 --cpus 1 --memory 512 --screen /tmp/screen\n",
+    "  rackstick run out/lab_2026.11.1.img --disk usb --nic rtl8139 --cpus 1 --memory 2048 --screen /tmp/screen\n",
     "  rackstick run out/lab_2026.11.1.img --persist --forward 2222:22/tcp\n",
     "  rackstick run out/lab_2026.11.1.img --secrets secrets\n",
 );
