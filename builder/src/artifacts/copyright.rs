@@ -40,7 +40,7 @@ pub fn texts(lock: &Lock, store: &Store, jobs: usize) -> Result<Texts, ArtifactE
     let packages: Vec<_> = lock.packages().collect();
     let found = parallel::each_by(jobs, &packages, |(base, name, package)| {
         let kept = folder.join(package.sha256.to_string());
-        Ok(((base.as_str(), name.as_str()), cached(&kept, name, &store.path(package.sha256))?))
+        Ok(((base.as_str(), name.as_str()), cached(&kept, name, &store.unpacked(package.sha256))?))
     });
     let found: BTreeMap<(&str, &str), Found> = found.into_iter().collect::<Result<_, ArtifactError>>()?;
     let text = |(base, name): (&str, &str)| {
