@@ -92,13 +92,8 @@ pub enum BuildError {
     #[error(transparent)]
     Compress(#[from] layers::CompressError),
     /// The recipe of an image does not fit what the image is made of.
-    #[error("the recipe of image `{image}` does not fit what the image is made of")]
-    Recipe {
-        /// The image.
-        image: String,
-        /// What is wrong, and where.
-        source: Diagnostics,
-    },
+    #[error("the recipe of an image does not fit what the image is made of")]
+    Recipe(#[source] Diagnostics),
     /// What was built can't be read.
     #[error("can't look into layer {layer}: {source}; `rackstick store verify` finds what is damaged")]
     Look {
@@ -180,7 +175,7 @@ pub enum BuildError {
 
 impl BuildError {
     /// The error, told where the recipe of `image` names what it is made from, if that is at fault.
-    fn of_input(self, image: &str, named: &Placed<String>) -> Self {
+    fn of_input(self, named: &Placed<String>) -> Self {
         let at_fault = match &self {
             Self::From(error) => error.is_of_the_input(),
             Self::WholeDisk(error) => error.is_of_the_input(),
@@ -189,8 +184,19 @@ impl BuildError {
         if !at_fault {
             return self;
         }
-        let source = Diagnostic::new(named.place.clone(), self.to_string()).into();
-        Self::Recipe { image: image.to_owned(), source }
+        Self::Recipe(Diagnostic::new(named.place.clone(), self.to_string()).into())
+    }
+
+    /// Of several images' errors the first, unless all of them are mistakes in recipes: then these together.
+    fn of_all(errors: Vec<Self>) -> Option<Self> {
+        let mut mistakes = Vec::new();
+        for error in errors {
+            match error {
+                Self::Recipe(Diagnostics(all)) => mistakes.extend(all),
+                other => return Some(other),
+            }
+        }
+        (!mistakes.is_empty()).then_some(Self::Recipe(Diagnostics(mistakes)))
     }
 }
 

@@ -141,6 +141,15 @@ fn what_the_finished_image_refuses_is_shown_where_it_stands_in_the_recipe() {
             assert!(said.stderr.contains(part), "{addition}: no {part} in\n{}", said.stderr);
         }
     }
+
+    // All of it at once: of one image, and of another that is wrong too.
+    let text = fs::read_to_string(recipes.path("images/dns.toml")).unwrap() + "\nusers.bob.shell = \"/bin/fish\"\n";
+    fs::write(recipes.path("images/dns.toml"), text).unwrap();
+    let said = build("services = [\"ngnix\", \"systemd-udevd\"]\ntimezone = \"Europe/Berlin\"");
+    assert!(!said.success);
+    for message in ["no unit `ngnix", "can't be enabled, it is static", "no time zone", "has no `/bin/fish`"] {
+        assert!(said.stderr.contains(message), "no {message} in\n{}", said.stderr);
+    }
     assert!(
         !recipes.path("out").read_dir().unwrap().any(|entry| entry
             .unwrap()

@@ -31,7 +31,7 @@ use crate::layers::{
     paths::inside,
     stage::{
         self,
-        protocol::{Content, Marked, PlacedFile, Written},
+        protocol::{Content, Marked, Mistake, PlacedFile, Written},
     },
     sum,
 };
@@ -481,7 +481,7 @@ fn id(
         Some(Marked { value: Owner::Id(id), .. }) => Ok(*id),
         Some(Marked { value: Owner::Name(name), mark }) => find(name).map_err(|error| {
             let hint = "give the number, or the name of one that the image has".to_owned();
-            let source = stage::Error::Recipe { mark: *mark, message: error.to_string(), hint };
+            let source = stage::Error::Recipe(vec![Mistake { mark: *mark, message: error.to_string(), hint }]);
             layers::Error::Stage { label: image.name.clone(), source }.into()
         }),
     }

@@ -10,7 +10,7 @@ use crate::layers::{
     self, Additions, Package, RecipeFile,
     stage::{
         self,
-        protocol::{Changes, Marked, NewGroup, NewUser},
+        protocol::{Changes, Marked, Mistake, NewGroup, NewUser},
     },
 };
 
@@ -86,17 +86,17 @@ impl Marks {
         }
     }
 
-    /// An error of a layer, with its place in the recipe if a marked value is at fault.
-    pub fn place(&self, image: &str, error: layers::Error) -> BuildError {
-        let layers::Error::Stage { source: stage::Error::Recipe { mark, message, hint }, .. } = &error else {
+    /// An error of a layer, with its places in the recipe if marked values are at fault.
+    pub fn place(&self, error: layers::Error) -> BuildError {
+        let layers::Error::Stage { source: stage::Error::Recipe(mistakes), .. } = &error else {
             return error.into();
         };
-        match self.0.get(*mark) {
+        let placed = mistakes.iter().map(|Mistake { mark, message, hint }| {
+            self.0.get(*mark).map(|place| Diagnostic::new(place.clone(), message).hint(hint))
+        });
+        match placed.collect() {
             None => error.into(),
-            Some(place) => {
-                let diagnostic = Diagnostic::new(place.clone(), message).hint(hint);
-                BuildError::Recipe { image: image.to_owned(), source: Diagnostics::from(diagnostic) }
-            }
+            Some(all) => BuildError::Recipe(Diagnostics(all)),
         }
     }
 }

@@ -126,10 +126,10 @@ pub fn add(images: &mut Images, inputs: &Inputs, parts: &Parts, progress: &Progr
         let job = progress.spinner("building", &what);
         let part = parts.get(&made_of(locked), |folder| -> Result<(), BuildError> {
             unchanged(&disk.file, locked_disk, |file| pack(&disk.file, file, &folder.join(DISK)))
-                .map_err(|error| error.of_input(name, &disk.path))?;
+                .map_err(|error| error.of_input(&disk.path))?;
             unchanged(&kernel.file, locked_kernel, |file| unpack(&kernel.file, file, &folder.join(KERNEL)))
-                .map_err(|error| error.of_input(name, &kernel.path))?;
-            copy(&initrd.file, locked_initrd, &folder.join(INITRD)).map_err(|error| error.of_input(name, &initrd.path))
+                .map_err(|error| error.of_input(&kernel.path))?;
+            copy(&initrd.file, locked_initrd, &folder.join(INITRD)).map_err(|error| error.of_input(&initrd.path))
         })?;
         // Two images may name files alike, and who compares generations goes by labels.
         let label = |file: &str| format!("{file} of {name}");

@@ -216,7 +216,13 @@ fn layers(
         let longest: Vec<_> = longest.iter().map(make).collect();
         (longest, others.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     });
-    let done = longest.into_iter().chain(others).collect::<Result<Vec<_>, BuildError>>()?;
+    let (mut done, mut errors) = (Vec::new(), Vec::new());
+    for made in longest.into_iter().chain(others) {
+        made.map_or_else(|error| errors.push(error), |made| done.push(made));
+    }
+    if let Some(error) = BuildError::of_all(errors) {
+        return Err(error);
+    }
     let (own, modules): (Vec<_>, Vec<_>) = done.into_iter().unzip();
     let missing = || BuildError::Missing { set: sets::KERNEL.to_owned(), what: "kernel" };
     Ok(Made {
@@ -237,7 +243,7 @@ fn own_layer(
     let label = format!("layer {name}");
     let job = progress.spinner("building", &label);
     let (additions, marks) = additions::of(image, inputs.set(base_name, &sets::image(name)), scratch)?;
-    let layers = layers.image(name, base, &additions, &|_| ()).map_err(|error| marks.place(name, error))?;
+    let layers = layers.image(name, base, &additions, &|_| ()).map_err(|error| marks.place(error))?;
     job.done(&label);
     let start = Start { init: vec![INIT.to_owned()], process: None };
     Ok(Own { base: Some((inputs.label_of_base(base_name), base.layer.clone())), layers, start })
@@ -279,8 +285,9 @@ fn foreign_layers(
         .map_err(|source| BuildError::Write { path: scratch.0.path().to_owned(), source })?;
     let built = from::build(layers, image, pinned, &additions.files, &inputs.store.files(), folder.path());
     let built = built.map_err(|error| match error {
-        FromError::Layer(error) => marks.place(name, error),
-        other => BuildError::from(other).of_input(name, root.archive.name()),
+        FromError::Layer(error) => marks.place(error),
+        FromError::Recipe { source, .. } => BuildError::Recipe(source),
+        other => BuildError::from(other).of_input(root.archive.name()),
     })?;
     job.done(&label);
     for note in built.notes {

@@ -6,7 +6,7 @@ use std::{fs::File, path::Path};
 use rackstick_image::{
     erofs::read::Layer,
     manifest::{Blob, Secret},
-    recipe::{Diagnostic, Diagnostics, Image, Owner, Placed},
+    recipe::{Diagnostic, Image, Owner, Placed},
     view::{ReadError, View},
 };
 
@@ -26,7 +26,7 @@ pub fn of(image: &Image, layers: &[Blob], files: &Blobs) -> Result<Vec<Secret>, 
                 let message = format!("the image has no {} `{name}`", kind.what);
                 let hint = format!("add it with `[{}.{name}]`, or give the number", kind.table);
                 let diagnostic = Diagnostic::new(place.clone(), message).hint(hint);
-                BuildError::Recipe { image: image.name.clone(), source: Diagnostics::from(diagnostic) }
+                BuildError::Recipe(diagnostic.into())
             })
         }
     };

@@ -11,7 +11,7 @@ use rackstick_image::recipe;
 
 use super::{
     configure::failed,
-    stage::protocol::{Changes, Failure, Marked, NewGroup, NewUser},
+    stage::protocol::{Changes, Failure, Marked, Mistakes, NewGroup, NewUser},
     tree::{Ids, Tree},
 };
 
@@ -54,26 +54,37 @@ pub fn add(tree: &Tree, changes: &Changes, epoch: i64) -> Result<(), Failure> {
     let mut accounts = Accounts::load(tree)?;
     let mut ids = FreeIds::new(&accounts, changes);
     let days = epoch.div_euclid(SECONDS_A_DAY);
+    // Whoever can't be made has a stand-in, so that nobody who names him is blamed: no layer is written then.
+    let mut mistakes = Mistakes::default();
     for (name, group) in &changes.groups {
-        accounts.add_group(name, group, &mut ids)?;
+        if mistakes.note(accounts.add_group(name, group, &mut ids))?.is_none() {
+            accounts.push_group(name, 0);
+        }
     }
     // Those that are there already first: they may be changed, new ones can't be taken for them.
     let (known, new): (Vec<_>, Vec<_>) = changes.users.iter().partition(|(name, _)| accounts.user(name).is_some());
     for (name, user) in known {
-        only_joins(name, user)?;
+        mistakes.note(only_joins(name, user))?;
     }
     for (name, user) in &new {
-        accounts.add_user(tree, name, user, &mut ids, days)?;
+        if mistakes.note(accounts.add_user(tree, name, user, &mut ids, days))?.is_none() {
+            accounts.push_user(name, 0, 0, "", "/", NO_LOGIN);
+        }
     }
     for (name, user) in &changes.users {
-        user.value.groups.iter().try_for_each(|group| accounts.join(name, group))?;
+        for group in &user.value.groups {
+            mistakes.note(accounts.join(name, group))?;
+        }
     }
     accounts.hide_passwords(days);
     accounts.store(tree)?;
     for (name, user) in new {
         make_home(tree, &accounts, name, user)?;
     }
-    changes.users.iter().try_for_each(|(name, user)| authorize(tree, &accounts, name, user))
+    for (name, user) in &changes.users {
+        mistakes.note(authorize(tree, &accounts, name, user))?;
+    }
+    mistakes.tell()
 }
 
 /// Numbers that nobody has.
@@ -93,8 +104,8 @@ impl FreeIds {
     fn take(&mut self, system: bool, mark: usize) -> Result<u32, Failure> {
         let free = |id: &u32| !self.taken.contains(id);
         let found = if system { SYSTEM_IDS.rev().find(free) } else { (FIRST_ID..=recipe::UID_MAX).find(free) };
-        let found =
-            found.ok_or_else(|| refused(mark, "no number is free for it", "leave others out, or name a number"))?;
+        let found = found
+            .ok_or_else(|| Failure::mistake(mark, "no number is free for it", "leave others out, or name a number"))?;
         self.taken.insert(found);
         Ok(found)
     }
@@ -131,7 +142,7 @@ impl Accounts {
         let Marked { value: NewGroup { gid, system }, mark } = group;
         if find(&self.group, name).is_some() {
             let message = format!("the image has a group `{name}` already");
-            return Err(refused(*mark, message, "a package made it: leave it out here, or take another name"));
+            return Err(Failure::mistake(*mark, message, "a package made it: leave it out here, or take another name"));
         }
         let gid = match gid {
             Some(gid) => unused(&self.group, *gid, "gid", *mark)?,
@@ -157,7 +168,11 @@ impl Accounts {
         let Marked { value: user, mark } = user;
         if name.contains(|char: char| char.is_ascii_uppercase() || char == '.') {
             let message = format!("the image has no user `{name}`");
-            return Err(refused(*mark, message, "a new one has a name of lower-case letters, digits, `_` and `-`"));
+            return Err(Failure::mistake(
+                *mark,
+                message,
+                "a new one has a name of lower-case letters, digits, `_` and `-`",
+            ));
         }
         let uid = match user.uid {
             Some(uid) => unused(&self.passwd, uid, "uid", *mark)?,
@@ -173,13 +188,15 @@ impl Accounts {
                 gid
             }
         };
-        let home = home(name, user);
         let shell = shell(tree, user)?;
-        let (uid, gid) = (uid.to_string(), gid.to_string());
         let comment = user.comment.as_deref().unwrap_or_default();
-        self.passwd.push(fields([name, ELSEWHERE, &uid, &gid, comment, &home.to_string_lossy(), &shell]));
+        self.push_user(name, uid, gid, comment, &home(name, user).to_string_lossy(), &shell);
         self.shadow.push(aged(name, NO_PASSWORD, days));
         Ok(())
+    }
+
+    fn push_user(&mut self, name: &str, uid: u32, gid: u32, comment: &str, home: &str, shell: &str) {
+        self.passwd.push(fields([name, ELSEWHERE, &uid.to_string(), &gid.to_string(), comment, home, shell]));
     }
 
     /// Puts a user into a group.
@@ -249,7 +266,7 @@ fn only_joins(name: &str, user: &Marked<NewUser>) -> Result<(), Failure> {
         return Ok(());
     }
     let message = format!("the image has a user `{name}` already");
-    Err(refused(*mark, message, "a package made it: only `groups` and `authorized_keys` can be given here"))
+    Err(Failure::mistake(*mark, message, "a package made it: only `groups` and `authorized_keys` can be given here"))
 }
 
 fn home(name: &str, user: &NewUser) -> PathBuf {
@@ -269,7 +286,7 @@ fn shell(tree: &Tree, user: &NewUser) -> Result<String, Failure> {
         Some(shell) if is_there(&shell.value)? => Ok(shell.value.clone()),
         Some(shell) => {
             let message = format!("the image has no `{}`", shell.value);
-            Err(refused(shell.mark, message, "name a shell that is there, or add its package to `packages`"))
+            Err(Failure::mistake(shell.mark, message, "name a shell that is there, or add its package to `packages`"))
         }
     }
 }
@@ -297,7 +314,7 @@ fn authorize(tree: &Tree, accounts: &Accounts, name: &str, user: &Marked<NewUser
     let at = failed(home);
     let Some(ids) = line.and_then(|line| ids(line)).filter(|_| tree.dir(Path::new(home)).is_ok()) else {
         let message = format!("user `{name}` has no home for its keys: the image has no folder `{home}`");
-        return Err(refused(*mark, message, "give it one with `home`"));
+        return Err(Failure::mistake(*mark, message, "give it one with `home`"));
     };
     let folder = Path::new(home).join(".ssh");
     let file = folder.join("authorized_keys");
@@ -339,7 +356,7 @@ fn unused(lines: &Lines, id: u32, key: &str, mark: usize) -> Result<u32, Failure
         None => Ok(id),
         Some(other) => {
             let message = format!("{id} is the `{key}` of `{}` already", other[0]);
-            Err(refused(mark, message, "take another one, or leave it out to get one that is free"))
+            Err(Failure::mistake(mark, message, "take another one, or leave it out to get one that is free"))
         }
     }
 }
@@ -350,11 +367,7 @@ fn unknown(what: &str, name: &Marked<String>, lines: &Lines) -> Failure {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("packages bring some, and `[{what}s.{}]` makes one", name.value),
     };
-    refused(name.mark, message, hint)
-}
-
-fn refused(mark: usize, message: impl Into<String>, hint: impl Into<String>) -> Failure {
-    Failure::Recipe { mark, message: message.into(), hint: hint.into() }
+    Failure::mistake(name.mark, message, hint)
 }
 
 /// A line of shadow(5) as useradd(8) would write it on that day.

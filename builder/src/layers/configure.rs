@@ -15,7 +15,7 @@ use super::{
     generators::Generator,
     stage::{
         program::{Program, STATUS_FD},
-        protocol::{Failure, Marked},
+        protocol::{Failure, Marked, Mistakes},
     },
     tree::Tree,
 };
@@ -124,12 +124,15 @@ impl Configure<'_> {
                 return Ok(());
             }
         }
-        services.iter().try_for_each(|service| self.enable_one(service))
+        let mut mistakes = Mistakes::default();
+        for service in services {
+            mistakes.note(self.enable_one(service))?;
+        }
+        mistakes.tell()
     }
 
     fn enable_one(&self, service: &Marked<String>) -> Result<(), Failure> {
         let Marked { value: service, mark } = service;
-        let refused = |message: String, hint: String| Failure::Recipe { mark: *mark, message, hint };
         let enabled = self.run(&format!("systemctl enable {service}"), &["systemctl", "enable", "--", service], &[]);
         if enabled.is_err() {
             let units = self.units().map_err(failed("the units"))?;
@@ -138,7 +141,7 @@ impl Configure<'_> {
                     Some(near) => format!("did you mean `{near}`?"),
                     None => "packages bring units, and so does a file in /etc/systemd/system".to_owned(),
                 };
-                return Err(refused(format!("the image has no unit `{service}`"), hint));
+                return Err(Failure::mistake(*mark, format!("the image has no unit `{service}`"), hint));
             }
         }
         enabled?;
@@ -149,11 +152,11 @@ impl Configure<'_> {
         if ended.success() && !NEVER_STARTED.contains(&ended.output.as_str()) {
             return Ok(());
         }
-        Err(refused(
+        Err(Failure::mistake(
+            *mark,
             format!("unit `{service}` can't be enabled, it is {}", ended.output),
             "it has no [Install] section, so something else starts it or nothing does: take it out of `services`, or give it \
-             such a section"
-                .to_owned(),
+             such a section",
         ))
     }
 
@@ -183,7 +186,7 @@ impl Configure<'_> {
         } else {
             format!("it printed at its end:\n{}", lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n"))
         };
-        Err(Failure::Recipe { mark: *mark, message: format!("the command failed ({})", ended.how()), hint })
+        Err(Failure::mistake(*mark, format!("the command failed ({})", ended.how()), hint))
     }
 
     /// Indexes the modules of a kernel.

@@ -6,7 +6,7 @@ use super::{
     accounts::Accounts,
     configure::failed,
     files,
-    stage::protocol::{Content, Failure, Marked, PlacedFile},
+    stage::protocol::{Content, Failure, Marked, Mistakes, PlacedFile},
     tree::{Ids, Tree},
 };
 
@@ -14,10 +14,11 @@ use super::{
 pub fn place(tree: &Tree, placed: &[PlacedFile]) -> Result<(), Failure> {
     let owned = placed.iter().any(|file| file.owner.is_some() || file.group.is_some());
     let accounts = if owned { Some(Accounts::load(tree)?) } else { None };
+    let mut mistakes = Mistakes::default();
     for file @ PlacedFile { path, content, mode, .. } in placed {
         let at = failed(&path.display().to_string());
         let ids = match &accounts {
-            Some(accounts) => ids(accounts, file)?,
+            Some(accounts) => mistakes.note(ids(accounts, file))?.flatten(),
             None => None,
         };
         match content {
@@ -41,7 +42,7 @@ pub fn place(tree: &Tree, placed: &[PlacedFile]) -> Result<(), Failure> {
             (Some(ids), Content::Copy { .. }) => tree.own(path, ids, *mode).map_err(at)?,
         }
     }
-    Ok(())
+    mistakes.tell()
 }
 
 /// Whom the recipe gives the file to; nobody if it names none.

@@ -44,7 +44,7 @@ pub fn set_timezone(tree: &Tree, zone: &Marked<String>) -> Result<(), Failure> {
                     .to_owned(),
             }
         };
-        return Err(Failure::Recipe { mark: *mark, message, hint });
+        return Err(Failure::mistake(*mark, message, hint));
     }
     let set = || {
         tree.symlink(&path, Path::new("/etc/localtime"))?;
@@ -70,11 +70,8 @@ impl Configure<'_> {
     pub fn set_locale(&self, locale: &Marked<String>) -> Result<(), Failure> {
         let Marked { value: locale, mark } = locale;
         if locale != BUILT_IN {
-            let refused = |hint: String| Failure::Recipe {
-                mark: *mark,
-                message: format!("the image has no locale `{locale}`"),
-                hint,
-            };
+            let message = format!("the image has no locale `{locale}`");
+            let refused = |hint: String| Failure::mistake(*mark, &message, hint);
             let supported = self.tree.read(Path::new(SUPPORTED)).map_err(failed(SUPPORTED))?;
             let Some(supported) = supported else {
                 return Err(refused(format!("add package `locales` to `packages`; only `{BUILT_IN}` needs none")));

@@ -6,7 +6,7 @@ use rackstick::layers::{
     Additions, Error, RecipeFile,
     stage::{
         self,
-        protocol::{Changes, Marked, NewGroup, NewUser},
+        protocol::{Changes, Marked, Mistake, NewGroup, NewUser},
     },
 };
 use rackstick_image::recipe::Owner;
@@ -149,9 +149,9 @@ fn what_does_not_fit_the_image_is_refused_with_its_mark_and_a_hint() {
     let plain = NewUser::default;
     let refused = |additions: Additions| {
         let error = bench.layers.image("test", &base, &additions, &|_| ()).unwrap_err();
-        let Error::Stage { source: stage::Error::Recipe { mark, message, hint }, .. } = error else {
-            panic!("{error:?}")
-        };
+        let Error::Stage { source: stage::Error::Recipe(mut mistakes), .. } = error else { panic!("{error:?}") };
+        let Mistake { mark, message, hint } = mistakes.pop().unwrap();
+        assert_eq!(mistakes, [], "nothing else is blamed");
         (mark, message, hint)
     };
     for (changes, mark, message, hint) in [
@@ -192,5 +192,37 @@ fn what_does_not_fit_the_image_is_refused_with_its_mark_and_a_hint() {
     let file = RecipeFile { path: "/srv/x".into(), source: "/etc/hostname".into(), owner, ..RecipeFile::default() };
     let found = refused(Additions { files: vec![file], ..Additions::default() });
     assert_eq!(found, (3, "the image has no user `demon`".to_owned(), "did you mean `daemon`?".to_owned()));
+    assert_eq!(bench.leftovers(), [""; 0]);
+}
+
+#[test]
+fn all_that_does_not_fit_the_image_is_told_at_once() {
+    let bench = Bench::new();
+    let owned = |path: &str, owner: &str, mark| RecipeFile {
+        path: path.into(),
+        source: "/etc/hostname".into(),
+        owner: Some(marked(Owner::Name(owner.to_owned()), mark)),
+        ..RecipeFile::default()
+    };
+    let shell = NewUser {
+        shell: Some(named("/bin/fish", 20)),
+        groups: vec![named("a", 21), named("daemn", 22)],
+        authorized_keys: vec![KEY.to_owned()],
+        ..NewUser::default()
+    };
+    let changes = Changes {
+        groups: groups([("a", Some(1), false)]),
+        users: users([("b", shell), ("c", NewUser { group: Some(named("a", 23)), ..NewUser::default() })]),
+        timezone: Some(named("Europe/Berlin", 30)),
+        locale: Some(named("de_DE.UTF-8", 31)),
+        ..Changes::default()
+    };
+    // What names a user or group of the recipe is not blamed for what is wrong with that.
+    let files = vec![owned("/srv/b", "b", 40), owned("/srv/x", "demon", 41), owned("/srv/y", "web", 42)];
+    let additions = Additions { changes, files, ..Additions::default() };
+    let error = bench.layers.image("test", &bench.base(), &additions, &|_| ()).unwrap_err();
+    let Error::Stage { source: stage::Error::Recipe(mistakes), .. } = error else { panic!("{error:?}") };
+    let marks: Vec<usize> = mistakes.iter().map(|mistake| mistake.mark).collect();
+    assert_eq!(marks, [0, 20, 22, 30, 31, 41, 42], "{mistakes:?}");
     assert_eq!(bench.leftovers(), [""; 0]);
 }

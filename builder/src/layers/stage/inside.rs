@@ -29,7 +29,7 @@ use super::{
     },
     again::{self, Diary},
     namespaces,
-    protocol::{Failure, Package, Request, Task, Written},
+    protocol::{Failure, Mistakes, Package, Request, Task, Written},
 };
 
 /// Where a kernel's modules live in its package and in its layer.
@@ -69,18 +69,26 @@ impl Work<'_> {
             }
             Task::Image { below, work, files, changes, out, .. } => {
                 let fill = |configure: &Configure<'_>| {
-                    accounts::add(configure.tree, changes, self.request.epoch)?;
-                    changes.timezone.iter().try_for_each(|zone| region::set_timezone(configure.tree, zone))?;
-                    changes.locale.iter().try_for_each(|locale| configure.set_locale(locale))?;
+                    let mut mistakes = Mistakes::default();
+                    mistakes.note(accounts::add(configure.tree, changes, self.request.epoch))?;
+                    if let Some(zone) = &changes.timezone {
+                        mistakes.note(region::set_timezone(configure.tree, zone))?;
+                    }
+                    if let Some(locale) = &changes.locale {
+                        mistakes.note(configure.set_locale(locale))?;
+                    }
                     // Before the recipe's own files come: what it asks for stays, whatever it is.
                     clean::clean(configure.tree, &BTreeSet::new()).map_err(failed("cleaning"))?;
-                    place(configure.tree, files)?;
+                    mistakes.note(place(configure.tree, files))?;
                     if !changes.commands.is_empty() {
+                        // They stand on all that.
+                        mistakes.tell()?;
                         changes.commands.iter().try_for_each(|command| configure.command(command))?;
                         let asked = files.iter().map(|file| file.path.as_path()).collect();
                         clean::clean(configure.tree, &asked).map_err(failed("cleaning"))?;
                     }
-                    configure.enable(&changes.services)
+                    mistakes.note(configure.enable(&changes.services))?;
+                    mistakes.tell()
                 };
                 let below: Vec<&Path> = below.iter().map(PathBuf::as_path).collect();
                 match self.above(&below, &work.join(UPPER), work, out, &fill) {

@@ -24,7 +24,7 @@ use rustix::{mount::MountPropagationFlags, process::Signal};
 use self::{
     inside::Work,
     program::Program,
-    protocol::{Failure, Message, Request, Written},
+    protocol::{Failure, Message, Mistake, Request, Written},
 };
 
 /// The hidden subcommand that makes a process part of a stage.
@@ -68,15 +68,8 @@ pub enum Error {
         output: String,
     },
     /// The recipe does not fit what is in the image.
-    #[error("{message} ({hint})")]
-    Recipe {
-        /// Of what is wrong.
-        mark: usize,
-        /// What is wrong.
-        message: String,
-        /// What to do.
-        hint: String,
-    },
+    #[error("{}", .0.iter().map(|wrong| format!("{} ({})", wrong.message, wrong.hint)).collect::<Vec<_>>().join("\n"))]
+    Recipe(Vec<Mistake>),
     /// It was made again, and became another.
     #[error(
         "it came out different when it was made again, at another time of day and with other process ids:\n  {}\nwhat is drawn \
@@ -144,7 +137,7 @@ impl From<Failure> for Error {
         match failure {
             Failure::Namespaces(text) => Self::Namespaces(text),
             Failure::Script { what, how, output } => Self::Script { what, how, output },
-            Failure::Recipe { mark, message, hint } => Self::Recipe { mark, message, hint },
+            Failure::Recipe(mistakes) => Self::Recipe(mistakes),
             Failure::Differs(files) => Self::Differs(files),
             Failure::NoSpace(what) => Self::NoSpace(what),
             Failure::Other(text) => Self::Failed(text),

@@ -210,6 +210,40 @@ pub struct Written {
     pub crc: u32,
 }
 
+/// Something of the recipe that does not fit what is in the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mistake {
+    /// Of what is wrong.
+    pub mark: usize,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+/// The mistakes that were found so far: all of a recipe's are told at once.
+#[derive(Debug, Default)]
+pub struct Mistakes(Vec<Mistake>);
+
+impl Mistakes {
+    /// What was done; nothing if the recipe was at fault, which is noted. Any other failure ends the work.
+    pub fn note<T>(&mut self, result: Result<T, Failure>) -> Result<Option<T>, Failure> {
+        match result {
+            Ok(done) => Ok(Some(done)),
+            Err(Failure::Recipe(mistakes)) => {
+                self.0.extend(mistakes);
+                Ok(None)
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Fails if there are any.
+    pub fn tell(&mut self) -> Result<(), Failure> {
+        if self.0.is_empty() { Ok(()) } else { Err(Failure::Recipe(std::mem::take(&mut self.0))) }
+    }
+}
+
 /// Why a stage failed, in the words for people: errors of its inside can't cross the process boundary as types.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Failure {
@@ -225,18 +259,18 @@ pub enum Failure {
         output: String,
     },
     /// The recipe does not fit what is in the image.
-    Recipe {
-        /// Of what is wrong.
-        mark: usize,
-        /// What is wrong.
-        message: String,
-        /// What to do.
-        hint: String,
-    },
+    Recipe(Vec<Mistake>),
     /// It was made again, and became another: a line for each file.
     Differs(Vec<String>),
     /// No room on the disk.
     NoSpace(String),
     /// Anything else.
     Other(String),
+}
+
+impl Failure {
+    /// One mistake of the recipe.
+    pub fn mistake(mark: usize, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Recipe(vec![Mistake { mark, message: message.into(), hint: hint.into() }])
+    }
 }
