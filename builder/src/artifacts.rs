@@ -131,7 +131,7 @@ pub fn draft(inputs: &Inputs) -> Result<sbom::Draft, ArtifactError> {
 pub fn make(
     inputs: &Inputs,
     made_of: &Value,
-    draft: &sbom::Draft,
+    draft: sbom::Draft,
     image: &Path,
     map: &str,
     sha256: Sha256,

@@ -253,7 +253,7 @@ pub fn build(inputs: &Inputs, now: Now, output: &Path, place: Place, progress: &
     let (draft, holds) = (read.0?, read.1?);
     let artifacts = thread::scope(|scope| {
         scope.spawn(|| drop(replaced));
-        artifacts::make(inputs, &now.made_of, &draft, &image, &map, sha256, progress)
+        artifacts::make(inputs, &now.made_of, draft, &image, &map, sha256, progress)
     });
     stamps.extend(artifacts?);
     if holds {

@@ -277,17 +277,7 @@ mod tests {
         writer.bytes("lib/modules/6.12/kernel/odd.ko", 0o644, &fs::read(source).unwrap()).unwrap();
         writer.symlink("bin", "usr/bin").unwrap();
         writer.directory("tmp", 0o1777).unwrap();
-        bytes(&writer.finish().unwrap())
-    }
-
-    fn bytes(pieces: &Pieces) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let add = |piece: &[u8]| {
-            bytes.extend_from_slice(piece);
-            Ok::<_, Error>(())
-        };
-        pieces.each(add).unwrap();
-        bytes
+        writer.finish().unwrap().read().unwrap()
     }
 
     #[test]
@@ -329,7 +319,7 @@ mod tests {
         writer.bytes("lib/zero", 0o644, b"seventeen bytes!!").unwrap();
         writer.append(&piece).unwrap();
         writer.bytes("two", 0o644, b"2").unwrap();
-        cpio(&["-id", "--quiet"], &bytes(&writer.finish().unwrap()), folder.path());
+        cpio(&["-id", "--quiet"], &writer.finish().unwrap().read().unwrap(), folder.path());
         for (path, content) in [("lib/zero", &b"seventeen bytes!!"[..]), ("lib/one", b"1"), ("two", b"2")] {
             assert_eq!(fs::read(folder.path().join(path)).unwrap(), content);
         }

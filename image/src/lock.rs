@@ -66,6 +66,12 @@ impl Lock {
     pub fn packages(&self) -> impl Iterator<Item = (&String, &String, &Package)> {
         self.bases.iter().flat_map(|(base, of)| of.packages.iter().map(move |(name, package)| (base, name, package)))
     }
+
+    /// What a set or package of a base is called: of another base than the rack's with that, since both may have it.
+    /// Neither sets nor packages have blanks in their names.
+    pub fn told_apart(&self, base: &str, name: &str) -> String {
+        if base == self.base { name.to_owned() } else { format!("{name} {base}") }
+    }
 }
 
 /// What an image is made from, in place of packages.

@@ -55,6 +55,16 @@ impl Pieces {
         Ok(())
     }
 
+    /// All bytes, in memory.
+    pub fn read(&self) -> Result<Vec<u8>, SourceError> {
+        let mut bytes = Vec::new();
+        self.each(|piece| {
+            bytes.extend_from_slice(piece);
+            Ok::<_, SourceError>(())
+        })?;
+        Ok(bytes)
+    }
+
     /// The bytes before the first piece that is not in memory.
     pub(crate) fn head(&mut self) -> &mut [u8] {
         match self.0.first_mut() {
@@ -90,15 +100,6 @@ mod tests {
 
     use super::*;
 
-    fn read(pieces: &Pieces) -> Result<Vec<u8>, SourceError> {
-        let mut bytes = Vec::new();
-        pieces.each(|piece| {
-            bytes.extend_from_slice(piece);
-            Ok(())
-        })?;
-        Ok(bytes)
-    }
-
     #[test]
     fn the_bytes_are_those_of_all_pieces_in_their_order() {
         let folder = tempfile::tempdir().unwrap();
@@ -106,7 +107,7 @@ mod tests {
         let large: Vec<u8> = (0..3_000_001_u32).map(|at| (at >> 3) as u8).collect();
         fs::write(&path, &large).unwrap();
         let mut pieces = Pieces::default();
-        assert_eq!((pieces.size(), read(&pieces).unwrap()), (0, vec![]));
+        assert_eq!((pieces.size(), pieces.read().unwrap()), (0, vec![]));
         pieces.write_all(b"ab").unwrap();
         pieces.write_all(b"c").unwrap();
         pieces.push(Source::file(&path).unwrap());
@@ -115,11 +116,11 @@ mod tests {
         pieces.append(Source::Bytes(large.clone()).into());
         let expected = [b"abc", large.as_slice(), &[1], b"d", &large].concat();
         assert_eq!(pieces.size(), expected.len() as u64);
-        assert!(read(&pieces).unwrap() == expected);
+        assert!(pieces.read().unwrap() == expected);
 
         fs::write(&path, &large[1..]).unwrap();
-        assert!(matches!(read(&pieces), Err(SourceError::Changed { .. })));
+        assert!(matches!(pieces.read(), Err(SourceError::Changed { .. })));
         fs::remove_file(&path).unwrap();
-        assert!(matches!(read(&pieces), Err(SourceError::Read { .. })));
+        assert!(matches!(pieces.read(), Err(SourceError::Read { .. })));
     }
 }

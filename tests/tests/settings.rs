@@ -143,7 +143,8 @@ fn what_the_finished_image_refuses_is_shown_where_it_stands_in_the_recipe() {
     }
 
     // All of it at once: of one image, and of another that is wrong too.
-    let text = fs::read_to_string(recipes.path("images/dns.toml")).unwrap() + "\nusers.bob.shell = \"/bin/fish\"\n";
+    let text = fs::read_to_string(recipes.path("images/dns.toml")).unwrap();
+    let text = format!("users.bob.shell = \"/bin/fish\"\n{text}");
     fs::write(recipes.path("images/dns.toml"), text).unwrap();
     let said = build("services = [\"ngnix\", \"systemd-udevd\"]\ntimezone = \"Europe/Berlin\"");
     assert!(!said.success);

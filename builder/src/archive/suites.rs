@@ -15,7 +15,7 @@ use rackstick_image::{digest::Sha256, lock};
 use super::{
     Mirrors,
     keys::{Keyring, Trust},
-    mirrors::{DEBIAN, SECURITY, archive_of_suite},
+    mirrors::{DEBIAN, FILE, SECURITY, archive_of_suite},
     packages::PackageIndex,
     release::{Called, Release, ReleaseError},
     repositories::Repositories,
@@ -320,6 +320,9 @@ impl Source<'_> {
                     Ok(release) => return Ok((release, Sha256::of(&file))),
                     Err(error) => refusals.push(format!("{url}: {error}")),
                 },
+                Err(error) if root.starts_with(FILE) => refusals.push(format!(
+                    "{error}; if `rackstick vendor` filled this folder it has packages only, so name a mirror too"
+                )),
                 Err(error) => refusals.push(error.to_string()),
             }
         }

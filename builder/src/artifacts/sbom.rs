@@ -79,10 +79,9 @@ pub fn draft(lock: &Lock, copyrights: &copyright::Texts, programs: &[Program]) -
 }
 
 /// The document of an image with this file name and hash.
-pub fn document(inputs: &Inputs, draft: &Draft, image: &str, sha256: Sha256) -> Value {
+pub fn document(inputs: &Inputs, draft: Draft, image: &str, sha256: Sha256) -> Value {
     let (rack, lock) = (inputs.rack, inputs.lock);
-    let packages: Vec<Value> =
-        [rack_package(inputs, image, sha256)].into_iter().chain(draft.packages.iter().cloned()).collect();
+    let packages: Vec<Value> = [rack_package(inputs, image, sha256)].into_iter().chain(draft.packages).collect();
     // The same content always has the same name, and other content another.
     let namespace = guid::derive(&[b"SBOM", &sha256.0]);
     json!({
@@ -137,7 +136,7 @@ fn set_package(lock: &Lock, base: &str, set: &str) -> Value {
     };
     package(
         &set_id(lock, base, set),
-        &told_apart(lock, base, set),
+        &lock.told_apart(base, set),
         UNKNOWN,
         json!({ "primaryPackagePurpose": purpose, "comment": comment }),
     )
@@ -209,17 +208,11 @@ fn relation(from: &str, kind: &str, to: &str) -> Value {
 }
 
 fn set_id(lock: &Lock, base: &str, set: &str) -> String {
-    id_of("Set", &told_apart(lock, base, set))
+    id_of("Set", &lock.told_apart(base, set))
 }
 
 fn package_id(lock: &Lock, base: &str, name: &str) -> String {
-    id_of("Package", &told_apart(lock, base, name))
-}
-
-/// Of another base than the rack's with that, since both may have it: neither packages nor sets have blanks in their
-/// names.
-fn told_apart(lock: &Lock, base: &str, name: &str) -> String {
-    if base == lock.base { name.to_owned() } else { format!("{name} {base}") }
+    id_of("Package", &lock.told_apart(base, name))
 }
 
 /// An identifier has letters, digits, `.` and `-`; what else names have (`+`, `:`) stands as its number.

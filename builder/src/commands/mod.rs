@@ -29,8 +29,8 @@ use crate::{
 #[derive(clap::Args)]
 struct MirrorArgs {
     /// Where packages come from, in place of the mirrors of this machine's apt: the root of a Debian archive, like
-    /// http://HOST/debian, or a folder that `rackstick vendor` filled. If repeated, they are tried one after the other.
-    /// Security updates come from `debian-security` beside `debian`, unless that is given too. REPOSITORY=URL says
+    /// http://HOST/debian, or a folder that `rackstick vendor` filled (packages only: no lock is made from it
+    /// alone). If repeated, they are tried one after the other. Security updates come from `debian-security` beside `debian`, unless that is given too. REPOSITORY=URL says
     /// where a repository of the recipe is, in place of its own URL
     #[arg(long, value_name = "URL|DIR|REPOSITORY=URL")]
     mirror: Vec<String>,

@@ -200,28 +200,23 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Those of what is made of this. `added` are the recipe's files, `compress` says how its layers are compressed.
+    /// Those of what is made of this. `hashes` is what of the recipe's files decides a layer, `compress` says how
+    /// layers are compressed.
     pub fn of(
         layers: &Layers,
         pinned: Pinned,
-        added: &[RecipeFile],
+        hashes: &[PlacedFile],
         compress: Option<Compression>,
     ) -> Result<Self, FromError> {
-        let mut keys = Self::with(layers, pinned, &files::collect(added)?.1)?;
-        let compressed = compress.into_iter().flat_map(|how| {
-            [&keys.base].into_iter().chain(&keys.own).map(move |plain| layers.compressed_key(plain, how))
-        });
-        keys.compressed = compressed.collect::<Result<_, _>>()?;
-        Ok(keys)
-    }
-
-    /// `hashes` is what of the recipe's files decides a layer.
-    fn with(layers: &Layers, pinned: Pinned, hashes: &[PlacedFile]) -> Result<Self, FromError> {
-        let base = identity(pinned.archive);
-        let own = (&base, hashes);
+        let identity = identity(pinned.archive);
+        let own = (&identity, hashes);
         let start = layers.key(&start_of(&own, pinned.root))?;
         let own = (!hashes.is_empty()).then(|| layers.key(&own)).transpose()?;
-        Ok(Self { base: layers.key(&base)?, own, start, compressed: Vec::new() })
+        let base = layers.key(&identity)?;
+        let compressed = compress
+            .into_iter()
+            .flat_map(|how| [&base].into_iter().chain(&own).map(move |plain| layers.compressed_key(plain, how)));
+        Ok(Self { compressed: compressed.collect::<Result<_, _>>()?, base, own, start })
     }
 
     /// All of them.
@@ -272,7 +267,7 @@ pub fn build(
     scratch: &Path,
 ) -> Result<Built, FromError> {
     let (placed, hashes) = files::collect(added)?;
-    let keys = Keys::with(layers, pinned, &hashes)?;
+    let keys = Keys::of(layers, pinned, &hashes, image.compress)?;
     if let Some((base, own, start)) = keys.kept(layers)? {
         return Ok(Built { layers: labelled(image, pinned.root, base, own), start, notes: Vec::new() });
     }

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     initrd,
     kernel::Kernel,
-    layers::{Base, Layer, Layers, Package},
+    layers::{Base, Layer, Layers, Package, files},
     parallel,
     progress::Progress,
     runtime::Runtime,
@@ -171,7 +171,7 @@ fn layers(
 ) -> Result<Made, BuildError> {
     let names: Vec<&String> = inputs.lock.bases.keys().collect();
     let made = parallel::each_by(inputs.jobs, &names, |name| {
-        let label = format!("layer {}", inputs.label_of_base(name));
+        let label = format!("layer {}", inputs.lock.told_apart(name, sets::BASE));
         let job = progress.spinner("building", &label);
         let base = layers.base(&inputs.set(name, sets::BASE), &|_| ())?;
         job.done(&label);
@@ -179,7 +179,9 @@ fn layers(
     });
     let bases: BTreeMap<String, Base> = made.into_iter().collect::<Result<_, BuildError>>()?;
     let base_of = |name: &String| {
-        bases.get(name).ok_or_else(|| BuildError::Missing { set: inputs.label_of_base(name), what: "package" })
+        bases
+            .get(name)
+            .ok_or_else(|| BuildError::Missing { set: inputs.lock.told_apart(name, sets::BASE), what: "package" })
     };
 
     let layered = inputs.rack.images.values().filter_map(|image| match &image.from {
@@ -246,7 +248,7 @@ fn own_layer(
     let layers = layers.image(name, base, &additions, &|_| ()).map_err(|error| marks.place(error))?;
     job.done(&label);
     let start = Start { init: vec![INIT.to_owned()], process: None };
-    Ok(Own { base: Some((inputs.label_of_base(base_name), base.layer.clone())), layers, start })
+    Ok(Own { base: Some((inputs.lock.told_apart(base_name, sets::BASE), base.layer.clone())), layers, start })
 }
 
 impl Own {
@@ -332,11 +334,6 @@ impl Inputs<'_> {
     fn set(&self, base: &str, set: &str) -> Vec<Package> {
         self.lock.bases.get(base).map_or_else(Vec::new, |base| packages_of(base, set, self.store))
     }
-
-    /// What the layer of a base is called: the rack's own goes without its name.
-    fn label_of_base(&self, base: &str) -> String {
-        if base == self.lock.base { sets::BASE.to_owned() } else { format!("{} {base}", sets::BASE) }
-    }
 }
 
 /// The packages of a set, as layers take them.
@@ -407,8 +404,9 @@ pub fn keys(rack: &Rack, lock: &Lock, store: &Store, layers: &Layers, parts: &Pa
     for (name, image) in &rack.images {
         let pinned = image.root().zip(lock.inputs.get(name)).and_then(|(root, locked)| Pinned::of(root, locked));
         let Some(pinned) = pinned else { continue };
-        let files = additions::of(image, Vec::new(), &scratch)?.0.files;
-        keys.from.insert(name.clone(), from::Keys::of(layers, pinned, &files, image.compress)?);
+        let (_, hashes) =
+            files::collect(&additions::of(image, Vec::new(), &scratch)?.0.files).map_err(FromError::File)?;
+        keys.from.insert(name.clone(), from::Keys::of(layers, pinned, &hashes, image.compress)?);
     }
     Ok(keys)
 }

@@ -19,7 +19,7 @@ use rackstick_image::{
     guid,
     manifest::{self, Blob, FORMAT, Guest, Image, Manifest, Network},
     sector::SectorSize,
-    source::{Source, SourceError},
+    source::Source,
     spares::{self, Spares},
     uki::{self, Uki},
     verity,
@@ -160,13 +160,7 @@ impl Sample {
             initrd: Source::Bytes(initrd.finish().unwrap()).into(),
             linux: Source::Bytes(bytes(50_000)),
         };
-        let mut out = Vec::new();
-        let all = |bytes: &[u8]| {
-            out.extend_from_slice(bytes);
-            Ok::<_, SourceError>(())
-        };
-        uki::make(&uki).unwrap().each(all).unwrap();
-        out
+        uki::make(&uki).unwrap().read().unwrap()
     }
 }
 

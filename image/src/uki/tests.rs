@@ -20,12 +20,7 @@ fn sample() -> Uki {
 }
 
 fn bytes(pieces: &Pieces) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let add = |piece: &[u8]| {
-        bytes.extend_from_slice(piece);
-        Ok::<_, SourceError>(())
-    };
-    pieces.each(add).unwrap();
+    let bytes = pieces.read().unwrap();
     assert_eq!(pieces.size(), bytes.len() as u64);
     bytes
 }
