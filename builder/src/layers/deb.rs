@@ -4,10 +4,13 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufReader, Read, Seek},
+    io::{self, BufRead, BufReader, Cursor, Read, Seek},
 };
 
 use deb822_fast::Deb822;
+use flate2::bufread::GzDecoder;
+use lzma_rust2::XzReader;
+use ruzstd::decoding::StreamingDecoder;
 
 /// Bytes of an unpacked `control.tar` at most: stops an archive that unpacks into memory without end.
 const MAX_CONTROL_BYTES: u64 = 64 << 20;
@@ -17,6 +20,11 @@ const MAX_CONTROL_MEMBERS: usize = 256;
 const MAX_DATA_BYTES: u64 = 32 << 30;
 /// zstd window accepted: dpkg-deb's largest level uses 128 MiB, and the decoder allocates what the archive asks for.
 const MAX_ZSTD_WINDOW: u64 = 128 << 20;
+/// Bytes behind the end of a packed part at most. dpkg-deb ignores what one pipe (pipe(7)) holds of them and fails at
+/// more: a part cut into several streams would lose files in silence.
+const MAX_BEHIND: u64 = 64 << 10;
+/// How each of gzip's members begins (RFC 1952, section 2.3.1).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Why a package can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -179,17 +187,70 @@ fn with_member<T, E: From<Error>>(
         } else if let Some(suffix) = name.strip_prefix(stem) {
             return match suffix {
                 "" => visit(&mut entry),
-                ".gz" => visit(&mut flate2::read::MultiGzDecoder::new(entry)),
-                ".xz" => visit(&mut lzma_rust2::XzReader::new(entry, true)),
+                ".gz" => visit(&mut Members(Some(GzDecoder::new(Cursor::default().chain(BufReader::new(entry)))))),
+                ".xz" => visit(&mut OneStream { decoder: XzReader::new(entry, false), source: XzReader::inner_mut }),
                 ".zst" => {
-                    let decoder = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(entry, MAX_ZSTD_WINDOW);
-                    visit(&mut decoder.map_err(|error| Error::Zstd(error.to_string()))?)
+                    let decoder = StreamingDecoder::new_with_max_window_size(entry, MAX_ZSTD_WINDOW);
+                    let decoder = decoder.map_err(|error| Error::Zstd(error.to_string()))?;
+                    visit(&mut OneStream { decoder, source: StreamingDecoder::get_mut })
                 }
                 _ => Err(Error::Compression(name).into()),
             };
         }
     }
     Err(Error::NoMember(stem).into())
+}
+
+/// A packed part, which is one stream; what is behind that is ignored.
+struct OneStream<D, R> {
+    decoder: D,
+    source: fn(&mut D) -> &mut R,
+}
+
+impl<D: Read, R: Read> Read for OneStream<D, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.decoder.read(buffer)?;
+        if read == 0 && !buffer.is_empty() {
+            ignore((self.source)(&mut self.decoder))?;
+        }
+        Ok(read)
+    }
+}
+
+/// A part packed by gzip, whose members follow each other (RFC 1952, section 2.2); what begins in another way behind
+/// one is ignored.
+struct Members<R>(Option<GzDecoder<io::Chain<Cursor<Vec<u8>>, R>>>);
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let Some(mut source) = self.0.take().map(GzDecoder::into_inner) else { break };
+            let mut start = Vec::new();
+            source.by_ref().take(GZIP.len() as u64).read_to_end(&mut start)?;
+            let (_, source) = source.into_inner();
+            if start == GZIP {
+                self.0 = Some(GzDecoder::new(Cursor::new(start).chain(source)));
+            } else {
+                ignore(source)?;
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Ignores the rest of a member, as far as dpkg-deb does.
+fn ignore(rest: impl Read) -> io::Result<()> {
+    if io::copy(&mut rest.take(MAX_BEHIND + 1), &mut io::sink())? > MAX_BEHIND {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("more than {MAX_BEHIND} bytes stand behind the end of a packed part"),
+        ));
+    }
+    Ok(())
 }
 
 fn check_version(name: &str, member: &mut impl Read) -> Result<(), Error> {

@@ -237,6 +237,63 @@ mod tests {
         assert_eq!(leftovers(&store), 0);
     }
 
+    /// The same package with another data part.
+    fn with_data(deb: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let start = deb.windows(9).position(|bytes| bytes == b"data.tar." || bytes == b"data.tar ").unwrap();
+        let (head, data) = deb[start..].split_at(HEADER_SIZE as usize);
+        let size: usize = str::from_utf8(&head[48..58]).unwrap().trim().parse().unwrap();
+        let mut data = data[..size].to_vec();
+        change(&mut data);
+        let name = str::from_utf8(&head[..16]).unwrap().trim();
+        let new = header(name, data.len() as u64);
+        if data.len() % 2 == 1 {
+            data.push(b'\n');
+        }
+        [&deb[..start], &new, &data].concat()
+    }
+
+    #[test]
+    fn what_stands_behind_the_end_of_a_part_is_judged_as_by_dpkg_deb() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path().join("cache")).unwrap();
+        let plain = |deb: &Path| {
+            let read = Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb).output().unwrap();
+            read.status.success().then_some(read.stdout)
+        };
+        let junk = |begin: &[u8], size| [begin, &vec![b'q'; size]].concat();
+        let mut judged = Vec::new();
+        for packing in ["-Znone", "-Zxz", "-Zgzip", "-Zzstd"] {
+            let whole = deb(folder.path(), &[packing]);
+            let mut variants: Vec<Vec<u8>> = [
+                junk(b"", 1),
+                junk(b"", 6000),
+                vec![0; 4],
+                vec![0; 512],
+                junk(b"", 300_000),
+                junk(b"\x1f", 0),
+                junk(b"\x1f\x8b", 0),
+                junk(b"\x1f\x8b", 6000),
+                junk(b"\xfd7zXZ\0", 6000),
+                junk(&[0x28, 0xb5, 0x2f, 0xfd], 6000),
+            ]
+            .into_iter()
+            .map(|behind| with_data(&whole, |data| data.extend(behind)))
+            .collect();
+            variants.push(with_data(&whole, |data| data.extend(data.clone())));
+            variants.push(with_data(&whole, |data| data.extend(data.clone().split_last().unwrap().1)));
+            variants.extend([1, 5, 40].map(|cut| with_data(&whole, |data| data.truncate(data.len() - cut))));
+            for (number, deb) in variants.iter().enumerate() {
+                let want = put(&store, deb);
+                let theirs = plain(&store.path(want.sha256));
+                let ours = store.unpack(std::slice::from_ref(&want), 1, &Progress::quiet());
+                assert_eq!(ours.is_ok(), theirs.is_some(), "{packing} {number}: {ours:?}");
+                assert!(ours.is_err() || plain(&store.unpacked(want.sha256)) == theirs, "{packing} {number}");
+                judged.push(theirs.is_some());
+            }
+        }
+        assert_eq!((judged.len(), judged.iter().filter(|fine| **fine).count()), (60, 15 + 8 + 7 + 8));
+    }
+
     #[test]
     fn a_package_that_is_none_is_named_and_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
