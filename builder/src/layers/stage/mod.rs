@@ -85,10 +85,13 @@ pub enum Error {
     )]
     Differs(Vec<String>),
     /// The disk is full.
-    #[error(
-        "no room left on the disk of the cache while working on {0}: free some, or let XDG_CACHE_HOME name a folder on a larger disk"
-    )]
-    NoSpace(String),
+    #[error("no room left on the disk of the cache while working on {what}")]
+    NoSpace {
+        /// Of what.
+        what: String,
+        /// What the system said in the stage's process.
+        source: io::Error,
+    },
     /// Anything else.
     #[error("{0}")]
     Failed(String),
@@ -146,7 +149,7 @@ impl From<Failure> for Error {
             Failure::Script { what, how, output } => Self::Script { what, how, output },
             Failure::Recipe { mark, message, hint } => Self::Recipe { mark, message, hint },
             Failure::Differs(files) => Self::Differs(files),
-            Failure::NoSpace(what) => Self::NoSpace(what),
+            Failure::NoSpace(what) => Self::NoSpace { what, source: io::ErrorKind::StorageFull.into() },
             Failure::Other(text) => Self::Failed(text),
         }
     }
