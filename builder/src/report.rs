@@ -165,6 +165,7 @@ mod tests {
     use rackstick_image::recipe::{LoadError, Place, Source};
 
     use super::*;
+    use crate::store::StoreError;
 
     const LOG: Look = Look { terminal: false, colour: false, width: UNWRAPPED };
     const TERMINAL: Look = Look { terminal: true, colour: true, width: 80 };
@@ -181,6 +182,20 @@ mod tests {
         assert!(drawn.contains("help: do better\n"), "{drawn}");
         assert!(!drawn.contains('\u{1b}') && drawn.is_ascii(), "{drawn}");
         assert!(text(&wrong("one\ntwo = 2\n", 10..11), TERMINAL).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn of_a_full_disk_it_is_said_what_to_do() {
+        let full = StoreError::NoSpace {
+            folder: "/cache".into(),
+            needed: 7,
+            free: 3,
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        let told = text(&full, LOG);
+        for part in ["in /cache: at least 7 bytes are needed and 3 are free\n", "  help: `rackstick store gc`"] {
+            assert!(told.contains(part), "{told}");
+        }
     }
 
     #[test]

@@ -119,6 +119,8 @@ fn what_the_user_may_not_read_is_told_where_the_recipe_names_it() {
         assert!(said.contains(&format!("[{place}]")), "{place}: {said}");
         assert!(said.contains(&format!("can't read `{what}`: Permission denied")), "{what}: {said}");
     }
+    // A key does not go into an image.
+    assert!(!said.contains("image:") && said.matches("  help: `chmod").count() == 5, "{said}");
     assert_eq!((output.status.code(), said.matches("error:").count()), (Some(1), 5), "{said}");
 }
 

@@ -35,7 +35,7 @@ pub enum ResolveLockError {
     /// The recipe asks for what the archive can't give.
     #[error("the recipe asks for what {base} can't give")]
     Recipe {
-        /// The base, or several.
+        /// The base, or several; or a repository beside one.
         base: String,
         /// What and where.
         source: Diagnostics,
@@ -217,7 +217,7 @@ fn placed(rack: &Rack, error: SuitesError) -> ResolveLockError {
         }
     };
     let source = Diagnostic::new(suite.place.clone(), source.to_string()).hint(hint).into();
-    ResolveLockError::Recipe { base: rack.base.value.clone(), source }
+    ResolveLockError::Recipe { base: format!("repository `{repository}`"), source }
 }
 
 /// A package that a repository does not have can't be taken from it.
@@ -400,4 +400,22 @@ fn place(rack: &Rack, base: &str, set: &str, names: &[&str]) -> Place {
     let mut bases = std::iter::once(&rack.base).chain(rack.images.values().filter_map(|image| image.base.as_ref()));
     let asked = packages.find(|package| names.contains(&package.value.as_str()));
     asked.or_else(|| bases.find(|named| named.value == base)).unwrap_or(&rack.base).place.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_a_repositorys_suite_is_not_said_of_the_base() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rack.toml");
+        let text = "[rack]\nname = 'a'\nversion = '1'\nbase = 'debian:trixie'\n\
+             [repositories.old]\nbase = 'debian:bookworm'\nsuite = 'bookworn'\n";
+        std::fs::write(&path, text).unwrap();
+        let rack = rackstick_image::recipe::load(&path).unwrap();
+        let source = Box::new(SuitesError::Release { suite: "bookworn".into(), refusals: Vec::new() });
+        let error = placed(&rack, SuitesError::Named { repository: "old".into(), source });
+        assert_eq!(error.to_string(), "the recipe asks for what repository `old` can't give");
+    }
 }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rackstick_image::recipe;
+use rackstick_image::{full, recipe};
 
 use super::{
     database,
@@ -267,8 +267,11 @@ fn template(unit: &str) -> String {
 /// An error of the system, said of `what`.
 pub fn failed(what: &str) -> impl Fn(io::Error) -> Failure + use<> {
     let what = what.to_owned();
-    move |error| match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Failure::NoSpace(what.clone()),
-        _ => Failure::Other(format!("{what}: {error}")),
+    move |error| {
+        if full::is_behind(&error) {
+            Failure::NoSpace(what.clone())
+        } else {
+            Failure::Other(format!("{what}: {error}"))
+        }
     }
 }

@@ -4,19 +4,28 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufReader, Read, Seek},
+    io::{self, BufRead, BufReader, Cursor, Read, Seek},
 };
 
 use deb822_fast::Deb822;
+use flate2::bufread::GzDecoder;
+use lzma_rust2::XzReader;
+use ruzstd::decoding::StreamingDecoder;
 
 /// Bytes of an unpacked `control.tar` at most: stops an archive that unpacks into memory without end.
 const MAX_CONTROL_BYTES: u64 = 64 << 20;
 /// Members of an unpacked `control.tar` at most, for the same reason.
 const MAX_CONTROL_MEMBERS: usize = 256;
-/// Bytes of an unpacked `data.tar` at most: stops a package that fills the disk with zeros.
-const MAX_DATA_BYTES: u64 = 32 << 30;
+/// Bytes of an unpacked part at most: its size has ten digits where it stands plain in an archive (ar(5)), as in the
+/// store. Stops a package that fills the disk with zeros.
+const MAX_PART_BYTES: u64 = 9_999_999_999;
 /// zstd window accepted: dpkg-deb's largest level uses 128 MiB, and the decoder allocates what the archive asks for.
 const MAX_ZSTD_WINDOW: u64 = 128 << 20;
+/// Bytes behind the end of a packed part at most. dpkg-deb ignores what one pipe (pipe(7)) holds of them and fails at
+/// more: a part cut into several streams would lose files in silence.
+const MAX_BEHIND: u64 = 64 << 10;
+/// How each of gzip's members begins (RFC 1952, section 2.3.1).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Why a package can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +48,6 @@ pub enum Error {
     /// Larger than allowed.
     #[error("has a control part of more than {MAX_CONTROL_BYTES} bytes or {MAX_CONTROL_MEMBERS} members")]
     ControlTooLarge,
-    /// Larger than its copy in the store can be.
-    #[error("has a part that unpacks to more than {0} bytes")]
-    TooLarge(u64),
     /// A path that no system call takes.
     #[error("has an entry whose path is longer than 4096 bytes")]
     NameTooLong,
@@ -148,10 +154,7 @@ pub fn data<T, E: From<Error>>(
     deb: &File,
     visit: impl FnOnce(&mut tar::Archive<&mut dyn Read>) -> Result<T, E>,
 ) -> Result<T, E> {
-    with_member(deb, "data.tar", |member| {
-        let mut limited = member.take(MAX_DATA_BYTES);
-        visit(&mut tar::Archive::new(&mut limited as &mut dyn Read))
-    })
+    with_member(deb, "data.tar", |member| visit(&mut tar::Archive::new(member)))
 }
 
 /// Hands out both parts plain, with the names of members that are not packed, in their order.
@@ -168,6 +171,8 @@ fn with_member<T, E: From<Error>>(
     visit: impl FnOnce(&mut dyn Read) -> Result<T, E>,
 ) -> Result<T, E> {
     deb.rewind().map_err(Error::Read)?;
+    let packed = deb.metadata().map_err(Error::Read)?.len();
+    let visit = |part: &mut dyn Read| visit(&mut Limited { part, stem, packed, left: MAX_PART_BYTES });
     let mut archive = ar::Archive::new(BufReader::with_capacity(1 << 16, deb));
     let mut first = true;
     while let Some(entry) = archive.next_entry() {
@@ -179,17 +184,95 @@ fn with_member<T, E: From<Error>>(
         } else if let Some(suffix) = name.strip_prefix(stem) {
             return match suffix {
                 "" => visit(&mut entry),
-                ".gz" => visit(&mut flate2::read::MultiGzDecoder::new(entry)),
-                ".xz" => visit(&mut lzma_rust2::XzReader::new(entry, true)),
+                ".gz" => visit(&mut Members(Some(GzDecoder::new(Cursor::default().chain(BufReader::new(entry)))))),
+                ".xz" => visit(&mut OneStream { decoder: XzReader::new(entry, false), source: XzReader::inner_mut }),
                 ".zst" => {
-                    let decoder = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(entry, MAX_ZSTD_WINDOW);
-                    visit(&mut decoder.map_err(|error| Error::Zstd(error.to_string()))?)
+                    let decoder = StreamingDecoder::new_with_max_window_size(entry, MAX_ZSTD_WINDOW);
+                    let decoder = decoder.map_err(|error| Error::Zstd(error.to_string()))?;
+                    visit(&mut OneStream { decoder, source: StreamingDecoder::get_mut })
                 }
                 _ => Err(Error::Compression(name).into()),
             };
         }
     }
     Err(Error::NoMember(stem).into())
+}
+
+/// A part as it unpacks, as far as it may.
+struct Limited<'a> {
+    part: &'a mut dyn Read,
+    stem: &'static str,
+    /// Size of the package.
+    packed: u64,
+    /// Bytes that may still come.
+    left: u64,
+}
+
+impl Read for Limited<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.part.read(buffer)?;
+        self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
+            let message = format!(
+                "its {} bytes hold a `{}` of more than {MAX_PART_BYTES}, the most that is unpacked: split it into several \
+                 packages, or leave it out",
+                self.packed, self.stem
+            );
+            io::Error::new(io::ErrorKind::InvalidData, message)
+        })?;
+        Ok(read)
+    }
+}
+
+/// A packed part, which is one stream; what is behind that is ignored.
+struct OneStream<D, R> {
+    decoder: D,
+    source: fn(&mut D) -> &mut R,
+}
+
+impl<D: Read, R: Read> Read for OneStream<D, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.decoder.read(buffer)?;
+        if read == 0 && !buffer.is_empty() {
+            ignore((self.source)(&mut self.decoder))?;
+        }
+        Ok(read)
+    }
+}
+
+/// A part packed by gzip, whose members follow each other (RFC 1952, section 2.2); what begins in another way behind
+/// one is ignored.
+struct Members<R>(Option<GzDecoder<io::Chain<Cursor<Vec<u8>>, R>>>);
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let Some(mut source) = self.0.take().map(GzDecoder::into_inner) else { break };
+            let mut start = Vec::new();
+            source.by_ref().take(GZIP.len() as u64).read_to_end(&mut start)?;
+            let (_, source) = source.into_inner();
+            if start == GZIP {
+                self.0 = Some(GzDecoder::new(Cursor::new(start).chain(source)));
+            } else {
+                ignore(source)?;
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Ignores the rest of a member, as far as dpkg-deb does.
+fn ignore(rest: impl Read) -> io::Result<()> {
+    if io::copy(&mut rest.take(MAX_BEHIND + 1), &mut io::sink())? > MAX_BEHIND {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("more than {MAX_BEHIND} bytes stand behind the end of a packed part"),
+        ));
+    }
+    Ok(())
 }
 
 fn check_version(name: &str, member: &mut impl Read) -> Result<(), Error> {
@@ -199,4 +282,23 @@ fn check_version(name: &str, member: &mut impl Read) -> Result<(), Error> {
     let mut version = String::new();
     member.take(16).read_to_string(&mut version)?;
     if version.starts_with("2.") { Ok(()) } else { Err(Error::Format(version.trim().to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_becomes_too_large_is_told_with_size_limit_and_what_to_do() {
+        let read = |left| {
+            let mut content: &[u8] = &[0; 1000];
+            let mut part = Limited { part: &mut content, stem: "data.tar", packed: 77, left };
+            part.read_to_end(&mut Vec::new())
+        };
+        assert_eq!(read(1000).unwrap(), 1000);
+        let said = Error::from(read(999).unwrap_err()).to_string();
+        for part in ["can't be read: its 77 bytes hold a `data.tar`", "9999999999", "split it into several packages"] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use rackstick::locked;
-use rackstick_image::digest::Sha256;
+use rackstick_image::{digest::Sha256, full};
 use sha2::Digest;
 
 use super::{
@@ -110,13 +110,16 @@ impl Store {
     }
 
     fn check_space(&self, needed: u64) -> Result<(), StoreError> {
-        let info = rustix::fs::statvfs(self.folder())
-            .map_err(|error| StoreError::Io { path: self.folder().to_owned(), source: error.into() })?;
-        let free = info.f_bavail.saturating_mul(info.f_frsize);
-        if free < needed {
-            return Err(StoreError::NoSpace { folder: self.folder().to_owned(), needed, free: Some(free) });
+        if self.free()? < needed {
+            return Err(self.io_error(self.folder(), ErrorKind::StorageFull.into(), needed));
         }
         Ok(())
+    }
+
+    fn free(&self) -> Result<u64, StoreError> {
+        let info = rustix::fs::statvfs(self.folder())
+            .map_err(|error| StoreError::Io { path: self.folder().to_owned(), source: error.into() })?;
+        Ok(info.f_bavail.saturating_mul(info.f_frsize))
     }
 
     fn fetch(&self, client: &Client, want: &Want, roots: &[String], job: &Job, stop: &AtomicBool) -> Outcome {
@@ -182,13 +185,15 @@ impl Store {
         Outcome::Failed(StoreError::Failed { name: want.name.clone(), attempts })
     }
 
-    fn io_error(&self, path: &Path, source: io::Error, needed: u64) -> StoreError {
-        match source.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                StoreError::NoSpace { folder: self.folder().to_owned(), needed, free: None }
-            }
-            _ => StoreError::Io { path: path.to_owned(), source },
+    /// Why a file of the store can't be written, of which and of others `needed` bytes are still to come.
+    pub(super) fn io_error(&self, path: &Path, source: io::Error, needed: u64) -> StoreError {
+        if !full::is_behind(&source) {
+            return StoreError::Io { path: path.to_owned(), source };
         }
+        self.free().map_or_else(
+            |error| error,
+            |free| StoreError::NoSpace { folder: self.folder().to_owned(), needed, free, source },
+        )
     }
 }
 

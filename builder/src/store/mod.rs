@@ -55,18 +55,17 @@ pub enum StoreError {
     },
     /// The disk is full, or would be.
     #[error(
-        "no space for the store in {}: {needed} bytes are needed{}; `rackstick store gc` removes what no build has used for 30 days, and {VARIABLE} \
-         may name a folder on a larger disk",
-        .folder.display(),
-        .free.map(|free| format!(" and {free} are free")).unwrap_or_default()
+        "no space for the store in {}: at least {needed} bytes are needed and {free} are free", .folder.display()
     )]
     NoSpace {
         /// Where.
         folder: PathBuf,
-        /// Bytes that are still to be written.
+        /// Bytes that are still to be written, as far as that is known.
         needed: u64,
-        /// Bytes that are free, if that was found before anything was fetched.
-        free: Option<u64>,
+        /// Bytes that are free.
+        free: u64,
+        /// What the system said, or would have.
+        source: io::Error,
     },
     /// No mirror has these files any more.
     #[error("{}", gone(.0))]

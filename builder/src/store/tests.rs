@@ -265,7 +265,7 @@ fn a_file_larger_than_the_disk_is_refused_before_it_is_fetched() {
     let rig = Rig::new();
     let huge = Want { size: u64::MAX / 4, ..want("a", b"") };
     match rig.obtain(&[huge]) {
-        Err(StoreError::NoSpace { free: Some(_), .. }) => {}
+        Err(StoreError::NoSpace { needed, free, .. }) => assert!(needed > free && free > 0),
         other => panic!("{other:?}"),
     }
     assert!(rig.server.requests().is_empty());
@@ -274,24 +274,31 @@ fn a_file_larger_than_the_disk_is_refused_before_it_is_fetched() {
 /// Set in the process that has the small disk.
 const SMALL_DISK: &str = "RACKSTICK_TEST_SMALL_DISK";
 
-#[test]
-fn a_disk_that_fills_up_meanwhile_is_an_error_and_the_next_run_goes_on() {
-    let Some(disk) = std::env::var_os(SMALL_DISK).map(PathBuf::from) else {
-        // The same test again, in namespaces of its own, where a small disk can be mounted.
+/// The folder of a small disk. None if the test, called `name`, ran again in namespaces of its own, where one can be
+/// mounted.
+pub fn small_disk(name: &str, options: &str) -> Option<PathBuf> {
+    let disk = std::env::var_os(SMALL_DISK).map(PathBuf::from);
+    if disk.is_none() {
         let folder = tempfile::tempdir().unwrap();
         let status = std::process::Command::new("unshare")
             .args(["--user", "--map-root-user", "--mount", "sh", "-c"])
-            .arg("mount -t tmpfs -o size=1m none \"$1\" && shift && exec \"$@\"")
-            .arg("sh")
+            .arg("mount -t tmpfs -o \"$1\" none \"$2\" && shift 2 && exec \"$@\"")
+            .args(["sh", options])
             .arg(folder.path())
             .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "store::tests::a_disk_that_fills_up_meanwhile_is_an_error_and_the_next_run_goes_on"])
+            .args(["--exact", name])
             .env(SMALL_DISK, folder.path())
             .status()
             .unwrap();
         assert!(status.success());
-        return;
-    };
+    }
+    disk
+}
+
+#[test]
+fn a_disk_that_fills_up_meanwhile_is_an_error_and_the_next_run_goes_on() {
+    let name = "store::tests::a_disk_that_fills_up_meanwhile_is_an_error_and_the_next_run_goes_on";
+    let Some(disk) = small_disk(name, "size=1m") else { return };
     let rig = Rig { store: Store::at(disk.join("cache")).unwrap(), client: Client::new(), ..Rig::new() };
     let good = bytes(600_000);
     let want = want("a", &good);
@@ -305,7 +312,7 @@ fn a_disk_that_fills_up_meanwhile_is_an_error_and_the_next_run_goes_on() {
             fs::write(disk.join("other"), bytes(1 << 20)).unwrap_err();
         });
         match rig.obtain(std::slice::from_ref(&want)) {
-            Err(StoreError::NoSpace { free: None, .. }) => {}
+            Err(StoreError::NoSpace { .. }) => {}
             other => panic!("{other:?}"),
         }
     });

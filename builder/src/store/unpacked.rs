@@ -7,6 +7,7 @@ use std::{
     io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use rackstick::{
@@ -25,8 +26,6 @@ pub(super) const FOLDER: &str = "store/unpacked-1";
 const MAGIC: &[u8] = b"!<arch>\n";
 /// The header of a member (ar(5)).
 const HEADER_SIZE: u64 = 60;
-/// The most that a member may hold: its size has ten digits. Stops a package that fills the disk with zeroes.
-const MAX_MEMBER: u64 = 9_999_999_999;
 /// Name of the member with the checksum: eight hexadecimal digits of CRC-32C.
 const SUM: &str = "_crc32c";
 const SUM_SIZE: u64 = HEADER_SIZE + 8;
@@ -87,12 +86,18 @@ impl Store {
             several => format!("{} packages", several.len()),
         };
         let scratch = self.scratch()?;
-        let job = progress.bytes("unpacking", &what, missing.iter().map(|package| package.size).sum());
+        let total = missing.iter().map(|package| package.size).sum();
+        let job = progress.bytes("unpacking", &what, total);
+        // How large they become no index tells for sure: at least as large as they are.
+        let left = AtomicU64::new(total);
         let unpacked = each_by(jobs, &missing, |package| {
             self.unpack_one(package, scratch.path()).map_err(|failure| match failure {
                 Failure::Deb(source) => StoreError::Package { name: package.name.clone(), source },
-                Failure::Write(source) => StoreError::Io { path: self.unpacked(package.sha256), source },
+                Failure::Write(source) => {
+                    self.io_error(&self.unpacked(package.sha256), source, left.load(Ordering::Relaxed))
+                }
             })?;
+            left.fetch_sub(package.size, Ordering::Relaxed);
             job.advance(package.size);
             Ok(())
         });
@@ -126,9 +131,6 @@ fn write(deb: &File, hash: Sha256, out: &mut File) -> Result<(), Failure> {
                 Ok(0) => break,
                 Ok(read) => {
                     size += read as u64;
-                    if size > MAX_MEMBER {
-                        return Err(deb::Error::TooLarge(MAX_MEMBER).into());
-                    }
                     out.write_all(&buffer[..read])?;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -171,6 +173,7 @@ mod tests {
     use std::{fs, process::Command};
 
     use super::*;
+    use crate::store::tests::small_disk;
 
     fn deb(folder: &Path, options: &[&str]) -> Vec<u8> {
         let tree = folder.join("tree");
@@ -235,6 +238,87 @@ mod tests {
             assert_eq!(made(), before, "made once");
         }
         assert_eq!(leftovers(&store), 0);
+    }
+
+    /// The same package with another data part.
+    fn with_data(deb: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let start = deb.windows(9).position(|bytes| bytes == b"data.tar." || bytes == b"data.tar ").unwrap();
+        let (head, data) = deb[start..].split_at(HEADER_SIZE as usize);
+        let size: usize = str::from_utf8(&head[48..58]).unwrap().trim().parse().unwrap();
+        let mut data = data[..size].to_vec();
+        change(&mut data);
+        let name = str::from_utf8(&head[..16]).unwrap().trim();
+        let new = header(name, data.len() as u64);
+        if data.len() % 2 == 1 {
+            data.push(b'\n');
+        }
+        [&deb[..start], &new, &data].concat()
+    }
+
+    #[test]
+    fn what_stands_behind_the_end_of_a_part_is_judged_as_by_dpkg_deb() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path().join("cache")).unwrap();
+        let plain = |deb: &Path| {
+            let read = Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb).output().unwrap();
+            read.status.success().then_some(read.stdout)
+        };
+        let junk = |begin: &[u8], size| [begin, &vec![b'q'; size]].concat();
+        let mut judged = Vec::new();
+        for packing in ["-Znone", "-Zxz", "-Zgzip", "-Zzstd"] {
+            let whole = deb(folder.path(), &[packing]);
+            let mut variants: Vec<Vec<u8>> = [
+                junk(b"", 1),
+                junk(b"", 6000),
+                vec![0; 4],
+                vec![0; 512],
+                junk(b"", 300_000),
+                junk(b"\x1f", 0),
+                junk(b"\x1f\x8b", 0),
+                junk(b"\x1f\x8b", 6000),
+                junk(b"\xfd7zXZ\0", 6000),
+                junk(&[0x28, 0xb5, 0x2f, 0xfd], 6000),
+            ]
+            .into_iter()
+            .map(|behind| with_data(&whole, |data| data.extend(behind)))
+            .collect();
+            variants.push(with_data(&whole, |data| data.extend(data.clone())));
+            variants.push(with_data(&whole, |data| data.extend(data.clone().split_last().unwrap().1)));
+            variants.extend([1, 5, 40].map(|cut| with_data(&whole, |data| data.truncate(data.len() - cut))));
+            for (number, deb) in variants.iter().enumerate() {
+                let want = put(&store, deb);
+                let theirs = plain(&store.path(want.sha256));
+                let ours = store.unpack(std::slice::from_ref(&want), 1, &Progress::quiet());
+                assert_eq!(ours.is_ok(), theirs.is_some(), "{packing} {number}: {ours:?}");
+                assert!(ours.is_err() || plain(&store.unpacked(want.sha256)) == theirs, "{packing} {number}");
+                judged.push(theirs.is_some());
+            }
+        }
+        assert!(judged.contains(&true) && judged.contains(&false));
+    }
+
+    #[test]
+    fn a_disk_that_is_too_small_for_what_is_unpacked_is_told_and_nothing_half_made_stays() {
+        let resize = |disk: &Path, options: &str| {
+            let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(disk).status();
+            assert!(mounted.unwrap().success());
+        };
+        let name = "a_disk_that_is_too_small_for_what_is_unpacked_is_told_and_nothing_half_made_stays";
+        let Some(disk) = small_disk(&format!("store::unpacked::tests::{name}"), "size=2m") else { return };
+        let store = Store::at(disk.join("cache")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let want = put(&store, &deb(folder.path(), &["-Zxz"]));
+        match store.unpack(std::slice::from_ref(&want), 1, &Progress::quiet()).unwrap_err() {
+            StoreError::NoSpace { needed, free, .. } => {
+                assert!(needed == want.size && free > 1 << 20, "{needed} {free}")
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(!store.unpacked(want.sha256).exists());
+        assert_eq!(leftovers(&store), 0);
+        resize(&disk, "remount,size=16m");
+        store.unpack(std::slice::from_ref(&want), 1, &Progress::quiet()).unwrap();
+        assert!(is_whole(&store.unpacked(want.sha256), want.sha256).unwrap());
     }
 
     #[test]

@@ -370,6 +370,7 @@ fn a_full_disk_is_said_and_leaves_nothing() {
     let draft = bench.workshop.draft("large");
     draft.file("/usr/share/large", &vec![1; 32 << 20], 0o644);
     let error = layers.base(&[draft.build()], &|_| ()).unwrap_err();
-    let Error::Stage { source: stage::Error::NoSpace(what), .. } = &error else { panic!("{error:?}") };
+    let Error::Stage { source: stage::Error::NoSpace { what, .. }, .. } = &error else { panic!("{error:?}") };
     assert!(what.contains("/usr/share/large"), "{what}");
+    assert!(rackstick_image::full::is_behind(&error), "else nobody says what to do");
 }

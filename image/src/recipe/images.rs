@@ -242,11 +242,7 @@ pub(super) fn beside(report: &mut Report, text: &Text<'_>, folder: &Path) -> Opt
     let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     if text.value.is_empty() || text.value.contains('\0') || !relative.components().all(plain) {
         let message = format!("`{}` leads out of the recipe's folder", shown(text.value));
-        report.wrong(
-            text.span.clone(),
-            message,
-            "a source is a relative path without `..`, beside the recipe or deeper",
-        );
+        report.wrong(text.span.clone(), message, "give a relative path without `..`, beside the recipe or deeper");
         return None;
     }
     let path = folder.join(relative.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>());
@@ -259,7 +255,7 @@ pub(super) fn beside(report: &mut Report, text: &Text<'_>, folder: &Path) -> Opt
         }
         Err(Unusable::Special) => {
             let message = format!("`{}` is neither a file nor a directory", shown(text.value));
-            report.wrong(text.span.clone(), message, "only files and directories can be put into an image");
+            report.wrong(text.span.clone(), message, "devices, sockets and pipes are not read: name a file");
             None
         }
         Err(Unusable::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
@@ -269,7 +265,7 @@ pub(super) fn beside(report: &mut Report, text: &Text<'_>, folder: &Path) -> Opt
         }
         Err(Unusable::Unreadable(path, error)) => {
             let message = format!("can't read `{}`: {error}", shown(&path.to_string_lossy()));
-            report.wrong(text.span.clone(), message, "it goes into the image: `chmod -R a+rX` lets everybody read it");
+            report.wrong(text.span.clone(), message, "`chmod -R a+rX` lets everybody read it");
             None
         }
         Err(Unusable::Io(error)) => {

@@ -10,7 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rackstick_image::erofs::{self, Origin, ScanOptions, WriteOptions};
+use rackstick_image::{
+    erofs::{self, Origin, ScanOptions, WriteOptions},
+    full,
+};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::{
@@ -303,16 +306,9 @@ fn remove(path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// A full disk is told apart wherever it stands in the chain of causes.
+/// An error that says of what it is.
 fn full_or_other(error: &(dyn std::error::Error + 'static)) -> Failure {
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    while let Some(this) = cause {
-        if this.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::StorageFull) {
-            return Failure::NoSpace(error.to_string());
-        }
-        cause = this.source();
-    }
-    Failure::Other(error.to_string())
+    if full::is_behind(error) { Failure::NoSpace(error.to_string()) } else { Failure::Other(error.to_string()) }
 }
 
 fn shown(path: &Path) -> String {

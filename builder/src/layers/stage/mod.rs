@@ -78,10 +78,13 @@ pub enum Error {
     )]
     Differs(Vec<String>),
     /// The disk is full.
-    #[error(
-        "no room left on the disk of the cache while working on {0}: free some, or let XDG_CACHE_HOME name a folder on a larger disk"
-    )]
-    NoSpace(String),
+    #[error("no room left on the disk of the cache while working on {what}")]
+    NoSpace {
+        /// Of what.
+        what: String,
+        /// What the system said in the stage's process.
+        source: io::Error,
+    },
     /// Anything else.
     #[error("{0}")]
     Failed(String),
@@ -139,7 +142,7 @@ impl From<Failure> for Error {
             Failure::Script { what, how, output } => Self::Script { what, how, output },
             Failure::Recipe(mistakes) => Self::Recipe(mistakes),
             Failure::Differs(files) => Self::Differs(files),
-            Failure::NoSpace(what) => Self::NoSpace(what),
+            Failure::NoSpace(what) => Self::NoSpace { what, source: io::ErrorKind::StorageFull.into() },
             Failure::Other(text) => Self::Failed(text),
         }
     }
