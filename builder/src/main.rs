@@ -71,8 +71,10 @@ fn main() -> ExitCode {
     });
     match output::end() {
         Ok(()) => code,
-        // Nobody reads any more; the exit code still says it.
-        Err(_) => ExitCode::FAILURE,
+        Err(error) => {
+            output::tell(format!("error: can't write to standard output: {error}"));
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -97,10 +97,25 @@ fn document() -> MutexGuard<'static, Document> {
     DOCUMENT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Writes to stdout: all of the command does so here. That nobody reads any more, as before `| head`, is no error: what
+/// the command did or found stays as it is, and so does its exit status.
+pub fn write(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
+/// Tells people on stderr. Where that can't be written to, there is nobody to tell it.
+pub fn tell(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Tells people on stdout what happened beside what was asked for.
 pub fn say(text: impl Display) -> io::Result<()> {
     match manner() {
-        Manner { json: false, quiet: false } => writeln!(io::stdout(), "{text}"),
+        Manner { json: false, quiet: false } => write(format!("{text}\n").as_bytes()),
         _ => Ok(()),
     }
 }
@@ -108,7 +123,7 @@ pub fn say(text: impl Display) -> io::Result<()> {
 /// Tells people on stderr what goes on, unless the command is to be quiet.
 pub fn remark(text: &str) {
     if !manner().quiet {
-        eprintln!("{text}");
+        tell(text);
     }
 }
 
@@ -122,7 +137,7 @@ pub fn result(result: &(impl Display + Serialize)) -> io::Result<()> {
 pub fn answer(answer: &(impl Display + Serialize)) -> io::Result<()> {
     let text = answer.to_string();
     if !manner().json && !text.is_empty() {
-        writeln!(io::stdout(), "{text}")?;
+        write(format!("{text}\n").as_bytes())?;
     }
     keep(answer)
 }
@@ -154,7 +169,7 @@ pub fn end() -> io::Result<()> {
     if !manner().json || (document.result.is_none() && document.error.is_none()) {
         return Ok(());
     }
-    let mut stdout = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut stdout, &*document)?;
-    stdout.write_all(b"\n")
+    let mut text = serde_json::to_vec_pretty(&*document)?;
+    text.push(b'\n');
+    write(&text)
 }

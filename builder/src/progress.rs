@@ -49,7 +49,7 @@ impl Progress {
     /// Says something that stays on the screen.
     pub fn say(&self, line: &str) {
         if self.lines {
-            eprintln!("{line}");
+            output::tell(line);
         } else {
             // There is nobody left to tell if the terminal fails.
             let _ = self.bars.println(line);
@@ -78,7 +78,7 @@ impl Progress {
         bar.set_prefix(verb);
         bar.set_message(what.to_owned());
         if self.lines {
-            eprintln!("{verb} {what}");
+            output::tell(format!("{verb} {what}"));
         }
         Job { bar, verb, lines: self.lines, started: Instant::now() }
     }
@@ -99,7 +99,7 @@ impl Job {
     pub fn done(self, what: &str) {
         let time = self.started.elapsed().as_secs_f64();
         if self.lines {
-            eprintln!("{} {what}: done in {time:.1} s", self.verb);
+            output::tell(format!("{} {what}: done in {time:.1} s", self.verb));
         }
         self.bar.finish_with_message(format!("{what}: {time:.1} s"));
     }

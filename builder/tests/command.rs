@@ -102,6 +102,84 @@ fn a_quiet_command_says_only_what_is_wrong() {
     assert!(text(&wrong.stderr).contains("did you mean `memory`?") && wrong.stdout.is_empty());
 }
 
+/// Runs the command with a stdout that nobody reads.
+fn unread(arguments: &[&str]) -> Output {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rackstick"));
+    command.current_dir(project()).args(arguments).stdout(writer).output().unwrap()
+}
+
+#[test]
+fn that_nobody_reads_on_is_no_error_and_hides_none() {
+    for arguments in [
+        &["check", "recipes/lab.toml"][..],
+        &["check", "recipes/lab.toml", "--json"],
+        &["schema", "rack"],
+        &["completions", "bash"],
+        &["--help"],
+        &["flash", "--help"],
+    ] {
+        let output = unread(arguments);
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""), "{arguments:?}");
+    }
+    let output = unread(&["check", "tests/bad-recipes/unknown-key.toml", "--json"]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), ""));
+    // Nor is it one that nobody hears errors and what goes on.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rackstick"));
+    let quarrel = ["lock", "no/such.toml"];
+    let status = command.current_dir(project()).args(quarrel).stderr(writer).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+    // A full disk is an error.
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    for arguments in [&["schema", "rack"][..], &["check", "recipes/lab.toml", "--json"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rackstick"));
+        let output = command.current_dir(project()).args(arguments).stdout(full.try_clone().unwrap()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(text(&output.stderr).contains("No space left on device"), "{output:?}");
+    }
+}
+
+#[test]
+fn a_word_that_can_be_no_device_is_wrong_usage() {
+    for bad in ["zzz", "8086", "", "8086:10d3:1"] {
+        let output = rackstick(&project(), &["inspect", "--hardware", bad, "recipes/lab.toml"]);
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), ""), "{output:?}");
+        assert!(text(&output.stderr).contains(&format!("`{bad}` is no device: give VENDOR:DEVICE")), "{output:?}");
+    }
+}
+
+#[test]
+fn what_can_not_be_read_in_the_store_is_told_and_the_rest_is_looked_at() {
+    let cache = tempfile::tempdir().unwrap();
+    let files = cache.path().join("store/sha256");
+    fs::create_dir_all(files.join("0".repeat(64))).unwrap();
+    fs::write(files.join("f".repeat(64)), "not what its name says").unwrap();
+    let verify = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rackstick"));
+        command.args(["store", "verify"]).args(arguments).env("RACKSTICK_CACHE", cache.path()).output().unwrap()
+    };
+    let output = verify(&[]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), ""));
+    let lines: Vec<&str> = text(&output.stdout).lines().collect();
+    let [damaged, unread, last] = lines[..] else { panic!("{lines:?}") };
+    assert!(damaged.starts_with("damaged and removed: ") && damaged.ends_with(&"f".repeat(64)), "{damaged}");
+    assert!(
+        unread.starts_with("can't be read or removed, and was left: ") && unread.contains(&"0".repeat(64)),
+        "{unread}"
+    );
+    assert!(last.starts_with("1 damaged, ") && last.contains("; 1 can't be read"), "{last}");
+    let output = verify(&["--json"]);
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let unread = document["result"]["unread"].as_array().unwrap();
+    assert_eq!(
+        (output.status.code(), unread.len(), &document["result"]["damaged"]),
+        (Some(1), 1, &Value::Array(vec![]))
+    );
+}
+
 #[test]
 fn a_new_recipe_is_right_and_takes_the_place_of_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -115,6 +193,13 @@ fn a_new_recipe_is_right_and_takes_the_place_of_nothing() {
     assert_eq!((checked.status.code(), text(&checked.stderr)), (Some(0), ""));
     assert!(text(&checked.stdout).contains("rack home 1 is fine"));
     assert!(fs::read_to_string(folder.path().join("home/images/web/index.html")).unwrap().contains("the rack home"));
+    // Images and secrets, and nothing else, stay out of git.
+    let home = folder.path().join("home");
+    let git = |arguments: &[&str]| Command::new("git").current_dir(&home).args(arguments).output().unwrap();
+    assert!(git(&["init", "--quiet"]).status.success());
+    let ignored =
+        git(&["check-ignore", "out/home_1.img", "secrets/web/tls", "home.toml", "home.lock", "images/out.toml"]);
+    assert_eq!(text(&ignored.stdout), "out/home_1.img\nsecrets/web/tls\n", "{ignored:?}");
 
     fs::write(folder.path().join("home/home.toml"), "mine").unwrap();
     let again = rackstick(folder.path(), &["new", "home"]);
@@ -333,6 +418,16 @@ fn shells_and_readers_of_manuals_take_what_is_written_for_them() {
     let complete = "source \"$0\"; COMP_WORDS=(rackstick bui); COMP_CWORD=1; _rackstick rackstick bui rackstick; echo \"${COMPREPLY[@]}\"";
     let output = Command::new("bash").args(["-c", complete]).arg(&path).output().unwrap();
     assert_eq!((text(&output.stdout), text(&output.stderr)), ("build\n", ""));
+    // The examples of the help work in a home that has no folders yet.
+    let help = rackstick(&project(), &["completions", "--help"]).stdout;
+    let examples = text(&help).split_once("Examples:\n").unwrap().1;
+    let own = Path::new(env!("CARGO_BIN_EXE_rackstick")).parent().unwrap();
+    let path = std::env::join_paths([own, Path::new("/usr/bin"), Path::new("/bin")]).unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-e", "-c", examples]).env("HOME", folder.path()).env("PATH", path);
+    let output = shell.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(folder.path().join(".config/fish/completions/rackstick.fish").exists());
     for shell in ["zsh", "fish"] {
         assert!(text(&rackstick(&project(), &["completions", shell]).stdout).contains("rackstick"), "{shell}");
     }

@@ -25,7 +25,9 @@ use crate::{
 
 /// The slot's path on the ESP.
 pub const SLOT: &str = "rackstick/secrets";
-/// Its size: all secrets of a rack, a thousand keys and certificates.
+/// Where a rack keeps them on its data partition, as files `<guest>/<name>`.
+pub const KEPT: &str = "state/secrets";
+/// The slot's size: all secrets of a rack, a thousand keys and certificates.
 pub const SLOT_SIZE: u64 = 4 << 20;
 /// Largest value of one secret: far above any key, and a guest's memory holds it twice while the guest starts.
 pub const VALUE_MAX: usize = 64 << 10;

@@ -66,23 +66,27 @@ pub fn are_kept(lock: &Lock, store: &Store) -> bool {
     })
 }
 
-/// Removes what is kept and is not what it was. Says which.
-pub fn verify(store: &Store) -> Result<Vec<PathBuf>, ArtifactError> {
+/// Removes what is kept and is not what it was. Says which, and what can't be read or removed and was left.
+pub fn verify(store: &Store) -> Vec<Result<PathBuf, ArtifactError>> {
     let folder = store.folder().join(FOLDER);
-    let entries = match fs::read_dir(&folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(|source| ArtifactError::Read { path: folder.clone(), source })?,
+    let unread = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ArtifactError::Read { path, source }
     };
-    let mut removed = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|source| ArtifactError::Read { path: folder.clone(), source })?.path();
-        // What can't be read is damaged, too.
-        if fs::read(&path).ok().as_deref().and_then(understand).is_none() {
-            fs::remove_file(&path).map_err(|source| ArtifactError::Write { path: path.clone(), source })?;
-            removed.push(path);
+    let entries = match fs::read_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => return vec![Err(unread(&folder)(error))],
+        Ok(entries) => entries,
+    };
+    let judge = |entry: io::Result<fs::DirEntry>| {
+        let path = entry.map_err(unread(&folder))?.path();
+        if understand(&fs::read(&path).map_err(unread(&path))?).is_some() {
+            return Ok(None);
         }
-    }
-    Ok(removed)
+        fs::remove_file(&path).map_err(|source| ArtifactError::Write { path: path.clone(), source })?;
+        Ok(Some(path))
+    };
+    entries.filter_map(|entry| judge(entry).transpose()).collect()
 }
 
 /// What is kept of what was found: a line with the SHA-256 of the rest, which is JSON.

@@ -1,15 +1,14 @@
 //! `rackstick completions SHELL`: what lets a shell complete this command's words.
 
-use std::io::{self, Write};
-
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use crate::{Cli, report};
+use crate::{Cli, output, report};
 
 /// What its help ends with.
 const EXAMPLES: &str = concat!(
     "Examples:\n",
+    "  mkdir -p ~/.local/share/bash-completion/completions ~/.config/fish/completions\n",
     "  rackstick completions bash > ~/.local/share/bash-completion/completions/rackstick\n",
     "  rackstick completions fish > ~/.config/fish/completions/rackstick.fish\n",
 );
@@ -27,6 +26,6 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), report::Error> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), env!("CARGO_BIN_NAME"), &mut script);
-    io::stdout().write_all(&script)?;
+    output::write(&script)?;
     Ok(())
 }

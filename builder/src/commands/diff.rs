@@ -17,8 +17,9 @@ const EXAMPLES: &str = concat!(
 
 /// Show what is different between two images
 ///
-/// Rack, networks, guests, sizes, the host's files, packages of each image, files of each layer. `-` stands before what
-/// only the first has, `+` before what only the second has, `~` before what differs. Times are not compared.
+/// Rack, networks, guests, the names of secrets, sizes, the host's files, packages of each image, files of each layer.
+/// `-` stands before what only the first has, `+` before what only the second has, `~` before what differs. Times are
+/// not compared, and no value of a secret is shown.
 ///
 /// The exit status is that of diff(1): 0 if both are the same, 1 if they differ, 2 if one can't be read.
 #[derive(clap::Args)]

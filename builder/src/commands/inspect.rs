@@ -8,7 +8,7 @@ use std::{
     process::ExitCode,
 };
 
-use self::hardware::Question;
+use self::hardware::{Named, Question};
 use super::{MirrorArgs, Text};
 use crate::{
     image::{Disk, Opened, describe},
@@ -43,7 +43,7 @@ pub struct Args {
     /// a class of USB, four or six of PCI). Or a whole line of theirs; `-` reads such lines from standard input and
     /// answers each
     #[arg(long, value_name = "ID", group = "question")]
-    hardware: Option<String>,
+    hardware: Option<Named>,
     /// All that a rack drives, as a document
     #[arg(long, group = "question")]
     drivers: bool,
@@ -66,7 +66,7 @@ struct IsRecipe(PathBuf);
 pub fn run(args: Args) -> Result<ExitCode, report::Error> {
     let Args { hardware, drivers, file, from } = args;
     match (hardware, drivers) {
-        (Some(device), _) => hardware::run(Question::Hardware(&device), &file, &from),
+        (Some(device), _) => hardware::run(Question::Hardware(device), &file, &from),
         (None, true) => hardware::run(Question::Drivers, &file, &from),
         (None, false) => image(&file),
     }

@@ -17,7 +17,8 @@ use crate::{output, report};
 /// What stands for the rack's name in the files.
 const NAME: &str = "NAME";
 /// The files, by path in the folder.
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
+    (".gitignore", include_str!("new/gitignore")),
     ("NAME.toml", include_str!("new/rack.toml")),
     ("images/web.toml", include_str!("new/web.toml")),
     ("images/web/index.html", include_str!("new/index.html")),
@@ -28,7 +29,7 @@ const EXAMPLES: &str = concat!("Examples:\n", "  rackstick new home\n", "  racks
 
 /// Make a folder with a small rack recipe, to begin with
 ///
-/// Folders above it are made, too.
+/// Folders above it are made, too. Its .gitignore keeps images (out/) and values of secrets (secrets/) out of git.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {

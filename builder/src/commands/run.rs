@@ -2,9 +2,13 @@
 
 use std::{
     env, fs, io,
-    os::unix::{fs::FileTypeExt, net::UnixStream, process::CommandExt},
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt},
+        net::UnixStream,
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
     time::Duration,
@@ -29,7 +33,7 @@ use signal_hook::{
 
 use crate::{
     artifacts::{self, ArtifactError},
-    image,
+    image, output,
     qemu::{
         Machine, Serial, Uplink,
         accel::{Accel, Kvm},
@@ -60,7 +64,7 @@ const EXAMPLES: &str = concat!(
 
 /// Boot an image in QEMU
 ///
-/// Ctrl-C or SIGTERM switches the rack off cleanly; a second one stops it hard.
+/// Ctrl-C or SIGTERM switches the rack off cleanly; a second one stops it hard. Unix sockets go when the rack does.
 /// The exit status is 0 if the rack switched itself off, 1 if it could not be started or had to be stopped hard.
 ///
 /// To try a rack on hardware like yours, say how its disk, NICs, CPUs and memory are, for example
@@ -164,6 +168,8 @@ enum RunError {
     Artifact(#[from] ArtifactError),
     #[error("QEMU ended with {0}; it says why above")]
     Failed(ExitStatus),
+    #[error("the rack was not started: a signal came before")]
+    Early,
     #[error("the rack was stopped hard: {0}")]
     Hard(String),
     #[error("can't watch over QEMU")]
@@ -198,6 +204,10 @@ fn boot(args: &Args) -> Result<(), RunError> {
         _ => forward::resolve(manifest.as_ref(), &args.forwards, forward::is_free)?,
     };
 
+    // From here on no signal ends this command before what it makes is gone again, and QEMU with it.
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(RunError::Watch)?;
+    let named = [&args.api, &args.screen, &args.qmp].into_iter().flatten();
+    let _sockets = named.map(|path| Socket::at(path)).collect::<Result<Vec<_>, _>>()?;
     let folder = env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     let scratch = file("make a folder in", &folder, tempfile::Builder::new().prefix("rackstick-").tempdir_in(&folder))?;
     let own_variables = scratch.path().join("variables.fd");
@@ -207,7 +217,6 @@ fn boot(args: &Args) -> Result<(), RunError> {
         give_secrets(folder, &image, &disk, scratch.path(), args.persist)?;
     }
 
-    [&args.api, &args.screen, &args.qmp].into_iter().flatten().try_for_each(|path| free(path))?;
     let machine = Machine {
         name: manifest.as_ref().map_or_else(|| "image".to_owned(), |manifest| manifest.rack.clone()),
         accel,
@@ -233,15 +242,17 @@ fn boot(args: &Args) -> Result<(), RunError> {
         screen: args.screen.clone(),
         qmp: args.qmp.clone(),
     };
-    eprintln!("booting {} with {accel}{why}, QEMU {}", image.display(), qemu.version, why = reason(&why));
+    if signals.pending().next().is_some() {
+        return Err(RunError::Early);
+    }
+    let why = reason(&why);
+    output::tell(format!("booting {} with {accel}{why}, QEMU {}", image.display(), qemu.version));
     if manifest.is_none() {
-        eprintln!("no manifest beside the image: only ports named by --forward are forwarded");
+        output::tell("no manifest beside the image: only ports named by --forward are forwarded");
     }
-    for forward in &machine.forwards {
-        eprintln!("{forward}");
-    }
-    eprintln!("api {}", machine.api.display());
-    watch(&qemu.path, &machine, &args.extra)
+    machine.forwards.iter().for_each(output::tell);
+    output::tell(format!("api {}", machine.api.display()));
+    watch(&qemu.path, &machine, &args.extra, signals)
 }
 
 fn reason(why: &str) -> String {
@@ -354,11 +365,8 @@ enum Event {
     Ended(io::Result<ExitStatus>),
 }
 
-fn watch(qemu: &Path, machine: &Machine, extra: &[String]) -> Result<(), RunError> {
+fn watch(qemu: &Path, machine: &Machine, extra: &[String], mut signals: Signals) -> Result<(), RunError> {
     let (sender, events) = mpsc::channel();
-    // Before QEMU starts, so that no signal can end this command without ending QEMU.
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(RunError::Watch)?;
-
     // QEMU dies with this thread, which is this command's first.
     let setpriv = find_program("setpriv").ok_or(RunError::NoTool("setpriv", "util-linux"))?;
     let mut child = Command::new(&setpriv)
@@ -371,12 +379,13 @@ fn watch(qemu: &Path, machine: &Machine, extra: &[String]) -> Result<(), RunErro
         .process_group(0)
         .spawn()
         .map_err(|source| RunError::Start { path: setpriv, source })?;
-    let pidfd = i32::try_from(child.id())
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| io::Error::other("QEMU has no process id"))
-        .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?))
-        .map_err(RunError::Watch)?;
+    let pidfd = match pidfd(&child) {
+        Ok(pidfd) => pidfd,
+        Err(error) => {
+            child.kill().and_then(|()| child.wait()).map_err(RunError::Watch)?;
+            return Err(RunError::Watch(error));
+        }
+    };
 
     let ended = sender.clone();
     thread::spawn(move || ended.send(Event::Ended(child.wait())));
@@ -384,6 +393,12 @@ fn watch(qemu: &Path, machine: &Machine, extra: &[String]) -> Result<(), RunErro
     thread::spawn(move || signals.forever().all(|_| signalled.send(Event::Signal).is_ok()));
     // `sender` lives on in the threads: receiving ends only by an event.
     supervise(&machine.api, &pidfd, &sender, &events)
+}
+
+fn pidfd(child: &Child) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::other("QEMU has no process id"))?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 fn supervise(
@@ -412,7 +427,7 @@ fn supervise(
             }
             Ok(Event::Signal) if !stopping => {
                 stopping = true;
-                eprintln!("switching the rack off; once more stops it hard");
+                output::tell("switching the rack off; once more stops it hard");
                 let (client, sender) = (Client::new(api, ANSWER_LIMIT), sender.clone());
                 thread::spawn(move || sender.send(Event::Ordered(client.order(Request::PowerOff))));
                 None
@@ -436,14 +451,45 @@ fn supervise(
     }
 }
 
-/// Refuses to put a socket where something else is: QEMU would delete it. What an earlier run left is in nobody's way.
-fn free(path: &Path) -> Result<(), RunError> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => Err(RunError::NoSocket(path.to_owned())),
-        Ok(_) if UnixStream::connect(path).is_ok() => Err(RunError::SocketInUse(path.to_owned())),
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(RunError::File { action: "look at", path: path.to_owned(), source })
+/// A place where QEMU makes a Unix socket. It does not always remove it at its end; once that came, this does.
+struct Socket<'a> {
+    path: &'a Path,
+    /// What an earlier run left there, which is not this one's to remove unless QEMU has replaced it.
+    before: Option<Identity>,
+}
+
+/// Device, inode, and when that was last changed: a new socket may get the inode of one that is gone.
+type Identity = (u64, u64, i64, i64);
+
+impl<'a> Socket<'a> {
+    /// Refuses a place where something else is: QEMU would delete it. What an earlier run left is in nobody's way.
+    fn at(path: &'a Path) -> Result<Self, RunError> {
+        let before = match Self::identity(path) {
+            Ok(Some(_)) if UnixStream::connect(path).is_ok() => return Err(RunError::SocketInUse(path.to_owned())),
+            Ok(Some(before)) => Some(before),
+            Ok(None) => return Err(RunError::NoSocket(path.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(RunError::File { action: "look at", path: path.to_owned(), source }),
+        };
+        Ok(Self { path, before })
+    }
+
+    /// That of what lies there; none if it is no socket.
+    fn identity(path: &Path) -> io::Result<Option<Identity>> {
+        let found = fs::symlink_metadata(path)?;
+        let identity = (found.dev(), found.ino(), found.ctime(), found.ctime_nsec());
+        Ok(found.file_type().is_socket().then_some(identity))
+    }
+}
+
+impl Drop for Socket<'_> {
+    fn drop(&mut self) {
+        let made = matches!(Self::identity(self.path), Ok(Some(now)) if Some(now) != self.before);
+        // Who listens there now came after QEMU's end.
+        let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        if made && UnixStream::connect(self.path).is_err_and(refused) {
+            // It is in nobody's way.
+            let _ = fs::remove_file(self.path);
         }
-        _ => Ok(()),
     }
 }

@@ -1,10 +1,8 @@
 //! `rackstick schema rack|image`: the JSON schema of recipes, for editors.
 
-use std::io::{self, Write};
-
 use rackstick_image::recipe::schema;
 
-use crate::report;
+use crate::{output, report};
 
 /// What its help ends with.
 const EXAMPLES: &str = concat!(
@@ -39,6 +37,6 @@ pub fn run(args: &Args) -> Result<(), report::Error> {
         Kind::Rack => schema::rack(),
         Kind::Image => schema::image(),
     };
-    writeln!(io::stdout(), "{schema:#}")?;
+    output::write(format!("{schema:#}\n").as_bytes())?;
     Ok(())
 }

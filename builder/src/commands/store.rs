@@ -1,6 +1,6 @@
 //! `rackstick store gc`, `rackstick store verify`: tidies up what builds keep on this machine.
 
-use std::{collections::BTreeSet, env, fmt, path::PathBuf, process::ExitCode, str::FromStr};
+use std::{collections::BTreeSet, env, error::Error, fmt, iter, path::PathBuf, process::ExitCode, str::FromStr};
 
 use rackstick_image::{lock::Input, recipe};
 use serde::Serialize;
@@ -49,8 +49,9 @@ enum StoreCommand {
     Gc(GcArgs),
     /// Hash all that is kept, and remove what is damaged
     ///
-    /// What was removed is named, and the exit status is 1; the next build fetches and builds it again. The trees of
-    /// bases and of packages, on which layers are built, have no hash to compare with and are not looked at.
+    /// What was removed is named, and the exit status is 1; the next build fetches and builds it again. What can't be
+    /// read is named, too, and left. The trees of bases and of packages, on which layers are built, have no hash to
+    /// compare with and are not looked at.
     #[command(after_long_help = VERIFY_EXAMPLES)]
     Verify,
 }
@@ -187,6 +188,8 @@ struct Verified {
     layers: usize,
     parts: usize,
     damaged: Vec<Wrong>,
+    /// What can't be read and was left, and why.
+    unread: Vec<String>,
 }
 
 /// A file that was damaged, and removed.
@@ -195,42 +198,68 @@ struct Wrong {
     path: PathBuf,
     /// The package that it was, if it was one and that can still be read.
     package: Option<String>,
+    version: Option<String>,
+}
+
+impl Verified {
+    /// Keeps what is wrong.
+    fn add<T, E: Error + 'static>(&mut self, wrong: Vec<Result<T, E>>, what: impl Fn(T) -> Wrong) {
+        for wrong in wrong {
+            match wrong {
+                Ok(damaged) => self.damaged.push(what(damaged)),
+                Err(error) => {
+                    let said = iter::once(error.to_string()).chain(report::causes(&error));
+                    self.unread.push(said.collect::<Vec<_>>().join(": "));
+                }
+            }
+        }
+    }
 }
 
 impl fmt::Display for Verified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Wrong { path, package } in &self.damaged {
-            let of = package.as_ref().map(|package| format!(", of package {package}")).unwrap_or_default();
+        for Wrong { path, package, version } in &self.damaged {
+            let of = package.iter().map(|package| format!(", of package {package}"));
+            let of: String = of.chain(version.iter().map(|version| format!(" {version}"))).collect();
             writeln!(f, "damaged and removed: {}{of}", path.display())?;
         }
-        match self.damaged.len() {
-            0 => {
-                let Self { packages, layers, parts, .. } = self;
-                write!(f, "{packages} packages, {layers} layers and {parts} parts are what they were")
-            }
-            damaged => write!(f, "{damaged} damaged; the next build fetches and builds them again"),
+        self.unread.iter().try_for_each(|what| writeln!(f, "can't be read or removed, and was left: {what}"))?;
+        let Self { packages, layers, parts, damaged, unread } = self;
+        match (damaged.len(), unread.len()) {
+            (0, 0) => write!(f, "{packages} packages, {layers} layers and {parts} parts are what they were"),
+            (0, unread) => write!(f, "{unread} can't be read or removed: is the disk sound, and are they yours?"),
+            (damaged, 0) => write!(f, "{damaged} damaged; the next build fetches and builds them again"),
+            (damaged, unread) => write!(
+                f,
+                "{damaged} damaged, which the next build fetches and builds again; {unread} can't be read or removed: is \
+                 the disk sound, and are they yours?"
+            ),
         }
     }
 }
 
 fn verify() -> Result<ExitCode, report::Error> {
     let (store, layers, parts) = open()?;
-    let (packages, files) = store.verify()?;
-    let (layers, built) = layers.verify()?;
-    let (parts, packed) = parts.verify()?;
-    let files = files.into_iter().map(|Damaged { path, package }| Wrong { path, package });
-    let texts = artifacts::verify_copyrights(&store)?;
-    let made = built.into_iter().chain(packed).chain(texts).map(|path| Wrong { path, package: None });
-    let damaged: Vec<Wrong> = files.chain(made).collect();
-    let code = if damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    let verified = Verified { packages, layers, parts, damaged };
+    let (packages, files) = store.verify();
+    let (layers, built) = layers.verify();
+    let (parts, packed) = parts.verify();
+    let mut verified = Verified { packages, layers, parts, damaged: Vec::new(), unread: Vec::new() };
+    verified.add(files, |Damaged { path, package }| {
+        let (package, version) = package.unzip();
+        Wrong { path, package, version }
+    });
+    let made = |path| Wrong { path, package: None, version: None };
+    verified.add(built, made);
+    verified.add(packed, made);
+    verified.add(artifacts::verify_copyrights(&store), made);
     // What is wrong is told also to who wants to hear nothing else.
-    if verified.damaged.is_empty() {
-        output::result(&verified)?
+    if verified.damaged.is_empty() && verified.unread.is_empty() {
+        output::result(&verified)?;
+        Ok(ExitCode::SUCCESS)
     } else {
-        output::answer(&verified)?
+        output::answer(&verified)?;
+        Ok(ExitCode::FAILURE)
     }
-    Ok(code)
 }
 
 #[cfg(test)]

@@ -16,8 +16,8 @@ const EXAMPLES: &str = concat!("Examples:\n", "  rackstick verify out/lab_2026.1
 /// Check that an image is whole
 ///
 /// Both partition tables, the ESP with its UKI, and every file that the manifest names: its bytes, its Merkle tree and
-/// its file system. Of the boot loader only that it is there: Debian's carries no checksum. Reads the image and nothing
-/// else.
+/// its file system; whether the secrets in it can be read, and their names. Of the boot loader only that it is there:
+/// Debian's carries no checksum. Reads the image and nothing else.
 ///
 /// A disk is judged by the same rules: one that is larger than the image has its second table in the wrong place until
 /// a rack has started from it. What `rackstick flash` wrote, it has compared already.
@@ -43,12 +43,11 @@ pub fn run(args: Args) -> Result<ExitCode, report::Error> {
         }
         return Ok(ExitCode::FAILURE);
     }
-    let looked_at = verified.looked_at.join(", ");
-    output::answer(&Text {
-        text: format!(
-            "{} is whole: {looked_at}\nsignatures: {UNSIGNED}, only that it is what was built",
-            args.image.display()
-        ),
-    })?;
+    let mut text = format!("{} is whole: {}\n", args.image.display(), verified.looked_at.join(", "));
+    if !verified.secrets.is_empty() {
+        text.push_str(&format!("secrets: it holds {}, so pass it on to nobody\n", verified.secrets));
+    }
+    text.push_str(&format!("signatures: {UNSIGNED}, only that it is what was built"));
+    output::answer(&Text { text })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -181,19 +181,28 @@ impl Parts {
         Ok(swept)
     }
 
-    /// Sums up every part anew and removes those that are damaged. Says how many there were, and where those were that
-    /// went.
-    pub fn verify(&self) -> Result<(usize, Vec<PathBuf>), PartsError> {
-        let (mut count, mut damaged) = (0, Vec::new());
-        for key in self.keys()?.into_keys() {
-            let Some(part) = self.unused(&key)?.filter(|part| part.file(SUMS).exists()) else { continue };
-            count += 1;
-            if !is_whole(&part.folder) {
-                damaged.push(part.folder.clone());
+    /// Sums up every part anew and removes those that are damaged. Says how many there were, where those were that went,
+    /// and which can't be looked at or removed and were left.
+    pub fn verify(&self) -> (usize, Vec<Result<PathBuf, PartsError>>) {
+        let keys = match self.keys() {
+            Ok(keys) => keys,
+            Err(error) => return (0, vec![Err(error)]),
+        };
+        let (mut count, mut wrong) = (0, Vec::new());
+        for key in keys.into_keys() {
+            let mut judge = || {
+                let Some(part) = self.unused(&key)?.filter(|part| part.file(SUMS).exists()) else { return Ok(None) };
+                count += 1;
+                if is_whole(&part.folder) {
+                    return Ok(None);
+                }
+                let folder = part.folder.clone();
                 part.remove()?;
-            }
+                Ok(Some(folder))
+            };
+            wrong.extend(judge().transpose());
         }
-        Ok((count, damaged))
+        (count, wrong)
     }
 
     /// All keys under which there is something, and when each was last used.
@@ -355,9 +364,13 @@ mod tests {
         assert_eq!(parts.sweep(|other, _| *other == key, false).unwrap(), 1);
         assert_eq!(fs::read_dir(&parts.folder).unwrap().count(), 2, "the kept one and its lock");
 
-        assert_eq!(parts.verify().unwrap(), (1, vec![]));
+        let verify = || {
+            let (count, wrong) = parts.verify();
+            (count, wrong.into_iter().map(Result::unwrap).collect::<Vec<_>>())
+        };
+        assert_eq!(verify(), (1, vec![]));
         fs::write(kept.join("file"), "y").unwrap();
-        assert_eq!(parts.verify().unwrap(), (1, vec![kept]));
+        assert_eq!(verify(), (1, vec![kept]));
         assert_eq!(fs::read_dir(&parts.folder).unwrap().count(), 0);
     }
 

@@ -1,16 +1,18 @@
 //! What is in an image, as text for people.
 
-use std::fmt::{self, Write};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{self, Write},
+};
 
-use rackstick_image::{
-    manifest::{Address, Guest, Health, Image, Manifest, Network, Nic, Protocol, Secret, UplinkAddress},
-    secrets::{self, SLOT_SIZE},
-    view::ReadError,
+use rackstick_image::manifest::{
+    Address, Guest, Health, Image, Manifest, Network, Nic, Protocol, Secret, UplinkAddress,
 };
 
 use super::{
-    open::{self, Fault, ImageError, Opened},
+    open::{self, ImageError, Opened},
     packages::{self, Packages},
+    secrets::{Held, names},
     text::{count, printable, size},
 };
 
@@ -28,6 +30,8 @@ pub enum DescribeError {
 /// What nothing in an image tells.
 const UNTOLD: &str = "  The packages that the host's kernel, firmware and boot loader came from are in no file of the image;\n  \
                       the set `host` of the lock that it was built with names them.\n";
+/// What the base of the recipe's rack is called, whose name no image holds.
+const OWN_BASE: &str = "the rack's own base";
 /// As long as there are no signatures.
 pub const UNSIGNED: &str = "none yet: nothing in the image proves who built it";
 
@@ -116,27 +120,39 @@ pub fn of_network(network: &Network) -> String {
     }
 }
 
-/// What is in the slot for secrets, if any guest wants some or it is not empty.
+/// The secrets in the image, and those that are missing, if it has any or a guest wants some.
 fn secrets(out: &mut String, opened: &Opened<'_>) -> Result<(), DescribeError> {
-    let damaged = |error: &ReadError| opened.disk.damaged(Fault::read("ESP", &opened.parts.esp, error));
+    let Held { given, kept, faults } = Held::of(&opened.parts, Some(&opened.fs));
     let manifest = &opened.host.manifest;
-    let Some(slot) = secrets::find(&opened.parts.esp).map_err(|error| damaged(&error))? else { return Ok(()) };
-    let slot = slot.bytes(SLOT_SIZE).map_err(|error| damaged(&error))?;
-    let holds = match secrets::read(&slot) {
-        Ok(values) if values.is_empty() && manifest.images.values().all(|image| image.secrets.is_empty()) => {
-            return Ok(());
-        }
-        Ok(values) if values.is_empty() => {
-            "no value is in the image; give them with `flash --secrets` or `run --secrets`".to_owned()
-        }
-        Ok(values) => {
-            let names: Vec<String> = values.keys().map(|(guest, name)| format!("{guest}/{name}")).collect();
-            format!("the image holds values that no rack has taken yet, so pass it on to nobody: {}", names.join(", "))
-        }
-        Err(error) => format!("their slot is damaged ({error}), and the rack will empty it"),
+    let of = |guest: &Guest| {
+        let names = manifest.secrets(guest).iter().map(|secret| (guest.name.clone(), secret.name.clone()));
+        names.collect::<Vec<_>>()
     };
-    writeln!(out, "\nsecrets\n  {}", printable(&holds))?;
-    Ok(())
+    let wanted: BTreeSet<(String, String)> = manifest.guests.iter().flat_map(of).collect();
+    let missing: Vec<_> =
+        wanted.iter().filter(|secret| !given.contains_key(secret) && !kept.contains_key(secret)).collect();
+    let holds_none = given.is_empty() && kept.is_empty() && faults.is_empty();
+    let mut lines = Vec::new();
+    let holds = "so pass it on to nobody";
+    if !given.is_empty() {
+        lines.push(format!("the image holds values that no rack has taken yet, {holds}: {}", names(given.keys())));
+    }
+    if !kept.is_empty() {
+        lines.push(format!("the data partition holds values that a rack keeps, {holds}: {}", names(kept.keys())));
+    }
+    lines.extend(faults.iter().map(ToString::to_string));
+    if !missing.is_empty() {
+        lines.push(if holds_none {
+            "no value is in the image; give them with `flash --secrets` or `run --secrets`".to_owned()
+        } else {
+            format!("missing, so their guests wait; give them with `rackstick secrets`: {}", names(missing))
+        });
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\nsecrets")?;
+    Ok(lines.iter().try_for_each(|line| writeln!(out, "  {}", printable(line)))?)
 }
 
 /// All that the manifest says of a guest but its name, part by part.
@@ -184,6 +200,7 @@ pub fn of_guest(manifest: &Manifest, guest: &Guest) -> Vec<String> {
 
 fn layers(out: &mut String, opened: &Opened<'_>) -> Result<(), DescribeError> {
     let blobs = open::blobs(&opened.host.manifest);
+    let bases: BTreeSet<&str> = opened.host.manifest.images.values().filter_map(open::base).collect();
     let all: u64 = blobs.iter().map(|used| used.blob.size).fold(0, u64::saturating_add);
     writeln!(out, "\nlayers, and what boots guests: {}", size(all))?;
     for used in &blobs {
@@ -198,44 +215,59 @@ fn layers(out: &mut String, opened: &Opened<'_>) -> Result<(), DescribeError> {
             }
             None => String::new(),
         };
-        let what = format!("{}{files}: {guests}", blob.label);
+        let own = bases.len() > 1 && used.layer && open::base_of_label(&blob.label) == Some("");
+        let own = if own { format!(" ({OWN_BASE})") } else { String::new() };
+        let what = format!("{}{own}{files}: {guests}", blob.label);
         writeln!(out, "  {digest} {:>9} {}", size(blob.size), printable(&what))?;
     }
     Ok(())
 }
 
-/// The packages that all images have are told once.
+/// The packages of each image; those that all images of a base have are told once.
 fn all_packages(out: &mut String, opened: &Opened<'_>) -> Result<(), DescribeError> {
-    let mut found: Vec<(&str, Packages)> = Vec::new();
+    let (mut by_base, mut without_base) = (BTreeMap::<&str, Vec<(&str, Packages)>>::new(), Vec::new());
     for (name, image) in &opened.host.manifest.images {
-        let kernels = kernels(image);
+        let mut parts: Vec<String> =
+            open::base(image).filter(|base| !base.is_empty()).map(str::to_owned).into_iter().collect();
         let packages = packages::of(opened, image)?;
         let count = packages.as_ref().map_or("no database of dpkg".to_owned(), |all| count(all.len(), "package"));
-        let image = match &image.disk {
-            Some(disk) => format!("a whole disk of {}, {}", size(disk.size), disk.blob.label),
-            None if kernels.is_empty() => count,
-            None => format!("Linux {}, {count}", kernels.join(", ")),
+        let kernels = kernels(image);
+        parts.extend(match &image.disk {
+            Some(disk) => vec![format!("a whole disk of {}", size(disk.size)), disk.blob.label.clone()],
+            None if kernels.is_empty() => vec![count],
+            None => vec![format!("Linux {}", kernels.join(", ")), count],
+        });
+        writeln!(out, "\nimage {}: {}", printable(name), printable(&parts.join(", ")))?;
+        let of_base = open::base(image).map_or(&mut without_base, |base| by_base.entry(base).or_default());
+        of_base.extend(packages.map(|packages| (name.as_str(), packages)));
+    }
+    let only = by_base.len() == 1 && without_base.is_empty();
+    for (base, images) in by_base {
+        let every = match base {
+            _ if only => "packages of every image".to_owned(),
+            "" => format!("packages of every image on {OWN_BASE}"),
+            base => format!("packages of every image on {base}"),
         };
-        writeln!(out, "\nimage {}: {}", printable(name), printable(&image))?;
-        found.extend(packages.map(|packages| (name.as_str(), packages)));
+        packages_of(out, &every, &images)?;
     }
-    let in_all = |name: &String, version: &String| found.iter().all(|(_, all)| all.get(name) == Some(version));
-    if let [(_, first), _, ..] = &found[..] {
-        let common: Packages = first
-            .iter()
-            .filter(|(name, version)| in_all(name, version))
-            .map(|(name, version)| (name.clone(), version.clone()))
-            .collect();
-        list(out, "packages of every image", &common)?;
-        for (image, all) in &found {
-            let own = all.iter().filter(|(name, _)| !common.contains_key(*name));
-            let own: Packages = own.map(|(name, version)| (name.clone(), version.clone())).collect();
-            list(out, &format!("packages that {image} has besides"), &own)?;
-        }
-    } else if let [(image, all)] = &found[..] {
-        list(out, &format!("packages of {image}"), all)?;
+    without_base.iter().try_for_each(|image| Ok(packages_of(out, "", std::slice::from_ref(image))?))
+}
+
+/// The packages of some images: under `every` those that all have, then what each has besides.
+fn packages_of(out: &mut String, every: &str, images: &[(&str, Packages)]) -> fmt::Result {
+    let [(first, packages), others @ ..] = images else { return Ok(()) };
+    if others.is_empty() {
+        return list(out, &format!("packages of {first}"), packages);
     }
-    Ok(())
+    let in_all = |name: &String, version: &String| others.iter().all(|(_, all)| all.get(name) == Some(version));
+    let mut common = packages.clone();
+    common.retain(|name, version| in_all(name, version));
+    list(out, every, &common)?;
+    images.iter().try_for_each(|(image, all)| {
+        let mut own = all.clone();
+        own.retain(|name, _| !common.contains_key(name));
+        list(out, &format!("packages that {image} has besides"), &own)
+    })
 }
 
 /// The guest kernels for which an image has modules.
@@ -243,7 +275,11 @@ fn kernels(image: &Image) -> Vec<&str> {
     image.layers.iter().filter_map(|blob| blob.label.strip_prefix("kernel ")).collect()
 }
 
+/// A list of packages with its title, unless it is empty.
 fn list(out: &mut String, title: &str, packages: &Packages) -> fmt::Result {
+    if packages.is_empty() {
+        return Ok(());
+    }
     writeln!(out, "\n{} ({})", printable(title), packages.len())?;
     packages.iter().try_for_each(|(name, version)| writeln!(out, "  {}", printable(&format!("{name} {version}"))))
 }

@@ -14,6 +14,7 @@ use super::{
     describe,
     open::{self, Fault, ImageError, Opened},
     packages::{self, Packages},
+    secrets::Held,
     text::{count, printable, size},
 };
 
@@ -24,6 +25,7 @@ const LISTED: usize = 40;
 pub fn diff(a: &Opened<'_>, b: &Opened<'_>, all: bool) -> Result<String, ImageError> {
     let mut diff = Diff { a, b, out: String::new(), listed: if all { usize::MAX } else { LISTED } };
     diff.generation();
+    diff.secrets()?;
     diff.sizes()?;
     diff.host()?;
     diff.packages()?;
@@ -109,6 +111,26 @@ impl<'a> Diff<'_, 'a> {
             let new = is.difference(was).map(|part| ('+', part.clone()));
             self.list(&format!("guest {name}"), gone.chain(new).collect());
         }
+    }
+
+    /// Which secrets' values are in only one image, or are others: by name, never what they are.
+    fn secrets(&mut self) -> Result<(), ImageError> {
+        let of = |opened: &Opened<'_>| match Held::of(&opened.parts, Some(&opened.fs)) {
+            Held { faults, .. } if !faults.is_empty() => Err(opened.disk.damaged(faults[0].clone())),
+            held => Ok(held.values()),
+        };
+        let (a, b) = (of(self.a)?, of(self.b)?);
+        let change = |key: &(String, String)| {
+            let name = format!("{}/{}", key.0, key.1);
+            match (a.get(key), b.get(key)) {
+                (Some(was), Some(is)) => (was != is).then(|| ('~', format!("{name} has another value"))),
+                (Some(_), None) => Some(('-', name)),
+                (None, _) => Some(('+', name)),
+            }
+        };
+        let lines = names(&a, &b).into_iter().filter_map(change).collect();
+        self.list("secrets", lines);
+        Ok(())
     }
 
     fn sizes(&mut self) -> Result<(), ImageError> {

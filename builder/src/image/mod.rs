@@ -5,6 +5,7 @@ pub mod describe;
 pub mod diff;
 mod open;
 mod packages;
+mod secrets;
 #[cfg(test)]
 mod tests;
 mod text;

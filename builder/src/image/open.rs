@@ -15,13 +15,14 @@ use rackstick_image::{
     esp::read::{Fat, File as EspFile},
     ext4::read::{Fs, UNCLEAN},
     gpt::read::{self as gpt, Found},
-    manifest::{self, Blob, FORMAT, Manifest},
+    manifest::{self, Blob, FORMAT, Image, Manifest},
     sector::SectorSize,
     uki::read::{self as uki, Section},
     view::{ReadError, View},
 };
 
 use super::text::printable;
+use crate::sets::BASE;
 
 /// The partition types of an ESP and of Linux data (UEFI specification 2.10, section 5.3.3; UAPI.2).
 const ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
@@ -282,12 +283,24 @@ pub struct Used<'m> {
     pub guests: BTreeSet<&'m str>,
 }
 
-/// All blobs of a manifest, each once, layers first and in the order in which images stack them.
+/// The name of the base of an image that is made of packages; empty for the base of the rack itself.
+pub fn base(image: &Image) -> Option<&str> {
+    base_of_label(&image.layers.first()?.label)
+}
+
+/// The same by a layer's label, if it is that of a base.
+pub fn base_of_label(label: &str) -> Option<&str> {
+    let name = label.strip_suffix(manifest::COMPRESSED).unwrap_or(label).strip_prefix(BASE)?;
+    if name.is_empty() { Some(name) } else { name.strip_prefix(' ') }
+}
+
+/// All blobs of a manifest, each once, layers first and in the order in which images stack them, base by base.
 pub fn blobs(manifest: &Manifest) -> Vec<Used<'_>> {
     let mut order: Vec<VerityDigest> = Vec::new();
     let mut all: BTreeMap<VerityDigest, Used<'_>> = BTreeMap::new();
-    let of_layers =
-        manifest.images.iter().flat_map(|(name, image)| image.layers.iter().map(move |blob| (name, blob, true)));
+    let mut images: Vec<(&String, &Image)> = manifest.images.iter().collect();
+    images.sort_by_key(|&(_, image)| (base(image).is_none(), base(image)));
+    let of_layers = images.iter().flat_map(|&(name, image)| image.layers.iter().map(move |blob| (name, blob, true)));
     let others = manifest.images.iter().flat_map(|(name, image)| {
         let disk = image.disk.iter().map(|disk| &disk.blob);
         [&image.kernel, &image.initrd].into_iter().chain(disk).map(move |blob| (name, blob, false))

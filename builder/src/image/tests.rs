@@ -17,7 +17,8 @@ use rackstick_image::{
     esp::EspFile,
     ext4::{Data, DataFile},
     guid,
-    manifest::{self, Blob, FORMAT, Guest, Image, Manifest, Network},
+    manifest::{self, Blob, FORMAT, Guest, Image, Manifest, Network, Secret},
+    secrets::{self, KEPT, SLOT, Value},
     sector::SectorSize,
     source::Source,
     spares::{self, Spares},
@@ -25,7 +26,7 @@ use rackstick_image::{
     verity,
 };
 
-use super::{Disk, Opened, describe, diff, open::Parts, verify};
+use super::{Disk, ImageError, Opened, describe, diff, open::Parts, verify};
 use crate::progress::Progress;
 
 const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
@@ -45,6 +46,11 @@ struct Sample {
     packages: &'static str,
     /// The version that the UKI is said to be of.
     uki_version: &'static str,
+    /// More images: name, label of the base, packages.
+    more: &'static [(&'static str, &'static str, &'static str)],
+    /// Secrets of guest `web` in the slot on the ESP, and those that a rack keeps.
+    given: &'static [(&'static str, &'static str)],
+    kept: &'static [(&'static str, &'static str)],
 }
 
 const SAMPLE: Sample = Sample {
@@ -53,7 +59,15 @@ const SAMPLE: Sample = Sample {
     page: "hello",
     packages: "Package: nginx-light\nStatus: install ok installed\nVersion: 1.26.3-3\n",
     uki_version: "7",
+    more: &[],
+    given: &[],
+    kept: &[],
 };
+
+fn slot(of: &[(&str, &str)]) -> Vec<u8> {
+    let value = |text: &str| Value::new(text.as_bytes().to_vec()).unwrap();
+    secrets::fill(&of.iter().map(|(name, text)| (("web".into(), (*name).into()), value(text))).collect()).unwrap()
+}
 
 fn layer(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tree = Tree::new(Mtime::from_seconds(1_700_000_000));
@@ -75,6 +89,13 @@ impl Sample {
             blobs.insert(digest, bytes);
             Blob { digest, size, label: label.to_owned() }
         };
+        let secret = |name: &str| Secret {
+            name: name.into(),
+            path: format!("/run/secrets/{name}"),
+            uid: 0,
+            gid: 0,
+            mode: 0o400,
+        };
         let base =
             layer(&[("usr/lib/libc.so", &bytes(600_000)), ("etc/passwd", b"root\n"), ("var/lib/dpkg/status", b"")]);
         let own = layer(&[("srv/index.html", self.page.as_bytes()), ("var/lib/dpkg/status", self.packages.as_bytes())]);
@@ -85,9 +106,15 @@ impl Sample {
             cmdline: "quiet".into(),
             init: vec!["/sbin/init".into()],
             process: None,
-            secrets: Vec::new(),
+            secrets: ["dkim", "tls"].map(secret).into(),
             disk: None,
         };
+        let mut images = BTreeMap::from([("web".to_owned(), image.clone())]);
+        for (name, base, packages) in self.more {
+            let own = layer(&[("var/lib/dpkg/status", packages.as_bytes())]);
+            let layers = vec![blob(base, layer(&[("etc/base", base.as_bytes())])), blob(name, own)];
+            images.insert((*name).to_owned(), Image { layers, ..image.clone() });
+        }
         let guest = Guest {
             name: "web".into(),
             image: "web".into(),
@@ -109,7 +136,7 @@ impl Sample {
             domain: "sample.internal".into(),
             data_partition: data_guid.to_string(),
             networks: [("inside".to_owned(), Network::Private { gateway, prefix: 24, nat: None })].into(),
-            images: [("web".to_owned(), image)].into(),
+            images,
             guests: vec![guest],
         };
         let json = serde_json::to_vec_pretty(&manifest).unwrap();
@@ -120,6 +147,9 @@ impl Sample {
             files.insert(format!("layers/{digest}"), file);
         }
         files.insert("generations/7/manifest.json".into(), plain(&json));
+        for (name, value) in self.kept {
+            files.insert(format!("{KEPT}/web/{name}"), plain(value.as_bytes()));
+        }
         let loader = fs::read(STUB).unwrap_or_else(|error| panic!("{STUB}: {error}: run ci/setup"));
         let esp = |path: &str, bytes| EspFile { path: path.into(), content: Source::Bytes(bytes).into() };
         let disk = disk::Disk {
@@ -130,6 +160,7 @@ impl Sample {
             esp: vec![
                 esp("EFI/BOOT/BOOTX64.EFI", loader.clone()),
                 esp("EFI/Linux/rackstick_7.efi", self.uki(loader, &json)),
+                esp(SLOT, slot(self.given)),
             ],
             data_guid,
             data: Data {
@@ -341,13 +372,97 @@ fn what_an_image_holds_is_told() {
     assert_eq!(parts.table.iter().map(|found| found.number).collect::<Vec<_>>(), [1, 2]);
 }
 
+fn described(made: &Made) -> String {
+    let disk = Disk::open(&made.path()).unwrap();
+    describe::describe(&Opened::new(&disk).unwrap()).unwrap()
+}
+
+fn compared(a: &Made, b: &Made) -> Result<String, ImageError> {
+    let (a, b) = (Disk::open(&a.path()).unwrap(), Disk::open(&b.path()).unwrap());
+    diff::diff(&Opened::new(&a).unwrap(), &Opened::new(&b).unwrap(), false)
+}
+
+#[test]
+fn packages_and_layers_are_told_base_by_base_and_no_list_is_empty() {
+    let more: &[_] = &[
+        ("old", "base debian:bookworm", "Package: libc6\nStatus: install ok installed\nVersion: 2.36\n"),
+        ("app", "base", "Package: nginx-light\nStatus: install ok installed\nVersion: 1.26.3-3\n"),
+        ("tar", "tar", "Package: musl\nStatus: install ok installed\nVersion: 1\n"),
+    ];
+    let text = described(&Made::new(&Sample { more, ..SAMPLE }));
+    for part in [
+        " base (the rack's own base): ",
+        " base debian:bookworm: no guest\n",
+        "image old: debian:bookworm, 1 package\n",
+        "image tar: 1 package\n",
+        "packages of every image on the rack's own base (1)\n  nginx-light 1.26.3-3\n",
+        "packages of old (1)\n  libc6 2.36\n",
+        "packages of tar (1)\n  musl 1\n",
+    ] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+    assert!(!text.contains("(0)") && !text.contains("besides"), "{text}");
+    let at = |part: &str| text.find(part).unwrap();
+    assert!(at(" web: web") < at(" base debian:bookworm") && at(" base debian:bookworm") < at(" tar: "), "{text}");
+    // Of one base alone nothing needs a name.
+    let text = described(&Made::new(&Sample { more: &more[1..2], ..SAMPLE }));
+    assert!(text.contains("packages of every image (1)\n") && !text.contains("rack's own"), "{text}");
+}
+
+#[test]
+fn secrets_in_an_image_are_told_by_name_and_no_value_ever_is() {
+    let verified = |made: &Made| verify::verify(&Disk::open(&made.path()).unwrap(), &Progress::quiet()).unwrap();
+    let none = Made::new(&SAMPLE);
+    assert!(described(&none).contains("\nsecrets\n  no value is in the image; give"), "{}", described(&none));
+    assert_eq!(verified(&none).secrets, "");
+
+    // A value that a rack keeps, and another that it has not taken yet, in place of one that it keeps.
+    let given: &[_] = &[("tls", "hunter2")];
+    let some = Made::new(&Sample { given, kept: &[("tls", "hunter1")], ..SAMPLE });
+    let all = Made::new(&Sample { given: &[("dkim", "hunter3")], kept: &[("tls", "hunter1")], ..SAMPLE });
+    let text = described(&some);
+    for part in [
+        "no rack has taken yet, so pass it on to nobody: web/tls\n",
+        "that a rack keeps, so pass it on to nobody: web/tls\n",
+    ] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+    assert!(text.contains("missing, so their guests wait; give them with `rackstick secrets`: web/dkim\n"), "{text}");
+    let found = verified(&all);
+    assert_eq!((found.secrets.as_str(), &found.faults[..]), ("web/dkim, web/tls", &[][..]));
+    let said = compared(&some, &all).unwrap();
+    assert!(said.starts_with("secrets\n  + web/dkim\n  ~ web/tls has another value\n"), "{said}");
+    assert!(compared(&all, &none).unwrap().starts_with("secrets\n  - web/dkim\n  - web/tls\n"));
+    // It is the value that counts, not where it lies.
+    let taken = Made::new(&Sample { kept: given, ..SAMPLE });
+    assert!(!compared(&some, &taken).unwrap().contains("secrets"));
+    for text in [text, said, described(&all), format!("{found:?}")] {
+        assert!(!text.contains("hunter"), "{text}");
+    }
+}
+
+#[test]
+fn secrets_that_can_not_be_read_are_faults() {
+    let made = Made::new(&Sample { given: &[("dkim", "hunter2")], kept: &[("tls", "")], ..SAMPLE });
+    let disk = Disk::open(&made.path()).unwrap();
+    let parts = Parts::find(&disk).unwrap().unwrap();
+    let at = secrets::find(&parts.esp).unwrap().unwrap().place(secrets::HEAD_SIZE as u64).unwrap();
+    let faults = made.flipped(at + 3, Made::faults);
+    let [slot, kept] = &faults[..] else { panic!("{faults:?}") };
+    assert!(
+        slot.starts_with("ESP, rackstick/secrets: the slot for secrets is damaged") && slot.contains("give"),
+        "{slot}"
+    );
+    assert!(kept.starts_with("data partition, state/secrets/web/tls: it has 0 bytes"), "{kept}");
+    assert!(described(&made).contains("state/secrets/web/tls: it has 0 bytes"));
+    let error = compared(&made, &Made::new(&SAMPLE)).unwrap_err().to_string();
+    assert!(error.contains("state/secrets/web/tls"), "{error}");
+}
+
 #[test]
 fn differences_are_told_and_the_same_image_has_none() {
     let sample = |sample: &Sample| Made::new(sample);
-    let compare = |a: &Made, b: &Made| {
-        let (a, b) = (Disk::open(&a.path()).unwrap(), Disk::open(&b.path()).unwrap());
-        diff::diff(&Opened::new(&a).unwrap(), &Opened::new(&b).unwrap(), false).unwrap()
-    };
+    let compare = |a: &Made, b: &Made| compared(a, b).unwrap();
     let first = sample(&SAMPLE);
     assert_eq!(compare(&first, &sample(&SAMPLE)), "");
     let packages = "Package: nginx-light\nStatus: install ok installed\nVersion: 1.26.3-4\n\n\

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     open::{self, Disk, Fault, Host, ImageError, Parts},
+    secrets::{Held, names},
     text::{count, printable, size},
 };
 use crate::progress::Progress;
@@ -38,6 +39,8 @@ pub struct Verified {
     pub faults: Vec<Fault>,
     /// What was looked at.
     pub looked_at: Vec<String>,
+    /// The names of the secrets whose values are in the image; empty if there are none.
+    pub secrets: String,
 }
 
 /// Looks at all of an image.
@@ -67,6 +70,10 @@ impl Verified {
         {
             self.faults.push(Fault::read("data partition", &parts.data, &error));
         }
+        let held = Held::of(parts, fs.as_ref());
+        self.secrets = names(held.values().keys());
+        let untold: Vec<Fault> = held.faults.into_iter().filter(|fault| !self.faults.contains(fault)).collect();
+        self.faults.extend(untold);
         let Some(host) = host else { return };
         self.names(&host, parts);
         let Some(fs) = fs else { return };

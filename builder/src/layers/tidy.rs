@@ -44,22 +44,29 @@ impl Layers {
         Ok(swept)
     }
 
-    /// Hashes every layer anew and removes those that are damaged. Says how many there were, and where those were that
-    /// went. The tree of a base is not hashed: nothing says what it was. It goes with its layer.
-    pub fn verify(&self) -> Result<(usize, Vec<PathBuf>), Error> {
-        let (mut count, mut damaged) = (0, Vec::new());
-        for key in self.cache.keys()?.into_keys() {
-            let Some(slot) = self.cache.free_slot(&key)? else { continue };
-            if !slot.is_noted() {
-                continue;
-            }
-            count += 1;
-            if !slot.has_its_digest()? {
-                damaged.push(slot.layer());
+    /// Hashes every layer anew and removes those that are damaged. Says how many there were, where those were that went,
+    /// and which can't be read or removed and were left. The tree of a base is not hashed: nothing says what it was. It
+    /// goes with its layer.
+    pub fn verify(&self) -> (usize, Vec<Result<PathBuf, Error>>) {
+        let keys = match self.cache.keys() {
+            Ok(keys) => keys,
+            Err(error) => return (0, vec![Err(error)]),
+        };
+        let (mut count, mut wrong) = (0, Vec::new());
+        for key in keys.into_keys() {
+            let mut judge = || {
+                let Some(slot) = self.cache.free_slot(&key)?.filter(Slot::is_noted) else { return Ok(None) };
+                count += 1;
+                if slot.has_its_digest()? {
+                    return Ok(None);
+                }
+                let layer = slot.layer();
                 self.discard(vec![slot])?;
-            }
+                Ok(Some(layer))
+            };
+            wrong.extend(judge().transpose());
         }
-        Ok((count, damaged))
+        (count, wrong)
     }
 
     /// Removes all that lies under these keys. Cut off at any moment, it leaves no layer that is not whole.

@@ -386,8 +386,20 @@ fn a_damaged_file_is_found_named_and_removed() {
         fs::write(rig.store.path(want.sha256), content).unwrap();
     }
     let damaged = Damaged { path: rig.store.path(wants[1].sha256), package: None };
-    assert_eq!(rig.store.verify().unwrap(), (2, vec![damaged]));
-    assert_eq!(rig.store.verify().unwrap(), (1, vec![]));
+    // What can't be read keeps nobody from looking at all else, and stays.
+    let unread = rig.store.path(want("unread", b"unread").sha256);
+    fs::create_dir(&unread).unwrap();
+    let verify = || {
+        let (count, wrong) = rig.store.verify();
+        let (removed, left): (Vec<_>, Vec<_>) = wrong.into_iter().partition(Result::is_ok);
+        let left: Vec<String> = left.into_iter().map(|wrong| wrong.unwrap_err().to_string()).collect();
+        (count, removed.into_iter().map(Result::unwrap).collect::<Vec<_>>(), left)
+    };
+    let (count, removed, left) = verify();
+    assert_eq!((count, removed), (3, vec![damaged]));
+    assert!(left.len() == 1 && left[0].contains(unread.to_str().unwrap()), "{left:?}");
+    fs::remove_dir(&unread).unwrap();
+    assert_eq!(verify(), (1, vec![], vec![]));
 }
 
 #[test]

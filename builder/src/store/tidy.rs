@@ -31,8 +31,8 @@ pub struct Swept {
 pub struct Damaged {
     /// The file.
     pub path: PathBuf,
-    /// The package that it was, as far as it can still be read.
-    pub package: Option<String>,
+    /// Name and version of the package that it was, as far as they can still be read.
+    pub package: Option<(String, String)>,
 }
 
 impl Store {
@@ -55,36 +55,50 @@ impl Store {
         })
     }
 
-    /// Hashes every file anew and removes those that are damaged. Says how many there were, and which went.
-    pub fn verify(&self) -> Result<(usize, Vec<Damaged>), StoreError> {
-        let files = judge(&self.files(), |path, hash| Ok(Sha256::of_file(path)? == hash))?;
-        let unpacked = judge(&self.all_unpacked(), unpacked::is_whole)?;
-        Ok((files.len(), files.into_iter().chain(unpacked).flatten().collect()))
+    /// Hashes every file anew and removes those that are damaged. Says how many there were, which went, and which can't
+    /// be read or removed and were left.
+    pub fn verify(&self) -> (usize, Vec<Result<Damaged, StoreError>>) {
+        let files = self.judge(&self.files(), |path, hash| Ok(Sha256::of_file(path)? == hash));
+        let unpacked = self.judge(&self.all_unpacked(), unpacked::is_whole);
+        (files.len(), files.into_iter().chain(unpacked).filter_map(Result::transpose).collect())
     }
-}
 
-/// Removes what in a folder is not `whole`; each file is named by a hash. One entry for each file.
-fn judge(
-    folder: &Path,
-    whole: impl Fn(&Path, Sha256) -> io::Result<bool> + Sync,
-) -> Result<Vec<Option<Damaged>>, StoreError> {
-    let mut files = Vec::new();
-    for entry in entries(folder)? {
-        let named = entry.file_name().to_str().and_then(|name| name.parse::<Sha256>().ok());
-        files.extend(named.map(|hash| (hash, entry.path())));
-    }
-    let judged = each_by(THREADS, &files, |(hash, path)| {
-        let judge = || {
-            if whole(path, *hash)? {
-                return Ok(None);
+    /// Removes what in a folder is not `whole`; each file is named by a hash. One entry for each file.
+    fn judge(
+        &self,
+        folder: &Path,
+        whole: impl Fn(&Path, Sha256) -> io::Result<bool> + Sync,
+    ) -> Vec<Result<Option<Damaged>, StoreError>> {
+        let mut files = Vec::new();
+        match entries(folder) {
+            Err(error) => return vec![Err(error)],
+            Ok(entries) => {
+                for entry in entries {
+                    let named = entry.file_name().to_str().and_then(|name| name.parse::<Sha256>().ok());
+                    files.extend(named.map(|hash| (hash, entry.path())));
+                }
             }
-            let package = deb::control(&File::open(path)?).ok().map(|control| control.package);
-            fs::remove_file(path)?;
-            Ok(Some(Damaged { path: path.clone(), package }))
-        };
-        judge().map_err(|source| StoreError::Io { path: path.clone(), source })
-    });
-    judged.into_iter().collect()
+        }
+        each_by(THREADS, &files, |(hash, path)| {
+            let judge = || {
+                if whole(path, *hash)? {
+                    return Ok(None);
+                }
+                let package = self.package(*hash, path);
+                fs::remove_file(path)?;
+                Ok(Some(Damaged { path: path.clone(), package }))
+            };
+            judge().map_err(|source| StoreError::Io { path: path.clone(), source })
+        })
+    }
+
+    /// Name and version of a package, by its damaged file or else by the other form in which it is there.
+    fn package(&self, hash: Sha256, damaged: &Path) -> Option<(String, String)> {
+        let paths = [damaged.to_owned(), self.path(hash), self.unpacked(hash)];
+        let control = paths.iter().find_map(|path| deb::control(&File::open(path).ok()?).ok())?;
+        let version = control.paragraph.lines().find_map(|line| line.strip_prefix("Version:"))?;
+        Some((control.package, version.trim().to_owned()))
+    }
 }
 
 /// Removes what in a folder is to go, or only counts it.

@@ -322,6 +322,20 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_package_is_named_by_what_there_still_is_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path().join("cache")).unwrap();
+        let want = put(&store, &deb(folder.path(), &["-Zxz"]));
+        store.unpack(std::slice::from_ref(&want), 1, &Progress::quiet()).unwrap();
+        // Nothing of it can be read any more, and it is there unpacked.
+        fs::write(store.path(want.sha256), "gone").unwrap();
+        let (count, wrong) = store.verify();
+        let [Ok(damaged)] = &wrong[..] else { panic!("{wrong:?}") };
+        assert_eq!((count, damaged.path.clone()), (1, store.path(want.sha256)));
+        assert_eq!(damaged.package, Some(("x".to_owned(), "1".to_owned())));
+    }
+
+    #[test]
     fn a_package_that_is_none_is_named_and_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::at(folder.path().join("cache")).unwrap();

@@ -154,13 +154,25 @@ impl<'a> Fs<'a> {
     /// # Errors
     /// [`ReadError`].
     pub fn files(&self, path: &str) -> Result<Vec<String>, ReadError> {
+        self.names(path, S_IFREG)
+    }
+
+    /// The names of the directories in a directory, sorted; none if it is not there.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn directories(&self, path: &str) -> Result<Vec<String>, ReadError> {
+        self.names(path, S_IFDIR)
+    }
+
+    fn names(&self, path: &str, kind: u16) -> Result<Vec<String>, ReadError> {
         let Some(directory) = self.resolve(path)? else { return Ok(Vec::new()) };
         let mut names = Vec::new();
         for (name, number) in self.entries(&directory)? {
             let inode = self.inode(number)?;
-            if inode.mode & S_IFMT == S_IFREG {
+            if inode.mode & S_IFMT == kind {
                 let name = String::from_utf8(name);
-                names.push(name.map_err(|_| ReadError::Damaged { at: inode.at, what: "a file's name is no text" })?);
+                names.push(name.map_err(|_| ReadError::Damaged { at: inode.at, what: "a name is no text" })?);
             }
         }
         names.sort();
@@ -416,6 +428,9 @@ mod tests {
             }
             let (_, manifest, tree) = find("manifest.json");
             assert!(manifest == b"{}" && tree.is_none());
+            let fs = Fs::open(View::whole(&disk).unwrap()).unwrap();
+            assert_eq!(fs.directories("generations").unwrap(), ["1"]);
+            assert!(fs.files("generations").unwrap().is_empty() && fs.directories("nowhere").unwrap().is_empty());
         }
     }
 

@@ -4,9 +4,10 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
     process::ExitCode,
+    str::FromStr,
 };
 
 use rackstick_image::recipe;
@@ -52,11 +53,28 @@ struct NoKernel;
 struct IsImage(PathBuf);
 
 /// What is asked about a recipe.
-pub enum Question<'a> {
-    /// Whether its racks drive a device, or those of a list on standard input.
-    Hardware(&'a str),
+pub enum Question {
+    /// Whether its racks drive a device, or those of a list.
+    Hardware(Named),
     /// All that they drive.
     Drivers,
+}
+
+/// Which devices are asked for.
+#[derive(Debug, Clone)]
+pub enum Named {
+    /// Those that one id may mean.
+    Here(Vec<Device>),
+    /// Those of a list on standard input.
+    OnStdin,
+}
+
+impl FromStr for Named {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "-" { Ok(Self::OnStdin) } else { pasted::devices(text).map(Self::Here) }
+    }
 }
 
 /// What is asked for.
@@ -68,11 +86,11 @@ enum Asked {
 }
 
 /// Answers.
-pub fn run(question: Question<'_>, recipe: &Path, from: &MirrorArgs) -> Result<ExitCode, report::Error> {
+pub fn run(question: Question, recipe: &Path, from: &MirrorArgs) -> Result<ExitCode, report::Error> {
     let asked = match question {
         Question::Drivers => None,
-        Question::Hardware("-") => Some(Asked::Many(from_stdin()?)),
-        Question::Hardware(text) => Some(Asked::One(pasted::devices(text)?)),
+        Question::Hardware(Named::OnStdin) => Some(Asked::Many(from_stdin()?)),
+        Question::Hardware(Named::Here(devices)) => Some(Asked::One(devices)),
     };
     if recipe.extension().is_some_and(|extension| extension == "img") {
         return Err(IsImage(recipe.to_owned()).into());
@@ -181,9 +199,12 @@ fn list(lines: Vec<Result<Vec<Device>, IdError>>, answers: &Answers<'_>) -> Resu
     if output::manner().json {
         return Ok(worst.exit_code());
     }
-    write!(io::stderr(), "{needed}")?;
+    let needed = needed.to_string();
+    if !needed.is_empty() {
+        output::tell(needed.trim_end_matches('\n'));
+    }
     if classes_matter {
-        writeln!(io::stderr(), "{}", answers.classes())?;
+        output::tell(answers.classes());
     }
     Ok(worst.exit_code())
 }

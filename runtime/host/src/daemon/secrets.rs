@@ -11,14 +11,12 @@ use std::{
 
 use rackstick_image::{
     recipe::is_name,
-    secrets::{self, HEAD_SIZE, SLOT_SIZE, VALUE_MAX, Value, Values},
+    secrets::{self, HEAD_SIZE, KEPT, SLOT_SIZE, VALUE_MAX, Value, Values},
     view::{self, View},
 };
 
 use super::{data, data::find, keep};
 
-/// Where they are kept.
-const FOLDER: &str = "state/secrets";
 const FOLDER_MODE: u32 = 0o700;
 const MODE: u32 = 0o600;
 
@@ -68,7 +66,7 @@ pub fn bring_up() -> (Values, Option<Error>) {
         find::Mounted::Yes(partition) => find::esp_beside(&partition),
         find::Mounted::No | find::Mounted::Gone => None,
     };
-    all(esp.as_deref(), &Path::new(data::MOUNT).join(FOLDER))
+    all(esp.as_deref(), &Path::new(data::MOUNT).join(KEPT))
 }
 
 /// What the folder has, once it has taken what is in the slot of the ESP; also what it could not take.
@@ -192,7 +190,7 @@ mod tests {
         }
 
         fn folder(&self) -> PathBuf {
-            self.place.path().join(FOLDER)
+            self.place.path().join(KEPT)
         }
 
         /// What is in the slot.
