@@ -187,16 +187,25 @@ impl BuildError {
         Self::Recipe(Diagnostic::new(named.place.clone(), self.to_string()).into())
     }
 
-    /// Of several images' errors the first, unless all of them are mistakes in recipes: then these together.
-    fn of_all(errors: Vec<Self>) -> Option<Self> {
-        let mut mistakes = Vec::new();
-        for error in errors {
-            match error {
-                Self::Recipe(Diagnostics(all)) => mistakes.extend(all),
-                other => return Some(other),
+    /// All that was made. Of several errors the first, unless all of them are mistakes in recipes: then these together,
+    /// as they stand there.
+    fn all<T>(made: impl IntoIterator<Item = Result<T, Self>>) -> Result<Vec<T>, Self> {
+        let (mut done, mut mistakes) = (Vec::new(), Vec::new());
+        for made in made {
+            match made {
+                Ok(made) => done.push(made),
+                Err(Self::Recipe(Diagnostics(all))) => mistakes.extend(all),
+                Err(other) => return Err(other),
             }
         }
-        (!mistakes.is_empty()).then_some(Self::Recipe(Diagnostics(mistakes)))
+        if mistakes.is_empty() {
+            return Ok(done);
+        }
+        mistakes.sort_by(|a, b| {
+            let [a, b] = [a, b].map(|mistake| (&mistake.place.source.path, mistake.place.span.start));
+            a.cmp(&b)
+        });
+        Err(Self::Recipe(Diagnostics(mistakes)))
     }
 }
 

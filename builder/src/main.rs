@@ -65,15 +65,16 @@ fn main() -> ExitCode {
     }
     let Cli { command, json, quiet } = Cli::parse();
     output::begin(Manner { json, quiet });
+    let failure = command.failure();
     let code = command.run().unwrap_or_else(|error| {
         report::print(error.as_ref());
-        ExitCode::FAILURE
+        failure
     });
     match output::end() {
         Ok(()) => code,
         Err(error) => {
-            output::tell(format!("error: can't write to standard output: {error}"));
-            ExitCode::FAILURE
+            output::tell(format!("error: {error}"));
+            failure
         }
     }
 }

@@ -103,7 +103,9 @@ pub fn write(bytes: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written,
+        written => {
+            written.map_err(|error| io::Error::new(error.kind(), format!("can't write to standard output: {error}")))
+        }
     }
 }
 

@@ -21,7 +21,8 @@ const EXAMPLES: &str = concat!(
 /// `-` stands before what only the first has, `+` before what only the second has, `~` before what differs. Times are
 /// not compared, and no value of a secret is shown.
 ///
-/// The exit status is that of diff(1): 0 if both are the same, 1 if they differ, 2 if one can't be read.
+/// The exit status is that of diff(1): 0 if both are the same, 1 if they differ, 2 if one can't be read
+/// or what was found can't be written.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
@@ -34,22 +35,15 @@ pub struct Args {
     all: bool,
 }
 
-/// What diff(1) exits with where it can't compare.
-const TROUBLE: u8 = 2;
+/// What diff(1) exits with where it can't compare, or can't say what it found.
+pub const TROUBLE: u8 = 2;
 
 /// Compares.
 pub fn run(args: Args) -> Result<ExitCode, report::Error> {
-    match compare(&args) {
-        Ok(text) => {
-            let code = if text.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-            output::answer(&Text { text })?;
-            Ok(code)
-        }
-        Err(error) => {
-            report::print(&error);
-            Ok(ExitCode::from(TROUBLE))
-        }
-    }
+    let text = compare(&args)?;
+    let code = if text.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    output::answer(&Text { text })?;
+    Ok(code)
 }
 
 fn compare(args: &Args) -> Result<String, ImageError> {

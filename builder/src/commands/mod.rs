@@ -75,6 +75,14 @@ pub enum Command {
 }
 
 impl Command {
+    /// What it exits with if it fails.
+    pub fn failure(&self) -> ExitCode {
+        match self {
+            Self::Diff(_) => ExitCode::from(diff::TROUBLE),
+            _ => ExitCode::FAILURE,
+        }
+    }
+
     /// Does it: what the command exits with, if it is not clear from whether it succeeded.
     pub fn run(self) -> Result<ExitCode, report::Error> {
         match self {

@@ -29,7 +29,8 @@ const EXAMPLES: &str = concat!("Examples:\n", "  rackstick new home\n", "  racks
 
 /// Make a folder with a small rack recipe, to begin with
 ///
-/// Folders above it are made, too. Its .gitignore keeps images (out/) and values of secrets (secrets/) out of git.
+/// Folders above it are made, too. Its .gitignore keeps images that are built in it (out/) and values of secrets
+/// (secrets/) out of git.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {

@@ -204,10 +204,11 @@ fn boot(args: &Args) -> Result<(), RunError> {
         _ => forward::resolve(manifest.as_ref(), &args.forwards, forward::is_free)?,
     };
 
-    // From here on no signal ends this command before what it makes is gone again, and QEMU with it.
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(RunError::Watch)?;
+    // Who listens there may let this wait for ever, and it makes nothing.
     let named = [&args.api, &args.screen, &args.qmp].into_iter().flatten();
     let _sockets = named.map(|path| Socket::at(path)).collect::<Result<Vec<_>, _>>()?;
+    // From here on no signal ends this command before what it makes is gone again, and QEMU with it.
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(RunError::Watch)?;
     let folder = env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     let scratch = file("make a folder in", &folder, tempfile::Builder::new().prefix("rackstick-").tempdir_in(&folder))?;
     let own_variables = scratch.path().join("variables.fd");
@@ -320,6 +321,8 @@ fn prepare_disk(args: &Args, image: &Path, scratch: &Path) -> Result<(PathBuf, &
         .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
         .args([image, &path])
         .arg(bytes.to_string())
+        // So that Ctrl-C is told by us, and not as a failure of this.
+        .process_group(0)
         .output()
         .map_err(|source| RunError::Start { path: tool, source })?;
     if !output.status.success() {

@@ -276,8 +276,15 @@ pub fn build(
     let base = layers.written(&keys.base, |out| write(&files, 0, layers.epoch(), pinned.archive, out))?;
     files.next_layer();
     let top = files.layer();
+    let mut mistakes = Vec::new();
     for (number, file) in placed.iter().enumerate() {
-        place(&mut files, image, file, &scratch.join(format!("file-{number}")), layers.epoch())?;
+        let copy = scratch.join(format!("file-{number}"));
+        place(&mut files, image, file, &copy, layers.epoch(), &mut mistakes)?;
+    }
+    if !mistakes.is_empty() {
+        // As a stage would give them.
+        let source = stage::Error::Recipe(mistakes);
+        return Err(layers::Error::Stage { label: image.name.clone(), source }.into());
     }
     let own = match &keys.own {
         None => None,
@@ -440,7 +447,14 @@ fn whiteout(files: &mut Files, path: &Path) -> bool {
 }
 
 /// Puts a file of the recipe into the image; `copy` is where its bytes may stay until they are in the layer.
-fn place(files: &mut Files, image: &Image, file: &PlacedFile, copy: &Path, epoch: i64) -> Result<(), FromError> {
+fn place(
+    files: &mut Files,
+    image: &Image,
+    file: &PlacedFile,
+    copy: &Path,
+    epoch: i64,
+    mistakes: &mut Vec<Mistake>,
+) -> Result<(), FromError> {
     let kind = match &file.content {
         Content::Folder => Kind::Directory,
         Content::Copy { source, sha256 } => {
@@ -457,27 +471,27 @@ fn place(files: &mut Files, image: &Image, file: &PlacedFile, copy: &Path, epoch
     if kind == Kind::Directory && !owned && files.get(path).is_some_and(|there| there.kind == Kind::Directory) {
         return Ok(());
     }
-    let uid = id(image, &file.owner, |name| Ok(users::find(files, name)?.uid))?;
-    let gid = id(image, &file.group, |name| users::group(files, name))?;
+    let uid = id(&file.owner, |name| Ok(users::find(files, name)?.uid), mistakes);
+    let gid = id(&file.group, |name| users::group(files, name), mistakes);
     let mode = (file.mode & 0o7777) as u16;
     let node = Node { uid, gid, ..Node::new(kind, mode, Mtime::from_seconds(epoch)) };
     files.put(path, node).map_err(|source| FromError::Place { image: image.name.clone(), source })
 }
 
-/// The number of whom a file of the recipe belongs to, root if it does not say. One that the image does not have is an
-/// error with the mark of its place in the recipe, as a stage would give it.
+/// The number of whom a file of the recipe belongs to, root if it does not say. One that the image does not have is a
+/// mistake with the mark of its place in the recipe.
 fn id(
-    image: &Image,
     owner: &Option<Marked<Owner>>,
     find: impl Fn(&str) -> Result<u32, UserError>,
-) -> Result<u32, FromError> {
+    mistakes: &mut Vec<Mistake>,
+) -> u32 {
     match owner {
-        None => Ok(0),
-        Some(Marked { value: Owner::Id(id), .. }) => Ok(*id),
-        Some(Marked { value: Owner::Name(name), mark }) => find(name).map_err(|error| {
+        None => 0,
+        Some(Marked { value: Owner::Id(id), .. }) => *id,
+        Some(Marked { value: Owner::Name(name), mark }) => find(name).unwrap_or_else(|error| {
             let hint = "give the number, or the name of one that the image has".to_owned();
-            let source = stage::Error::Recipe(vec![Mistake { mark: *mark, message: error.to_string(), hint }]);
-            layers::Error::Stage { label: image.name.clone(), source }.into()
+            mistakes.push(Mistake { mark: *mark, message: error.to_string(), hint });
+            0
         }),
     }
 }

@@ -88,6 +88,7 @@ pub fn build(
     let modules = images.add(&format!("kernel {release}"), &modules);
     let kernel = images.add_file("vmlinux", &boot.file(VMLINUX))?;
     let initrd = images.add_file("initrd", &boot.file(INITRD))?;
+    let mut secrets = Vec::new();
     for (name, own) in own {
         let recipe = inputs.rack.images.get(&name);
         let compressed = recipe.is_some_and(|recipe| recipe.compress.is_some());
@@ -98,8 +99,11 @@ pub fn build(
         let mut blobs: Vec<Blob> = own.base.iter().map(|(label, base)| add(&mut images, label, base)).collect();
         blobs.push(modules.clone());
         blobs.extend(own.layers.iter().map(|(label, layer)| add(&mut images, label, layer)));
+        secrets.extend(
+            recipe.map(|recipe| secrets::of(recipe, &blobs, &images.files).map(|secrets| (name.clone(), secrets))),
+        );
         let image = manifest::Image {
-            secrets: recipe.map_or(Ok(Vec::new()), |recipe| secrets::of(recipe, &blobs, &images.files))?,
+            secrets: Vec::new(),
             layers: blobs,
             kernel: kernel.clone(),
             initrd: initrd.clone(),
@@ -109,6 +113,9 @@ pub fn build(
             disk: None,
         };
         images.manifests.insert(name, image);
+    }
+    for (name, secrets) in BuildError::all(secrets)? {
+        images.manifests.entry(name).and_modify(|image| image.secrets = secrets);
     }
     images.keep(boot);
     Ok(images)
@@ -218,13 +225,7 @@ fn layers(
         let longest: Vec<_> = longest.iter().map(make).collect();
         (longest, others.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     });
-    let (mut done, mut errors) = (Vec::new(), Vec::new());
-    for made in longest.into_iter().chain(others) {
-        made.map_or_else(|error| errors.push(error), |made| done.push(made));
-    }
-    if let Some(error) = BuildError::of_all(errors) {
-        return Err(error);
-    }
+    let done = BuildError::all(longest.into_iter().chain(others))?;
     let (own, modules): (Vec<_>, Vec<_>) = done.into_iter().unzip();
     let missing = || BuildError::Missing { set: sets::KERNEL.to_owned(), what: "kernel" };
     Ok(Made {

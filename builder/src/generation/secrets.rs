@@ -33,10 +33,10 @@ pub fn of(image: &Image, layers: &[Blob], files: &Blobs) -> Result<Vec<Secret>, 
     let user = Kind { what: "user", file: "etc/passwd", table: "users" };
     let group = Kind { what: "group", file: "etc/group", table: "groups" };
     let secrets = image.secrets.iter().map(|(name, secret)| {
-        let (uid, gid) = (number(&secret.owner, &user)?, number(&secret.group, &group)?);
-        Ok(Secret { name: name.clone(), path: secret.path.clone(), uid, gid, mode: secret.mode })
+        let ids = BuildError::all([number(&secret.owner, &user), number(&secret.group, &group)])?;
+        Ok(Secret { name: name.clone(), path: secret.path.clone(), uid: ids[0], gid: ids[1], mode: secret.mode })
     });
-    secrets.collect()
+    BuildError::all(secrets)
 }
 
 struct Kind {

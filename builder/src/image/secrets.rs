@@ -1,25 +1,30 @@
 //! The secrets that an image holds: in the slot on its ESP those that no rack has taken yet, and on its data partition
-//! those that a rack keeps. They are told by their names, and compared, but no value leaves this module's callers.
+//! those that a rack keeps. They are told by their names, and compared, but no value leaves this module: an image may be
+//! anybody's, with very many.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rackstick_image::{
+    digest::Sha256,
     ext4::read::Fs,
     recipe::is_name,
-    secrets::{self, KEPT, SLOT, SLOT_SIZE, VALUE_MAX, Value, Values},
+    secrets::{self, KEPT, SLOT, SLOT_SIZE, VALUE_MAX, Value},
 };
 
 use super::open::{Fault, Parts};
 
 const GIVE_AGAIN: &str = "give it again with `rackstick secrets`";
 
+/// What values are, by guest and by the secret's name.
+pub type Hashes = BTreeMap<(String, String), Sha256>;
+
 /// What there is.
 #[derive(Debug, Default)]
 pub struct Held {
     /// What no rack has taken yet.
-    pub given: Values,
+    pub given: Hashes,
     /// What a rack keeps.
-    pub kept: Values,
+    pub kept: Hashes,
     /// What can't be read.
     pub faults: Vec<Fault>,
 }
@@ -39,9 +44,9 @@ impl Held {
     }
 
     /// What guests get at the next start: what was given takes the place of what is kept.
-    pub fn values(&self) -> Values {
-        let mut values = self.kept.clone();
-        values.extend(self.given.clone());
+    pub fn values(self) -> Hashes {
+        let mut values = self.kept;
+        values.extend(self.given);
         values
     }
 
@@ -68,17 +73,18 @@ pub fn names<'v>(secrets: impl IntoIterator<Item = &'v (String, String)>) -> Str
     names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
-fn given(parts: &Parts<'_>) -> Result<Values, Fault> {
+fn given(parts: &Parts<'_>) -> Result<Hashes, Fault> {
     let failed = |error| Fault::read("ESP", &parts.esp, &error);
-    let Some(slot) = secrets::find(&parts.esp).map_err(failed)? else { return Ok(Values::new()) };
+    let Some(slot) = secrets::find(&parts.esp).map_err(failed)? else { return Ok(Hashes::new()) };
     let bytes = slot.bytes(SLOT_SIZE).map_err(failed)?;
-    secrets::read(&bytes).map_err(|error| {
+    let values = secrets::read(&bytes).map_err(|error| {
         let fault = Fault::new(format!("ESP, {SLOT}"), format!("the slot for secrets is damaged: {error}"));
         fault.remedy("the rack will empty it; give them again with `rackstick secrets`")
-    })
+    })?;
+    Ok(values.into_iter().map(|(secret, value)| (secret, Sha256::of(value.bytes()))).collect())
 }
 
-fn value(fs: &Fs<'_>, parts: &Parts<'_>, path: &str) -> Result<Value, Fault> {
+fn value(fs: &Fs<'_>, parts: &Parts<'_>, path: &str) -> Result<Sha256, Fault> {
     let part = || format!("data partition, {path}");
     let file = fs.file(path).map_err(|error| Fault::read(part(), &parts.data, &error))?;
     let content = file.ok_or_else(|| Fault::new(part(), "it is not there"))?.content;
@@ -88,5 +94,5 @@ fn value(fs: &Fs<'_>, parts: &Parts<'_>, path: &str) -> Result<Value, Fault> {
         return Err(wrong());
     }
     let bytes = content.bytes(VALUE_MAX as u64).map_err(|error| Fault::read(part(), &content, &error))?;
-    Value::new(bytes).ok_or_else(wrong)
+    Value::new(bytes).map(|value| Sha256::of(value.bytes())).ok_or_else(wrong)
 }

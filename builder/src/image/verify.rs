@@ -70,10 +70,10 @@ impl Verified {
         {
             self.faults.push(Fault::read("data partition", &parts.data, &error));
         }
-        let held = Held::of(parts, fs.as_ref());
+        let mut held = Held::of(parts, fs.as_ref());
+        held.faults.retain(|fault| !self.faults.contains(fault));
+        self.faults.append(&mut held.faults);
         self.secrets = names(held.values().keys());
-        let untold: Vec<Fault> = held.faults.into_iter().filter(|fault| !self.faults.contains(fault)).collect();
-        self.faults.extend(untold);
         let Some(host) = host else { return };
         self.names(&host, parts);
         let Some(fs) = fs else { return };

@@ -54,12 +54,10 @@ pub fn add(tree: &Tree, changes: &Changes, epoch: i64) -> Result<(), Failure> {
     let mut accounts = Accounts::load(tree)?;
     let mut ids = FreeIds::new(&accounts, changes);
     let days = epoch.div_euclid(SECONDS_A_DAY);
-    // Whoever can't be made has a stand-in, so that nobody who names him is blamed: no layer is written then.
+    // Whoever is mistaken is made all the same, so that nobody who names him is blamed: no layer is written then.
     let mut mistakes = Mistakes::default();
     for (name, group) in &changes.groups {
-        if mistakes.note(accounts.add_group(name, group, &mut ids))?.is_none() {
-            accounts.push_group(name, 0);
-        }
+        mistakes.note(accounts.add_group(name, group, &mut ids))?;
     }
     // Those that are there already first: they may be changed, new ones can't be taken for them.
     let (known, new): (Vec<_>, Vec<_>) = changes.users.iter().partition(|(name, _)| accounts.user(name).is_some());
@@ -67,9 +65,7 @@ pub fn add(tree: &Tree, changes: &Changes, epoch: i64) -> Result<(), Failure> {
         mistakes.note(only_joins(name, user))?;
     }
     for (name, user) in &new {
-        if mistakes.note(accounts.add_user(tree, name, user, &mut ids, days))?.is_none() {
-            accounts.push_user(name, 0, 0, "", "/", NO_LOGIN);
-        }
+        mistakes.note(accounts.add_user(tree, name, user, &mut ids, days))?;
     }
     for (name, user) in &changes.users {
         for group in &user.value.groups {
@@ -79,7 +75,7 @@ pub fn add(tree: &Tree, changes: &Changes, epoch: i64) -> Result<(), Failure> {
     accounts.hide_passwords(days);
     accounts.store(tree)?;
     for (name, user) in new {
-        make_home(tree, &accounts, name, user)?;
+        mistakes.note(make_home(tree, &accounts, name, user))?;
     }
     for (name, user) in &changes.users {
         mistakes.note(authorize(tree, &accounts, name, user))?;
@@ -145,11 +141,11 @@ impl Accounts {
             return Err(Failure::mistake(*mark, message, "a package made it: leave it out here, or take another name"));
         }
         let gid = match gid {
-            Some(gid) => unused(&self.group, *gid, "gid", *mark)?,
-            None => ids.take(*system, *mark)?,
+            Some(gid) => unused(&self.group, *gid, "gid", *mark),
+            None => ids.take(*system, *mark),
         };
-        self.push_group(name, gid);
-        Ok(())
+        self.push_group(name, *gid.as_ref().unwrap_or(&0));
+        gid.map(drop)
     }
 
     fn push_group(&mut self, name: &str, gid: u32) {
@@ -166,37 +162,34 @@ impl Accounts {
         days: i64,
     ) -> Result<(), Failure> {
         let Marked { value: user, mark } = user;
+        let mut mistakes = Mistakes::default();
         if name.contains(|char: char| char.is_ascii_uppercase() || char == '.') {
             let message = format!("the image has no user `{name}`");
-            return Err(Failure::mistake(
-                *mark,
-                message,
-                "a new one has a name of lower-case letters, digits, `_` and `-`",
-            ));
+            let hint = "a new one has a name of lower-case letters, digits, `_` and `-`";
+            mistakes.note::<()>(Err(Failure::mistake(*mark, message, hint)))?;
         }
         let uid = match user.uid {
-            Some(uid) => unused(&self.passwd, uid, "uid", *mark)?,
-            None => ids.take(user.system, *mark)?,
+            Some(uid) => unused(&self.passwd, uid, "uid", *mark),
+            None => ids.take(user.system, *mark),
         };
+        let uid = mistakes.note(uid)?.unwrap_or(0);
         let gid = match (&user.group, find(&self.group, name).and_then(|line| id(line))) {
-            (Some(group), _) => self.gid(group)?,
+            (Some(group), _) => mistakes.note(self.gid(group))?.unwrap_or(0),
             (None, Some(gid)) => gid,
             (None, None) => {
                 // Its own number, unless a group has that.
-                let gid = if by_id(&self.group, uid).is_none() { uid } else { ids.take(user.system, *mark)? };
+                let free = by_id(&self.group, uid).is_none();
+                let gid = if free { uid } else { mistakes.note(ids.take(user.system, *mark))?.unwrap_or(0) };
                 self.push_group(name, gid);
                 gid
             }
         };
-        let shell = shell(tree, user)?;
+        let shell = mistakes.note(shell(tree, user))?.unwrap_or_default();
+        let (uid, gid) = (uid.to_string(), gid.to_string());
         let comment = user.comment.as_deref().unwrap_or_default();
-        self.push_user(name, uid, gid, comment, &home(name, user).to_string_lossy(), &shell);
+        self.passwd.push(fields([name, ELSEWHERE, &uid, &gid, comment, &home(name, user).to_string_lossy(), &shell]));
         self.shadow.push(aged(name, NO_PASSWORD, days));
-        Ok(())
-    }
-
-    fn push_user(&mut self, name: &str, uid: u32, gid: u32, comment: &str, home: &str, shell: &str) {
-        self.passwd.push(fields([name, ELSEWHERE, &uid.to_string(), &gid.to_string(), comment, home, shell]));
+        mistakes.tell()
     }
 
     /// Puts a user into a group.

@@ -55,7 +55,9 @@ fn ids(accounts: &Accounts, file: &PlacedFile) -> Result<Option<Ids>, Failure> {
     if file.owner.is_none() && file.group.is_none() {
         return Ok(None);
     }
-    let uid = id(&file.owner, &|name| accounts.uid(name))?;
-    let gid = id(&file.group, &|name| accounts.gid(name))?;
-    Ok(Some(Ids { uid, gid }))
+    let mut mistakes = Mistakes::default();
+    let uid = mistakes.note(id(&file.owner, &|name| accounts.uid(name)))?;
+    let gid = mistakes.note(id(&file.group, &|name| accounts.gid(name)))?;
+    mistakes.tell()?;
+    Ok(uid.zip(gid).map(|(uid, gid)| Ids { uid, gid }))
 }

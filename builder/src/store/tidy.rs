@@ -84,7 +84,7 @@ impl Store {
                 if whole(path, *hash)? {
                     return Ok(None);
                 }
-                let package = self.package(*hash, path);
+                let package = self.package(*hash);
                 fs::remove_file(path)?;
                 Ok(Some(Damaged { path: path.clone(), package }))
             };
@@ -92,12 +92,14 @@ impl Store {
         })
     }
 
-    /// Name and version of a package, by its damaged file or else by the other form in which it is there.
-    fn package(&self, hash: Sha256, damaged: &Path) -> Option<(String, String)> {
-        let paths = [damaged.to_owned(), self.path(hash), self.unpacked(hash)];
+    /// Name and version of a package, one of whose files is damaged. As it came first: packed, it seldom reads as what it
+    /// is not.
+    fn package(&self, hash: Sha256) -> Option<(String, String)> {
+        let paths = [self.path(hash), self.unpacked(hash)];
         let control = paths.iter().find_map(|path| deb::control(&File::open(path).ok()?).ok())?;
-        let version = control.paragraph.lines().find_map(|line| line.strip_prefix("Version:"))?;
-        Some((control.package, version.trim().to_owned()))
+        let version = control.paragraph.lines().find_map(|line| line.strip_prefix("Version:"))?.trim();
+        // It goes to a terminal.
+        version.bytes().all(|byte| byte.is_ascii_graphic()).then(|| (control.package, version.to_owned()))
     }
 }
 

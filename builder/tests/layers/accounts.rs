@@ -205,6 +205,7 @@ fn all_that_does_not_fit_the_image_is_told_at_once() {
         ..RecipeFile::default()
     };
     let shell = NewUser {
+        group: Some(named("bees", 19)),
         shell: Some(named("/bin/fish", 20)),
         groups: vec![named("a", 21), named("daemn", 22)],
         authorized_keys: vec![KEY.to_owned()],
@@ -212,17 +213,26 @@ fn all_that_does_not_fit_the_image_is_told_at_once() {
     };
     let changes = Changes {
         groups: groups([("a", Some(1), false)]),
-        users: users([("b", shell), ("c", NewUser { group: Some(named("a", 23)), ..NewUser::default() })]),
+        users: users([
+            ("b", shell),
+            ("c", NewUser { group: Some(named("a", 23)), groups: vec![named("d", 24)], ..NewUser::default() }),
+            ("d", NewUser { uid: Some(1), ..NewUser::default() }),
+        ]),
         timezone: Some(named("Europe/Berlin", 30)),
         locale: Some(named("de_DE.UTF-8", 31)),
         ..Changes::default()
     };
     // What names a user or group of the recipe is not blamed for what is wrong with that.
-    let files = vec![owned("/srv/b", "b", 40), owned("/srv/x", "demon", 41), owned("/srv/y", "web", 42)];
+    let group = |name: &str, mark| Some(marked(Owner::Name(name.to_owned()), mark));
+    let files = vec![
+        RecipeFile { group: group("d", 45), ..owned("/srv/b", "b", 40) },
+        owned("/srv/x", "demon", 41),
+        RecipeFile { group: group("web", 43), ..owned("/srv/y", "web", 42) },
+    ];
     let additions = Additions { changes, files, ..Additions::default() };
     let error = bench.layers.image("test", &bench.base(), &additions, &|_| ()).unwrap_err();
     let Error::Stage { source: stage::Error::Recipe(mistakes), .. } = error else { panic!("{error:?}") };
     let marks: Vec<usize> = mistakes.iter().map(|mistake| mistake.mark).collect();
-    assert_eq!(marks, [0, 20, 22, 30, 31, 41, 42], "{mistakes:?}");
+    assert_eq!(marks, [0, 19, 20, 2, 22, 30, 31, 41, 42, 43], "{mistakes:?}");
     assert_eq!(bench.leftovers(), [""; 0]);
 }

@@ -226,7 +226,8 @@ pub struct Mistake {
 pub struct Mistakes(Vec<Mistake>);
 
 impl Mistakes {
-    /// What was done; nothing if the recipe was at fault, which is noted. Any other failure ends the work.
+    /// What was done; nothing if the recipe was at fault, which is noted. Any other failure ends the work, and if there
+    /// are mistakes these are told: they may be why.
     pub fn note<T>(&mut self, result: Result<T, Failure>) -> Result<Option<T>, Failure> {
         match result {
             Ok(done) => Ok(Some(done)),
@@ -234,7 +235,7 @@ impl Mistakes {
                 self.0.extend(mistakes);
                 Ok(None)
             }
-            Err(other) => Err(other),
+            Err(other) => self.tell().and(Err(other)),
         }
     }
 
