@@ -59,6 +59,14 @@ pub enum SecretsError {
         /// What it should be.
         wanted: &'static str,
     },
+    /// A folder without any.
+    #[error("{} holds no secret: they are files `DIR/<guest>/<secret>`; the image wants {wanted}", .folder.display())]
+    Empty {
+        /// The folder.
+        folder: PathBuf,
+        /// Which the image wants.
+        wanted: String,
+    },
     /// The image has no such guest.
     #[error("{} is for a guest that the image does not have; {hint}", .path.display())]
     Guest {
@@ -120,14 +128,17 @@ impl Wanted {
 
     /// Those that are neither in the slot nor among the values, as `guest/secret`.
     pub fn missing(&self, given: &Values) -> Vec<String> {
-        let all =
-            self.by_guest.iter().flat_map(|(guest, names)| names.iter().map(move |name| (guest.clone(), name.clone())));
-        all.filter(|key| !given.contains_key(key) && !self.there.contains_key(key))
+        self.all()
+            .filter(|key| !given.contains_key(key) && !self.there.contains_key(key))
             .map(|(guest, name)| format!("{guest}/{name}"))
             .collect()
     }
 
-    /// Reads a folder of values, each of which must be wanted.
+    fn all(&self) -> impl Iterator<Item = (String, String)> {
+        self.by_guest.iter().flat_map(|(guest, names)| names.iter().map(move |name| (guest.clone(), name.clone())))
+    }
+
+    /// Reads a folder of values, each of which must be wanted; at least one.
     pub fn read(&self, folder: &Path) -> Result<Values, SecretsError> {
         let mut values = Values::new();
         for (guest, path) in list(folder)? {
@@ -145,6 +156,11 @@ impl Wanted {
                 }
                 values.insert((guest.clone(), name), value(path)?);
             }
+        }
+        if values.is_empty() {
+            let wanted = self.all().map(|(guest, name)| format!("{guest}/{name}")).collect::<Vec<_>>();
+            let wanted = if wanted.is_empty() { "none".to_owned() } else { wanted.join(", ") };
+            return Err(SecretsError::Empty { folder: folder.to_owned(), wanted });
         }
         Ok(values)
     }
@@ -305,6 +321,9 @@ mod tests {
             let said = format!("{error} {error:?}");
             assert!(said.contains(says) && !said.contains("hunter2"), "{path}: {said}");
         }
+        let empty = folder(&[(".gitignore", b"*")]);
+        let said = wanted.read(empty.path()).unwrap_err().to_string();
+        assert!(said.contains("holds no secret") && said.ends_with("the image wants mail/dkim"), "{said}");
         assert!(matches!(wanted.read(Path::new("/nowhere")), Err(SecretsError::Read { .. })));
     }
 }

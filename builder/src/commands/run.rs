@@ -138,7 +138,7 @@ enum RunError {
     File { action: &'static str, path: PathBuf, source: io::Error },
     #[error("{} is no manifest of format {FORMAT}; build the image again with this version", path.display())]
     Manifest { path: PathBuf, source: serde_json::Error },
-    #[error("{} is no disk image: it has no partition table (GPT)", .0.display())]
+    #[error("{} is no disk image: it has no partition table (GPT); unpack an `.img.zst` before, with `zstd -d`", .0.display())]
     NoImage(PathBuf),
     #[error("{} was built for disks with 4096-byte sectors, which QEMU's SATA disks can't have; take another `--disk`", .0.display())]
     NoSuchSectors(PathBuf),

@@ -49,7 +49,8 @@ pub enum ImageError {
     #[error("{} is neither a file nor a disk; name an image that `rackstick build` made", .0.display())]
     Kind(PathBuf),
     /// It has no partition table.
-    #[error("{} is no disk image: it has no partition table (GPT); name one that `rackstick build` made", .0.display())]
+    #[error("{} is no disk image: it has no partition table (GPT); name one that `rackstick build` made, and unpack an `.img.zst` \
+         before, with `zstd -d`", .0.display())]
     NoTable(PathBuf),
     /// A part of the image is damaged.
     #[error("{}: {part}: {what}; `rackstick verify` says what else is wrong", .path.display())]

@@ -29,7 +29,8 @@ const MAX_SPARES: u64 = 16 << 20;
 /// Bytes hashed at once.
 const PIECE: u64 = 1 << 18;
 
-const REPAIR: &str = "gdisk(8) makes one table from the other; or copy the image anew from where it is whole";
+const REPAIR: &str = "if the disk is larger than the image that was put onto it nothing is wrong, and its rack makes it fit when it starts; \
+                      else gdisk(8) makes one table from the other, or copy the image anew from where it is whole";
 const REBUILD: &str = "it is not the work of one build: build it again";
 
 /// What was found.
