@@ -88,7 +88,7 @@ pub fn build(
     let modules = images.add(&format!("kernel {release}"), &modules);
     let kernel = images.add_file("vmlinux", &boot.file(VMLINUX))?;
     let initrd = images.add_file("initrd", &boot.file(INITRD))?;
-    let mut secrets = Vec::new();
+    let mut made = Vec::new();
     for (name, own) in own {
         let recipe = inputs.rack.images.get(&name);
         let compressed = recipe.is_some_and(|recipe| recipe.compress.is_some());
@@ -99,11 +99,9 @@ pub fn build(
         let mut blobs: Vec<Blob> = own.base.iter().map(|(label, base)| add(&mut images, label, base)).collect();
         blobs.push(modules.clone());
         blobs.extend(own.layers.iter().map(|(label, layer)| add(&mut images, label, layer)));
-        secrets.extend(
-            recipe.map(|recipe| secrets::of(recipe, &blobs, &images.files).map(|secrets| (name.clone(), secrets))),
-        );
-        let image = manifest::Image {
-            secrets: Vec::new(),
+        let secrets = recipe.map_or(Ok(Vec::new()), |recipe| secrets::of(recipe, &blobs, &images.files));
+        let image = |secrets| manifest::Image {
+            secrets,
             layers: blobs,
             kernel: kernel.clone(),
             initrd: initrd.clone(),
@@ -112,11 +110,9 @@ pub fn build(
             process: own.start.process,
             disk: None,
         };
-        images.manifests.insert(name, image);
+        made.push(secrets.map(|secrets| (name, image(secrets))));
     }
-    for (name, secrets) in BuildError::all(secrets)? {
-        images.manifests.entry(name).and_modify(|image| image.secrets = secrets);
-    }
+    images.manifests.extend(BuildError::all(made)?);
     images.keep(boot);
     Ok(images)
 }
